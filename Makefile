@@ -1,0 +1,36 @@
+# Every target sets up what it needs: only Python 3.11 or newer has to be there.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo test format check bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev,cluster]'
+	@touch $@
+
+demo: $(STAMP)  ## phantom cohort -> tile -> train -> heatmap -> evaluate -> runs/demo/evaluation/vgg16/report.html
+	$(BIN)/wsi demo --out runs/demo
+
+test: $(STAMP)  ## all tests but those that need a GPU (WSI_TEST_DATA=folder adds those on real slides)
+	$(BIN)/python -m pytest -m 'not gpu'
+
+format: $(STAMP)  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: $(STAMP)  ## style and lint, nothing is changed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)  ## the benchmarks, in minutes
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## remove the environment
+	rm -rf .venv

@@ -1,0 +1,233 @@
+"""Measure the pipeline's hot paths, each against a plain baseline in the same run.
+
+    python benchmarks/run.py [--out docs/benchmarks.md]
+
+Machines differ and are noisy: what counts is the ratio, the median over repeated pairs of runs of
+baseline and pipeline in turn.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import shapely
+import torch
+
+from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.heatmaps.predict import predict_slab, slabs
+from wsi_pipeline.models.inference import predictor, use_mixed_precision
+from wsi_pipeline.models.vgg16 import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    build_vgg16,
+)
+from wsi_pipeline.patches.index import PatchIndex, build_index
+from wsi_pipeline.patches.sampling import PatchPool, draw
+from wsi_pipeline.phantom import plan_cohort, write_slide
+from wsi_pipeline.slides.reader import Slide
+from wsi_pipeline.slides.tissue import TissueMask
+
+LIBRARIES = ("wsi_pipeline", "torch", "torchvision", "openslide-python", "shapely", "numpy")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: how much is done a second, and how many times the baseline that is."""
+
+    what: str
+    baseline: str
+    unit: str
+    per_second: float
+    baseline_per_second: float
+    ratio: float
+
+
+def compare(
+    what: str, baseline: str, unit: str, pipeline: Callable[[], int], plain: Callable[[], int],
+    repeats: int = 3,
+) -> Row:  # fmt: skip
+    """Run the two in turn; each returns how many units it did."""
+    rates = [(_rate(plain), _rate(pipeline)) for _ in range(repeats)]
+    return Row(
+        what,
+        baseline,
+        unit,
+        statistics.median(ours for _, ours in rates),
+        statistics.median(theirs for theirs, _ in rates),
+        statistics.median(ours / theirs for theirs, ours in rates),
+    )
+
+
+def _rate(work: Callable[[], int]) -> float:
+    started = time.perf_counter()
+    done = work()
+    return done / (time.perf_counter() - started)
+
+
+def reading(folder: Path) -> Row:
+    """Overlapping patches of a slide: one read a slab against one read a patch."""
+    (plan,) = plan_cohort(1, 0, size=(8192, 8192), mpp=0.25)
+    write_slide(plan, folder)
+    with Slide(folder / "slides" / f"{plan.slide_id}.tif") as slide:
+        grid = PatchGrid(slide.bounds, slide.mpp, 1.0)
+        rows, cols = (axis.ravel() for axis in np.mgrid[8:24, 8:24])
+        (slab,) = slabs(grid, rows, cols, chunk=8 * 8)
+
+        def pipeline() -> int:
+            predict_slab(slide, grid, slab, lambda p: np.zeros(len(p), np.float32), batch_size=32)
+            return len(rows)
+
+        def plain() -> int:
+            for x, y in zip(*grid.patch_origins(rows, cols), strict=True):
+                slide.read(int(x), int(y), grid.patch_px, grid.patch_px)
+            return len(rows)
+
+        return compare(
+            "reading 512 px patches at stride 256", "a read for each patch", "patches",
+            pipeline, plain,
+        )  # fmt: skip
+
+
+def labelling() -> Row:
+    """Inner-square labels of a slide against a loop of shapely intersections."""
+    bounds = Bounds(0, 0, 60_000, 60_000)
+    grid = PatchGrid(bounds, 0.25, 1.0)
+    angle = np.linspace(0, 2 * np.pi, 5000, endpoint=False)
+    wave = 1 + 0.2 * np.sin(17 * angle) + 0.05 * np.sin(200 * angle)
+    lesions = [
+        shapely.Polygon(
+            np.stack([x + r * wave * np.cos(angle), y + r * wave * np.sin(angle)], axis=1)
+        )
+        for x, y, r in ((12_000, 12_000, 6000), (40_000, 15_000, 9000), (30_000, 45_000, 10_000))
+    ]
+    tissue = TissueMask(np.ones((1875, 1875), bool), bounds, 32.0)
+    cells = grid.shape[0] * grid.shape[1]
+
+    def pipeline() -> int:
+        build_index("slide", grid, tissue, lesions, 1, 0.05)
+        return cells
+
+    def plain() -> int:
+        rows, cols = np.indices(grid.shape).reshape(2, -1)
+        squares = [shapely.box(*box) for box in grid.inner_boxes(rows, cols)[::50]]
+        for square in squares:
+            any(lesion.intersection(square).area > 0 for lesion in lesions)
+        return len(squares)
+
+    return compare(
+        "labelling a slide of 55,225 cells, 3 lesions of 5,000 points",
+        "an intersection for each cell and lesion", "cells", pipeline, plain,
+    )  # fmt: skip
+
+
+def sampling() -> Row:
+    """Three-step draws from the lecture's cohort against pandas."""
+    rng = np.random.default_rng(0)
+    grid = PatchGrid(Bounds(0, 0, 100_000, 200_000), 0.25, 1.0)
+    counts = rng.multinomial(7_878_675, rng.dirichlet(np.ones(698)))
+
+    def index(number: int, count: int) -> PatchIndex:
+        columns = {
+            "x": rng.integers(0, 100_000, count, np.int32),
+            "y": rng.integers(0, 200_000, count, np.int32),
+            "label": ((rng.random(count) < 0.1) & (number % 2 == 0)).astype(np.int8),
+        }
+        return PatchIndex(f"slide_{number}", grid, pa.table(columns))
+
+    pool = PatchPool.from_indexes(index(i, count) for i, count in enumerate(counts))
+    groups = {
+        label: [np.arange(pool.group_start[g], pool.group_start[g + 1]) for g in range(*span)]
+        for label, span in zip(pool.labels.tolist(), pairwise(pool.label_start), strict=True)
+    }
+
+    def pipeline() -> int:
+        draw(pool, seed=0, name="bench", first=0, count=1_000_000)
+        return 1_000_000
+
+    def plain() -> int:
+        for _ in range(20_000):
+            of_label = groups[rng.choice(pool.labels)]
+            rng.choice(of_label[rng.integers(len(of_label))])
+        return 20_000
+
+    return compare(
+        "three-step draws, 7,878,675 patches of 698 slides", "numpy, a draw at a time", "draws",
+        pipeline, plain,
+    )  # fmt: skip
+
+
+def inference() -> Row:
+    """VGG16 on 128 px patches as heatmaps run it, against plain float32."""
+    patches = np.random.default_rng(0).integers(0, 256, (32, 128, 128, 3), np.uint8)
+    module = build_vgg16("none", seed=0)
+    scaling = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ours = predictor(
+        build_vgg16("none", seed=0), **scaling, device=device,
+        mixed_precision=use_mixed_precision(device, None),
+    )  # fmt: skip
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in scaling.values())
+    module = module.to(device).eval()
+
+    def pipeline() -> int:
+        ours(patches)
+        return len(patches)
+
+    def plain() -> int:
+        images = torch.from_numpy(patches).to(device).permute(0, 3, 1, 2).contiguous() / 255
+        with torch.no_grad():
+            torch.sigmoid(module((images - mean) / std)).cpu()
+        return len(patches)
+
+    pipeline(), plain()
+    return compare(
+        f"VGG16 on 128 px patches ({device})", "float32, contiguous", "patches", pipeline, plain
+    )
+
+
+def main() -> None:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
+    out = parser.parse_args().out
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [reading(Path(folder)), labelling(), sampling(), inference()]
+    out.write_text(page(rows))
+    print(out.read_text())
+
+
+def page(rows: list[Row]) -> str:
+    """The figures as Markdown, with what they were measured on."""
+    table = "\n".join(
+        f"| {r.what} | {r.per_second:,.0f} {r.unit}/s | {r.baseline} |"
+        f" {r.baseline_per_second:,.0f} {r.unit}/s | {r.ratio:,.1f} |"
+        for r in rows
+    )
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"""# Benchmarks
+
+Written by `make bench`. Each row compares the pipeline with a plain baseline in the same run, in
+turn; the ratio is the median of the pairs' ratios. Absolute figures vary with the machine.
+
+| what | pipeline | baseline | baseline's rate | times faster |
+|---|---|---|---|---|
+{table}
+
+Machine: {platform.machine()}, {os.cpu_count()} cores, {device}; Python
+{platform.python_version()}, {libraries}. Command: `python benchmarks/run.py`.
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Complete settings, one file for each experiment; installed as `wsi_pipeline.configs`."""

@@ -1,0 +1,19 @@
+"""Fixtures shared by all tests."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# Helper modules of the tests, such as slide_files.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of real slides, annotations and tiles; tests on them skip without it."""
+    folder = os.environ.get("WSI_TEST_DATA")
+    if not folder:
+        pytest.skip("WSI_TEST_DATA is not set: no real slides to test on")
+    return Path(folder)

@@ -1,0 +1,116 @@
+"""A trained model on disk, and back."""
+
+import json
+
+import pytest
+import torch
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.checkpoint import ModelCard, load_model, read_card, save_model
+from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD, VGG16
+
+
+@pytest.fixture(scope="module")
+def module():
+    torch.manual_seed(0)
+    return VGG16().to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def card():
+    return ModelCard(
+        architecture="vgg16",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        patch_px=512,
+        mpp=0.243,
+        training={"best_epoch": 3, "validation_roc_auc": 0.97, "seed": 1},
+    )
+
+
+@pytest.fixture
+def folder(module, card, tmp_path):
+    save_model(tmp_path / "model", module, card)
+    return tmp_path / "model"
+
+
+def change_card(folder, **values):
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_model_comes_back_with_the_same_output_in_evaluation_mode(module, folder):
+    loaded, _ = load_model(folder)
+    assert not loaded.training
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(loaded.to(memory_format=torch.channels_last)(images), module(images))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_the_card_comes_back(module, card, tmp_path):
+    saved = save_model(tmp_path, module, card)
+    _, loaded = load_model(tmp_path)
+    assert loaded == saved == read_card(tmp_path)
+    assert loaded.mean == IMAGENET_MEAN
+    assert (loaded.patch_px, loaded.mpp) == (512, 0.243)
+    assert loaded.training == {"best_epoch": 3, "validation_roc_auc": 0.97, "seed": 1}
+    assert set(loaded.versions) == {"wsi_pipeline", "torch", "torchvision"}
+
+
+def test_saving_again_replaces_and_leaves_nothing_else(card, folder):
+    other = VGG16()
+    save_model(folder, other, card)
+    loaded, _ = load_model(folder)
+    assert torch.equal(loaded.head.weight, other.head.weight)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=name):
+        load_model(folder)
+
+
+def test_truncated_weights_are_refused(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"model\.safetensors: not the weights"):
+        load_model(folder)
+
+
+def test_weights_of_another_save_are_refused(card, folder, tmp_path):
+    save_model(tmp_path / "other", VGG16(), card)
+    (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"not the weights that .*model\.json describes"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"architecture": "vgg16"}'])
+def test_a_damaged_card_is_refused(folder, text):
+    (folder / "model.json").write_text(text)
+    with pytest.raises(ModelError, match=r"model\.json: no readable model description"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"architecture": "vgg99"}, "'vgg99' is not one of vgg16"),
+        ({"arguments": {"depth": 3}}, "depth"),
+        ({"format_version": 2}, "format_version"),
+        ({"patch_px": "wide"}, "patch_px"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_card_that_cannot_be_followed_is_refused(folder, values, message):
+    change_card(folder, **values)
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+
+
+def test_weights_of_another_network_are_refused(card, tmp_path):
+    save_model(tmp_path, torch.nn.Linear(2, 1), card)
+    with pytest.raises(ModelError, match=r"(?s)cannot be loaded as vgg16.*head\.weight"):
+        load_model(tmp_path)

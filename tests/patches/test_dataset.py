@@ -1,0 +1,134 @@
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tifffile
+import torch
+from slide_files import write_pyramid_tiff
+
+from wsi_pipeline.errors import ConfigError, SlideError, SlideReadError
+from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.patches.dataset import PatchDataset, batches
+from wsi_pipeline.patches.index import PatchIndex
+from wsi_pipeline.patches.sampling import PatchPool, draw
+
+PATCH_PX = 32
+WIDTH, HEIGHT = 200, 150
+DOWNSAMPLES = (1, 2, 1)  # of the working resolution of each slide
+
+
+def an_index(slide):
+    """Patches at every cell, those over the slide's edge too; labels by chance."""
+    grid = PatchGrid(Bounds(0, 0, WIDTH, HEIGHT), 0.5, DOWNSAMPLES[slide], PATCH_PX, 16, 16)
+    rows, cols = np.indices(grid.shape).reshape(2, -1)
+    x, y = grid.patch_origins(rows, cols)
+    label = np.random.default_rng(slide).integers(-1, 2, len(x)).astype(np.int8)
+    return PatchIndex(f"slide_{slide}", grid, pa.table({"x": x, "y": y, "label": label}))
+
+
+@pytest.fixture(scope="module")
+def levels():
+    """Noise: pixels of each slide's level 0 and of level 1, half as wide and high."""
+    rng = np.random.default_rng(0)
+    return [
+        [rng.integers(0, 256, (HEIGHT // d, WIDTH // d, 3), np.uint8) for d in (1, 2)]
+        for _ in DOWNSAMPLES
+    ]
+
+
+@pytest.fixture(scope="module")
+def dataset(levels, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slides")
+    paths = [
+        write_pyramid_tiff(folder / f"slide_{s}.tiff", arrays, tile=64, compression="zlib")
+        for s, arrays in enumerate(levels)
+    ]
+    pool = PatchPool.from_indexes(map(an_index, range(len(paths))))
+    return PatchDataset(pool, [(path, 0.5) for path in paths], seed=5, name="train")
+
+
+def joined(parts):
+    """Batches one behind the other: images, labels, numbers."""
+    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
+
+def assert_same(left, right):
+    for one, other in zip(left, right, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+def test_batches_hold_the_pixels_labels_and_numbers_of_the_draws(dataset, levels):
+    images, labels, numbers = joined(batches(dataset, first_step=3, steps=5, batch_size=20))
+    assert (images.dtype, images.shape) == (torch.uint8, (100, 3, PATCH_PX, PATCH_PX))
+    assert (labels.dtype, numbers.dtype) == (torch.float32, torch.int64)
+    assert numbers.tolist() == list(range(60, 160))
+
+    draws = draw(dataset.pool, seed=5, name="train", first=60, count=100)
+    assert labels.tolist() == draws.label.tolist()
+    assert set(draws.slide) == {0, 1, 2}
+    for image, slide, x, y in zip(images, draws.slide, draws.x, draws.y, strict=True):
+        stored = levels[slide][DOWNSAMPLES[slide] - 1]
+        framed = np.pad(stored, ((64, 64), (64, 64), (0, 0)), constant_values=255)
+        left, top = np.array([x, y]) // DOWNSAMPLES[slide] + 64
+        expected = framed[top : top + PATCH_PX, left : left + PATCH_PX]
+        np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
+@pytest.mark.parametrize("workers", [1, 4])
+def test_loader_workers_change_nothing(dataset, workers):
+    settings = {"first_step": 0, "steps": 6, "batch_size": 8}
+    alone = list(batches(dataset, **settings))
+    shared = list(batches(dataset, **settings, workers=workers))
+    assert len(shared) == 6
+    for one, other in zip(alone, shared, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_together_read_each_batch_of_one_rank(dataset, world):
+    settings = {"first_step": 2, "steps": 3, "batch_size": 8}
+    ranks = [batches(dataset, **settings, rank=rank, world=world) for rank in range(world)]
+    for whole, *shares in zip(batches(dataset, **settings), *ranks, strict=True):
+        assert {len(labels) for _, labels, _ in shares} == {8 // world}
+        assert_same(whole, joined(shares))
+
+
+def test_resuming_in_mid_epoch_gives_the_tail_of_the_uninterrupted_sequence(dataset):
+    whole = list(batches(dataset, first_step=0, steps=6, batch_size=4))
+    tail = list(batches(dataset, first_step=4, steps=2, batch_size=4))
+    assert_same(joined(whole[4:]), joined(tail))
+
+
+def test_reading_leaves_the_global_generator_alone(dataset):
+    before = torch.get_rng_state()
+    list(batches(dataset, first_step=0, steps=1, batch_size=4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batch_that_ranks_cannot_share_is_refused(dataset):
+    with pytest.raises(ConfigError, match="batch_size is 9: 2 processes"):
+        batches(dataset, first_step=0, steps=1, batch_size=9, world=2)
+
+
+def test_missing_slide_is_named(dataset, tmp_path):
+    lost = replace(dataset, slides=[*dataset.slides[:2], (tmp_path / "lost.tiff", 0.5)])
+    with pytest.raises(SlideError, match=r"lost\.tiff"):
+        list(batches(lost, first_step=0, steps=1, batch_size=100))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_patch_that_cannot_be_decoded_is_named_not_replaced(dataset, levels, tmp_path, workers):
+    path = write_pyramid_tiff(tmp_path / "torn.tiff", levels[0], tile=64)
+    with tifffile.TiffFile(path) as file:
+        pages = [(page.dataoffsets, page.databytecounts) for page in file.pages]
+    with path.open("r+b") as file:
+        for offsets, sizes in pages:
+            for offset, size in zip(offsets, sizes, strict=True):
+                file.seek(offset)
+                file.write(bytes(size))
+    torn = replace(dataset, slides=[(path, 0.5), *dataset.slides[1:]])
+    with pytest.raises(SlideReadError, match=r"torn\.tiff: the region at level-0 px \(\d+, \d+\)"):
+        list(batches(torn, first_step=0, steps=1, batch_size=100, workers=workers))

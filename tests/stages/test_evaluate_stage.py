@@ -1,0 +1,36 @@
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from wsi_pipeline.errors import RunError
+from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap
+from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
+from wsi_pipeline.stages.evaluate import _refuse_leakage, score_slide
+
+MODEL = "vgg16@abc"
+
+
+def grid(stride_px=256):
+    return PatchGrid(Bounds(0, 0, 2048, 2048), 0.5, 1.0, 512, stride_px, 256)
+
+
+@pytest.mark.parametrize(("stride_px", "model"), [(128, MODEL), (256, "vgg16@def")])
+def test_a_heatmap_of_other_patches_or_another_model_is_not_evaluated(tmp_path, stride_px, model):
+    table = pa.table({f.name: pa.array([], f.type) for f in SCHEMA}, schema=SCHEMA)
+    write_index(PatchIndex("s", grid(stride_px), table), tmp_path / "s.parquet")
+    create_heatmap(tmp_path / "s.zarr", grid=grid(), slide_id="s", model=model)
+    finish_heatmap(tmp_path / "s.zarr")
+    with pytest.raises(RunError, match="run the heatmap stage again"):
+        score_slide(
+            "s", "none.tif", 0.5, None, {}, str(tmp_path / "s.parquet"), str(tmp_path / "s.zarr"),
+            MODEL, str(tmp_path / "scores"), str(tmp_path / "picture"), 100,
+        )  # fmt: skip
+
+
+def test_patients_that_were_trained_on_are_not_tested_on():
+    card = {"training": {"patients": {"train": ["p1", "p2"], "validation": ["p3"]}}}
+    _refuse_leakage(pd.DataFrame({"patient_id": ["p4", "p5"]}), card)
+    for shared in ("p2", "p3"):
+        with pytest.raises(RunError, match=rf"patients \['{shared}'\] of the test split"):
+            _refuse_leakage(pd.DataFrame({"patient_id": ["p4", shared]}), card)

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.geometry import Bounds, PatchGrid
+
+
+def grid(width=2220, height=2967, x=0, y=0, downsample=1.0, mpp=0.5, **sizes):
+    return PatchGrid(Bounds(x, y, width, height), mpp, downsample, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "downsample", "shape"),
+    [
+        (2220, 2967, 1.0, (12, 9)),  # 2967/256 = 11.6, 2220/256 = 8.7
+        (512, 256, 1.0, (1, 2)),  # exact multiples add no empty row
+        (100, 100, 1.0, (1, 1)),  # smaller than one inner square
+        (105_185, 221_772, 1.0, (867, 411)),  # the lecture's largest slide
+        (1024, 1024, 4.0, (1, 1)),
+        (1025, 1024, 4.0, (1, 2)),  # one level-0 px more needs another column
+    ],
+)
+def test_shape_counts_the_inner_squares_that_cover_the_slide(width, height, downsample, shape):
+    assert grid(width, height, downsample=downsample).shape == shape
+
+
+def test_first_inner_square_starts_at_the_bounds_and_its_patch_before_them():
+    a_grid = grid(x=1000, y=3000, downsample=2.0)
+    x, y = a_grid.patch_origins([0, 1], [0, 2])
+    # margin (512 - 256) / 2 = 128 working px = 256 level-0 px; a step is 512 level-0 px
+    assert x.tolist() == [744, 1768]
+    assert y.tolist() == [2744, 3256]
+    assert a_grid.inner_boxes([0, 1], [0, 2]).tolist() == [
+        [1000, 3000, 1512, 3512],
+        [2024, 3512, 2536, 4024],
+    ]
+
+
+def test_patches_without_overlap_and_with_full_inner_square():
+    a_grid = grid(100, 70, patch_px=32, stride_px=32, inner_px=32)
+    assert a_grid.shape == (3, 4)
+    assert a_grid.patch_origins([2], [3])[0].tolist() == [96]
+
+
+@given(
+    downsample=st.floats(1, 40),
+    x=st.integers(0, 10_000),
+    width=st.integers(1, 250_000),
+    sizes=st.sampled_from([(512, 256, 256), (512, 512, 512), (64, 32, 32), (96, 40, 64)]),
+)
+def test_cells_are_found_again_from_their_patch_origins(downsample, x, width, sizes):
+    patch_px, stride_px, inner_px = sizes
+    a_grid = grid(
+        width, 50_000, x, 17, downsample, patch_px=patch_px, stride_px=stride_px, inner_px=inner_px
+    )
+    rows = np.arange(a_grid.shape[0])[:50]
+    cols = np.arange(a_grid.shape[1])[-50:]
+    rows, cols = (a.ravel() for a in np.meshgrid(rows, cols))
+    found_rows, found_cols = a_grid.cells_at(*a_grid.patch_origins(rows, cols))
+    assert (found_rows == rows).all()
+    assert (found_cols == cols).all()
+
+
+@given(downsample=st.floats(1, 40), width=st.integers(1, 250_000), height=st.integers(1, 250_000))
+def test_inner_squares_cover_the_bounds_and_the_last_ones_are_needed(downsample, width, height):
+    a_grid = grid(width, height, downsample=downsample)
+    rows, cols = a_grid.shape
+    last = a_grid.inner_boxes([rows - 1], [cols - 1])[0]
+    slack = 1.0 * downsample  # a working px of the ragged edge is counted whole
+    assert last[2] >= width - 1e-3
+    assert last[3] >= height - 1e-3
+    assert last[0] < width + slack
+    assert last[1] < height + slack
+
+
+def test_heatmap_pixels_lie_at_the_centres_of_the_inner_squares():
+    a_grid = grid(x=1000, y=0, downsample=2.0, mpp=0.25)
+    # the first inner square is level-0 px 1000..1512, its centre edge 1256, pixel centre 1255.5
+    assert a_grid.first_pixel_um() == (1255.5 * 0.25, 255.5 * 0.25)
+    assert a_grid.pixel_spacing_um() == 128.0
+    # two cells a pixel: inner squares 1000..2024, centre 1512
+    assert a_grid.first_pixel_um(2) == (1511.5 * 0.25, 511.5 * 0.25)
+    assert a_grid.pixel_spacing_um(2) == 256.0
+
+
+def test_grid_survives_a_file():
+    a_grid = grid(x=7, downsample=3.97)
+    assert PatchGrid.from_dict(a_grid.to_dict()) == a_grid
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"inner_px": 600}, "inner_px is 600"),
+        ({"inner_px": 255}, "inner_px is 255"),
+        ({"stride_px": 0}, "stride_px is 0"),
+        ({"mpp": float("nan")}, "mpp is nan"),
+        ({"downsample": -1.0}, "downsample is -1"),
+    ],
+)
+def test_impossible_grids_are_refused_by_name(values, named):
+    with pytest.raises(ConfigError, match=named):
+        grid(**values)

@@ -1,0 +1,203 @@
+"""All stages together, as a user runs them: in processes, with files, and when things go wrong."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+import zarr
+
+from wsi_pipeline.config import load_config
+from wsi_pipeline.jobs.record import read_done
+
+WSI = (sys.executable, "-c", "from wsi_pipeline.cli import main; main()")
+
+
+def wsi(*arguments, check=True):
+    """Run the command line in a process of its own."""
+    done = subprocess.run([*WSI, *map(str, arguments)], capture_output=True, text=True)
+    if check and done.returncode:
+        pytest.fail(f"wsi {arguments} left with {done.returncode}:\n{done.stderr}")
+    return done
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    """Ten small phantom slides."""
+    out = tmp_path_factory.mktemp("cohort")
+    wsi("phantom", out, "--slides", 10, "--size", "2048x2048", "--seed", 5)
+    return out
+
+
+def settings(path: Path, out: Path, cohort: Path, **sections) -> Path:
+    values = {
+        "out": str(out),
+        "catalog": {
+            "csv": str(cohort / "slides.csv"),
+            "split": {"train": 0.4, "validation": 0.3, "test": 0.3},
+        },
+        "tile": {"level": None, "mpp": 2.0, "patch_px": 32, "stride_px": 32, "inner_px": 32},
+        "train": {
+            "weights": "none",
+            "epoch_examples": 64,
+            "validation_examples": 64,
+            "max_epochs": 2,
+            "batch_size": 16,
+        },
+        "heatmap": {"chunk": 4},
+        "jobs": {"workers": 2},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(cohort, tmp_path_factory) -> Path:
+    """A run through all stages."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = settings(folder / "run.yaml", folder / "run", cohort)
+    wsi("run", "-c", path)
+    return folder / "run"
+
+
+def heatmaps(run: Path) -> dict[str, np.ndarray]:
+    return {
+        store.name: zarr.open_group(store, mode="r")["0"][:]
+        for store in sorted((run / "heatmaps" / "vgg16").glob("*.zarr"))
+        if not store.name.startswith(".")
+    }
+
+
+def test_a_run_leaves_every_file_that_the_architecture_names(finished):
+    expected = [
+        "config.yaml", "slides.parquet", "failures.csv", "models/vgg16/model.safetensors",
+        "models/vgg16/model.json", "models/vgg16/history.csv", "evaluation/vgg16/report.html",
+        "evaluation/vgg16/metrics.json",
+    ]  # fmt: skip
+    assert [name for name in expected if not (finished / name).is_file()] == []
+    metrics = json.loads((finished / "evaluation/vgg16/metrics.json").read_text())
+    assert 0 <= metrics["patch"]["roc_auc"] <= 1
+    assert {"patch", "slide", "froc"} <= metrics.keys()
+    assert load_config(finished / "config.yaml").tile.patch_px == 32
+
+
+def test_no_patient_is_in_two_splits(finished):
+    slides = pd.read_parquet(finished / "slides.parquet")
+    assert set(slides["split"]) == {"train", "validation", "test"}
+    assert slides.groupby("patient_id")["split"].nunique().max() == 1
+
+
+def test_a_second_run_does_nothing_again(finished):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "heatmaps").rglob("*")}
+    done = wsi("run", "-c", finished / "config.yaml")
+    assert "train: 0 done, 1 already done" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in (finished / "heatmaps").rglob("*")} == before
+    assert "failed" not in wsi("status", finished).stdout.split("\n", 4)[-1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def scheduler():
+    """A scheduler and two workers started apart, as on a cluster: address and worker processes."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dask = (sys.executable, "-m", "dask")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    port = address.rpartition(":")[2]
+    processes = [
+        subprocess.Popen(
+            [*dask, "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"], **quiet
+        ),
+        *(
+            subprocess.Popen(
+                [*dask, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"],
+                **quiet,
+            )
+            for _ in range(2)
+        ),
+    ]
+    yield address, processes[1:]
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"{condition} did not come true in {seconds} s")
+        time.sleep(0.05)
+
+
+def copy_before_heatmaps(finished: Path, out: Path) -> Path:
+    """The run as it was before its heatmap stage."""
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("heatmaps", "evaluation"))
+    for stage in ("predict", "heatmap", "evaluate"):
+        (out / "done" / f"{stage}.jsonl").unlink(missing_ok=True)
+    return out
+
+
+@pytest.mark.slow
+def test_workers_started_apart_give_the_same_outputs_though_one_is_killed(
+    finished, cohort, scheduler, tmp_path
+):
+    address, workers = scheduler
+    path = settings(tmp_path / "run.yaml", tmp_path / "run", cohort)
+    wsi("tile", "-c", path, "--scheduler", address)
+    for index in sorted((finished / "patches").glob("*.parquet")):
+        assert (tmp_path / "run" / "patches" / index.name).read_bytes() == index.read_bytes()
+
+    run = copy_before_heatmaps(finished, tmp_path / "again")
+    client = subprocess.Popen(
+        [*WSI, "heatmap", "-c", run / "config.yaml", "--out", run, "--scheduler", address],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: len(read_done(run, "predict")) >= 3)
+    assert client.poll() is None, "the stage ended before a worker could be killed"
+    workers[0].send_signal(signal.SIGKILL)
+    _, messages = client.communicate(timeout=300)
+    assert client.returncode == 0, messages
+    assert_same_heatmaps(run, finished)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_heatmap_stage_redoes_only_what_was_not_done(finished, tmp_path):
+    run = copy_before_heatmaps(finished, tmp_path / "run")
+    command = [*WSI, "heatmap", "-c", run / "config.yaml", "--out", run]
+    client = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: len(read_done(run, "predict")) >= 3)
+    assert client.poll() is None, "the stage ended before it could be killed"
+    os.killpg(client.pid, signal.SIGKILL)
+    client.wait()
+    before = read_done(run, "predict")
+    assert not list((run / "heatmaps/vgg16").glob("[!.]*.zarr"))
+
+    wsi("heatmap", "-c", run / "config.yaml", "--out", run)
+    after = read_done(run, "predict")
+    assert len(after) > len(before)
+    assert {key: after[key] for key in before} == before  # not recorded anew: not redone
+    assert_same_heatmaps(run, finished)
+
+
+def assert_same_heatmaps(run: Path, expected: Path):
+    found, expected = heatmaps(run), heatmaps(expected)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])

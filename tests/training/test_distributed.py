@@ -1,0 +1,71 @@
+"""Two processes under torchrun against one with the same global batches."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("tiny.py")
+tiny = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folder of a training by two processes, and what each ended with."""
+    folder = tmp_path_factory.mktemp("two")
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, folder]
+    subprocess.run([sys.executable, "-m", *command], check=True, timeout=300)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ends(folder):
+    return [torch.load(folder / f"end{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return tiny.train(tmp_path_factory.mktemp("alone"))
+
+
+def test_two_processes_end_with_the_weights_of_one(ends, alone):
+    weights = alone[0].state_dict()
+    for end in ends:
+        for name, value in end["module"].items():
+            torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-6)
+    start = tiny.TinyNet().state_dict()
+    assert max((weights[name] - start[name]).abs().max() for name in start) > 1e-2  # it has moved
+
+
+def test_both_processes_end_with_equal_weights_and_measures(ends):
+    first, second = ends
+    for name, value in first["module"].items():
+        assert torch.equal(value, second["module"][name])
+    for name in ("train_loss", "validation_loss", "validation_roc_auc", "learning_rate"):
+        assert first["history"][name] == second["history"][name]
+
+
+def test_the_history_is_that_of_one_process(ends, alone):
+    history = ends[0]["history"]
+    for name in ("epoch", "train_loss", "validation_loss", "validation_roc_auc", "learning_rate"):
+        assert history[name] == pytest.approx(alone[1][name].tolist(), abs=1e-6), name
+
+
+def test_one_set_of_files_is_written(folder):
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    names = {path.name for path in folder.iterdir()} - {"end0.pt", "end1.pt"}
+    assert names == {"history.csv", "state.pt", "best.pt", "tensorboard"}
+
+
+def test_one_process_goes_on_where_two_left_off(folder, tmp_path):
+    module, history = tiny.train(folder, max_epochs=tiny.EPOCHS + 1)
+    expected, expected_history = tiny.train(tmp_path, max_epochs=tiny.EPOCHS + 1)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=0, atol=1e-6)
+    assert history.validation_loss.tolist() == pytest.approx(
+        expected_history.validation_loss.tolist(), abs=1e-6
+    )

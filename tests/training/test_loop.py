@@ -1,0 +1,286 @@
+"""The loop against a plain one, its resuming to the bit, its files and its refusals."""
+
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from wsi_pipeline.errors import RunError
+
+SCRIPT = Path(__file__).with_name("tiny.py")
+tiny = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+TIMES = ["seconds", "images_per_second"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_before(step):
+    def train_batches(first_step, steps):
+        for number, item in enumerate(tiny.train_batches(first_step, steps), first_step):
+            if number == step:
+                raise Interrupted
+            yield item
+
+    return train_batches
+
+
+def assert_same_end(first, second):
+    """Equal weights, bit for bit, and equal histories but for the times."""
+    (module, history), (other_module, other_history) = first, second
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, other_module.state_dict()[name]), name
+    pd.testing.assert_frame_equal(
+        history.drop(columns=TIMES), other_history.drop(columns=TIMES), check_exact=True
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return tiny.train(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def test_the_loop_is_a_plain_loop_with_the_lectures_settings(tmp_path):
+    module, history = tiny.train(tmp_path, learning_rate=5e-5, max_epochs=2)
+
+    plain = tiny.TinyNet()
+    optimizer = torch.optim.RMSprop(plain.parameters(), lr=5e-5, alpha=0.9, momentum=0.9)
+    losses = []
+    for step in range(8):
+        images, labels, numbers = tiny.batch(range(8 * step, 8 * step + 8))
+        p = plain(tiny.prepare(images, numbers)).sigmoid()
+        loss = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    assert history.train_loss.tolist() == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:])])
+
+    images, labels, _ = tiny.batch(tiny.VALIDATION)
+    scores = plain(tiny.prepare(images, None)).sigmoid().detach().double().numpy()
+    last = history.iloc[-1]
+    assert last.validation_loss == pytest.approx(log_loss(labels, scores), rel=1e-5)
+    assert last.validation_roc_auc == roc_auc_score(labels, scores)
+
+
+def test_training_learns(tmp_path):
+    _, history = tiny.train(tmp_path, max_epochs=12)
+    assert history.validation_roc_auc.max() > 0.95
+    assert history.train_loss.iloc[-1] < history.train_loss.iloc[0]
+
+
+def test_the_history_file_is_the_frame_returned(tmp_path):
+    _, history = tiny.train(tmp_path)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), history)
+    assert history.epoch.tolist() == [1, 2, 3, 4]
+    assert set(history) == {
+        "epoch",
+        "train_loss",
+        "validation_loss",
+        "validation_roc_auc",
+        "learning_rate",
+        *TIMES,
+    }
+    assert (history[TIMES] > 0).all(axis=None)
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [1e-9, 1e9])
+@pytest.mark.parametrize("step", [0, 1, 4, 6, 15])
+def test_an_interrupted_training_ends_the_same(tmp_path, uninterrupted, step, checkpoint_seconds):
+    with pytest.raises(Interrupted):
+        tiny.train(
+            tmp_path,
+            train_batches=interrupted_before(step),
+            checkpoint_seconds=checkpoint_seconds,
+        )
+    asked = []
+
+    def train_batches(first_step, steps):
+        asked.append((first_step, steps))
+        return tiny.train_batches(first_step, steps)
+
+    assert_same_end(tiny.train(tmp_path, train_batches=train_batches), uninterrupted)
+    resumed_at = step if checkpoint_seconds < 1 else step // 4 * 4
+    assert asked[0] == (resumed_at, 4 - resumed_at % 4)
+
+
+def test_interrupted_while_the_best_model_is_saved(tmp_path, uninterrupted):
+    def save_best(module, row):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        tiny.train(tmp_path, save_best=save_best, checkpoint_seconds=1e-9)
+    assert_same_end(tiny.train(tmp_path), uninterrupted)
+
+
+def test_a_killed_process_goes_on_to_the_same_end(tmp_path, uninterrupted):
+    process = subprocess.Popen([sys.executable, SCRIPT, tmp_path, "0.2"])
+    state = tmp_path / "state.pt"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (state.exists() and len(saved_history(state)) == 1):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL  # it was still training
+    assert 1 <= len(saved_history(state)) < tiny.EPOCHS
+    assert_same_end(tiny.train(tmp_path), uninterrupted)
+
+
+def saved_history(state):
+    return torch.load(state, weights_only=True)["history"]
+
+
+def test_a_finished_training_is_not_done_again(tmp_path):
+    first = tiny.train(tmp_path)
+
+    def train_batches(first_step, steps):
+        raise AssertionError("asked for batches")
+
+    second = tiny.train(tmp_path, train_batches=train_batches)
+    assert_same_end(first, second)
+    pd.testing.assert_frame_equal(first[1], second[1])
+
+
+def test_more_epochs_go_on_from_the_end(tmp_path, uninterrupted):
+    tiny.train(tmp_path, max_epochs=2)
+    assert_same_end(tiny.train(tmp_path, max_epochs=4), uninterrupted)
+
+
+def test_other_settings_start_anew_and_say_so(tmp_path, uninterrupted, caplog):
+    tiny.train(tmp_path, learning_rate=0.1, fingerprint="other", max_epochs=2)
+    assert not caplog.records
+    assert_same_end(tiny.train(tmp_path), uninterrupted)
+    assert "state.pt is of other settings or data: training starts anew" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a state", "truncate"])
+def test_a_damaged_state_is_refused(tmp_path, damage):
+    tiny.train(tmp_path, max_epochs=1)
+    state = tmp_path / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100] if damage == "truncate" else damage)
+    with pytest.raises(RunError, match=r"state\.pt: training cannot go on"):
+        tiny.train(tmp_path)
+
+
+def test_the_best_model_is_that_of_the_best_roc_auc(tmp_path):
+    saved = []
+
+    def save_best(module, row):
+        images, labels, _ = tiny.batch(tiny.VALIDATION)
+        with torch.inference_mode():
+            scores = module(tiny.prepare(images, None))
+        assert row["validation_roc_auc"] == roc_auc_score(labels, scores)
+        saved.append(row["epoch"])
+
+    _, history = tiny.train(tmp_path, save_best=save_best, max_epochs=12, stop_after=12)
+    aucs = history.validation_roc_auc.tolist()
+    assert saved == [n + 1 for n, auc in enumerate(aucs) if all(auc > a for a in aucs[:n])]
+    assert 1 < len(saved) < 12
+
+
+def test_the_rate_is_halved_and_training_stopped_by_the_lectures_sentences(tmp_path):
+    rate = 1e-30  # moves no float32 weight: loss and ROC AUC stay as they are after epoch 1
+    _, history = tiny.train(tmp_path, learning_rate=rate, max_epochs=100)
+    assert history.validation_loss.nunique() == 1
+    assert history.learning_rate.tolist() == [rate] * 4 + [rate / 2] * 2
+
+
+def test_the_schedule_outlives_an_interruption(tmp_path):
+    rate = 1e-30
+    tiny.train(tmp_path, learning_rate=rate, max_epochs=3)
+    _, history = tiny.train(tmp_path, learning_rate=rate, max_epochs=100)
+    assert history.learning_rate.tolist() == [rate] * 4 + [rate / 2] * 2
+
+
+def scalars(folder, name):
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_tensorboard_has_each_epoch_once_also_when_epochs_are_repeated(tmp_path):
+    tiny.train(tmp_path, max_epochs=2)
+    state = (tmp_path / "state.pt").read_bytes()
+    tiny.train(tmp_path)
+    (tmp_path / "state.pt").write_bytes(state)  # killed after writing events, before the state
+    time.sleep(1)  # event files are read in the order of the second in their names
+    _, history = tiny.train(tmp_path)
+    for name in set(history) - {"epoch"}:
+        expected = list(zip(history.epoch, history[name].astype(np.float32), strict=True))
+        assert scalars(tmp_path, name) == expected
+
+
+def test_progress_is_told_after_each_step(tmp_path):
+    told = []
+    tiny.train(tmp_path, max_epochs=2, on_progress=told.append)
+    assert [(item["epoch"], item["step"]) for item in told] == [
+        (epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)
+    ]
+    assert {(item["epochs"], item["steps"]) for item in told} == {(2, 4)}
+
+
+def test_progress_has_the_mean_loss_so_far(tmp_path, monkeypatch):
+    monkeypatch.setitem(tiny.fit.__globals__, "LOOK_SECONDS", 0.0)
+    told = []
+    _, history = tiny.train(tmp_path, max_epochs=2, on_progress=told.append)
+    assert [told[3]["loss"], told[7]["loss"]] == history.train_loss.tolist()
+
+
+def poisoned(step):
+    def prepare(images, numbers):
+        images = tiny.prepare(images, numbers)
+        return images * torch.inf if numbers is not None and step * 8 in numbers else images
+
+    return prepare
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [1e-9, 1e9])
+def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_last_state(
+    tmp_path, uninterrupted, checkpoint_seconds
+):
+    with pytest.raises(RunError, match=r"loss is nan at epoch 2, step 3"):
+        tiny.train(tmp_path, prepare=poisoned(6), checkpoint_seconds=checkpoint_seconds)
+    assert_same_end(tiny.train(tmp_path), uninterrupted)
+
+
+def test_a_network_that_breaks_on_the_validation_set_ends_training(tmp_path):
+    def prepare(images, numbers):
+        return tiny.prepare(images, numbers) * (torch.inf if numbers is None else 1)
+
+    with pytest.raises(RunError, match=r"epoch 1: 21 of 21 validation outputs are not finite"):
+        tiny.train(tmp_path, prepare=prepare)
+
+
+@pytest.mark.parametrize(("numbers", "present"), [([1, 3, 5], r"\[1\]"), ([2, 4], r"\[0\]")])
+def test_a_validation_set_of_one_label_is_refused(tmp_path, numbers, present):
+    with pytest.raises(RunError, match=rf"labels {present}: it needs 0 and 1"):
+        tiny.train(tmp_path, validation_batches=lambda: [tiny.batch(numbers)])
+
+
+@pytest.mark.parametrize(("mixed", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights(tmp_path, mixed, dtype):
+    module, history = tiny.train(tmp_path, mixed_precision=mixed)
+    assert module.dtype == dtype
+    assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
+    assert np.isfinite(history).all(axis=None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_training_on_a_gpu_agrees_with_the_cpu(tmp_path, uninterrupted):
+    module, history = tiny.train(tmp_path, device="cuda")
+    assert history.validation_loss.tolist() == pytest.approx(
+        uninterrupted[1].validation_loss.tolist(), rel=1e-3
+    )
+    assert next(module.parameters()).is_cuda

@@ -1,0 +1,233 @@
+"""The command line: one verb for each stage. A stage is imported only when its verb runs."""
+
+import logging
+import re
+import sys
+from contextlib import contextmanager
+from importlib import import_module, resources
+from pathlib import Path
+
+import click
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from wsi_pipeline import __version__
+from wsi_pipeline.config import CatalogConfig, Config, commented_yaml, dump_config, load_config
+from wsi_pipeline.errors import ConfigError, RunError, WsiError
+
+STAGES = ("tile", "train", "heatmap", "evaluate")
+FAILED, WRONG = 1, 2
+"""Exit statuses: some slides failed; nothing could be done with these settings or files."""
+
+console = Console(stderr=True)
+
+
+class Verbs(click.Group):
+    """Shows the user's errors without a traceback and leaves with status 2."""
+
+    def invoke(self, ctx):
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except WsiError as error:
+            message = f"{type(error).__name__}: {error}"
+        except OSError as error:  # the disk is full, the network gone, a folder not ours
+            message = f"{type(error).__name__}: {error}"
+        console.print(message, style="red", markup=False, soft_wrap=True)
+        return ctx.exit(WRONG)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="wsi")
+def main():
+    """Whole-slide pathology: from slides and annotations to heatmaps and a FROC report."""
+    own = logging.getLogger("wsi_pipeline")
+    own.addHandler(RichHandler(console=console, show_path=False, show_level=False, show_time=False))
+    own.setLevel(logging.INFO)
+
+
+scheduler_option = click.option(
+    "--scheduler", metavar="tcp://HOST:PORT", help="A running Dask scheduler; else this machine."
+)
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="The run directory."
+)
+config_option = click.option(
+    "-c",
+    "--config",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Settings: a YAML file, see `wsi init`.",
+)
+
+
+def _stage_verb(name: str, stages: tuple[str, ...], text: str):
+    @main.command(name, help=text)
+    @config_option
+    @out_option
+    @scheduler_option
+    def verb(path, out, scheduler):
+        _run(_load(path, out, scheduler), stages)
+
+
+_stage_verb("run", STAGES, "All stages: tile, train, heatmap, evaluate.")
+_stage_verb("tile", ("tile",), "Catalog the slides and index their patches with labels.")
+_stage_verb("train", ("train",), "Train the patch classifier.")
+_stage_verb("heatmap", ("heatmap",), "Predict every indexed patch: one OME-Zarr a slide.")
+_stage_verb("evaluate", ("evaluate",), "Patch metrics, slide accuracy, FROC, and the report.")
+
+
+@main.command()
+def init():
+    """Print a complete, commented configuration: wsi init > my.yaml."""
+    config = Config(out="runs/my", catalog=CatalogConfig(csv="slides.csv"))
+    click.echo(commented_yaml(config), nl=False)
+
+
+class Size(click.ParamType):
+    """Width and height in pixels, as 4096x4096."""
+
+    name = "WxH"
+
+    def convert(self, value, param, ctx):
+        """Two positive numbers."""
+        if isinstance(value, tuple):
+            return value
+        if not (found := re.fullmatch(r"(\d+)x(\d+)", value)):
+            self.fail(f"{value!r} is no size: write it as 4096x4096", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--slides", default=20, show_default=True, help="Number of slides.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--size", type=Size(), default=(4096, 4096), help="Level-0 px. [default: 4096x4096]")
+@click.option("--mpp", default=0.5, show_default=True, help="um per level-0 px.")
+@click.option(
+    "--textures",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    help="Piece the slides together from real tiles: a folder with one folder for each class.",
+)
+@click.option("--normal", default="H", show_default=True, help="Folder of normal tiles.")
+@click.option("--lesion", default="AC", show_default=True, help="Folder of tumour tiles.")
+@scheduler_option
+def phantom(scheduler, out, **settings):
+    """Write a cohort of synthetic slides with known lesions."""
+    from wsi_pipeline.jobs.cluster import connect
+    from wsi_pipeline.stages import phantom as stage
+
+    with connect(scheduler) as client:
+        outcome = stage.run(out.absolute(), client, **settings)
+    _finish([("phantom", outcome)], out)
+
+
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="The run directory.",
+)
+@scheduler_option
+def demo(out, scheduler):
+    """A phantom cohort through all stages, in minutes on two cores."""
+    from wsi_pipeline.jobs.cluster import connect
+    from wsi_pipeline.stages import phantom as stage
+
+    cohort = out.absolute() / "phantom"
+    settings = resources.files("wsi_pipeline.configs") / "demo.yaml"
+    config = _load(settings, out, scheduler, catalog={"csv": cohort / "slides.csv"})
+    with connect(config.jobs.scheduler, workers=config.jobs.workers) as client:
+        outcome = stage.run(cohort, client, **DEMO_COHORT, seed=config.seed)
+    if outcome.failed:
+        _finish([("phantom", outcome)], cohort)
+    _run(config, STAGES)
+
+
+DEMO_COHORT = {"slides": 26, "size": (3072, 3072), "mpp": 0.5}
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+def status(run_dir):
+    """What of a run is done, what failed, what is left."""
+    from wsi_pipeline.jobs.record import read_failures
+    from wsi_pipeline.stages.status import notes_by_slide, stage_status
+
+    if not (run_dir / "config.yaml").is_file():
+        raise RunError(f"{run_dir}: it has no config.yaml, so it is no run directory")
+    table = Table("stage", "done", "failed", "left", title=str(run_dir))
+    for row in stage_status(run_dir):
+        left = "?" if row.left is None else str(row.left)
+        table.add_row(row.stage, str(row.done), str(row.failed), left)
+    out = Console()
+    out.print(table)
+    for slide_id, notes in notes_by_slide(run_dir).items():
+        for note in notes:
+            out.print(f"note: {slide_id}: {note}", markup=False)
+    failures = read_failures(run_dir)
+    for row in failures:
+        out.print(f"failed: {row.stage} {row.unit}: {row.error}: {row.reason}", markup=False)
+    sys.exit(FAILED if failures else 0)
+
+
+def _load(path: Path, out: Path | None, scheduler: str | None, **overrides) -> Config:
+    if out is not None:
+        overrides["out"] = out
+    if scheduler is not None:
+        overrides["jobs"] = {"scheduler": scheduler}
+    return load_config(path, **overrides)
+
+
+def _run(config: Config, stages: tuple[str, ...]):
+    """Run stages with one Dask client and leave with the status that their failures call for."""
+    from wsi_pipeline.jobs.cluster import connect
+    from wsi_pipeline.jobs.record import replace_atomically
+    from wsi_pipeline.stages.run_directory import evaluation_folder
+
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(config.out / "config.yaml") as part:
+            part.write_text(f"# wsi_pipeline {__version__}\n" + dump_config(config))
+    except OSError as error:
+        raise ConfigError(f"out is {config.out}: it cannot be written to: {error}") from error
+    outcomes = []
+    jobs = config.jobs
+    with _only_one(config.out), connect(jobs.scheduler, workers=jobs.workers) as client:
+        for name in stages:
+            stage = import_module(f"wsi_pipeline.stages.{name}")
+            outcomes.append((name, stage.run(config, client)))
+            if name == "train" and outcomes[-1][1].failed:
+                break  # a failed slide stops nothing, but there is no going on without a model
+    if outcomes[-1][0] == "evaluate":
+        report = evaluation_folder(config.out, config.train.name) / "report.html"
+        console.print(f"report: {report}", markup=False, soft_wrap=True)
+    _finish(outcomes, config.out)
+
+
+@contextmanager
+def _only_one(run_dir: Path):
+    """Hold the run directory: two commands in one would overwrite each other's records."""
+    lock = FileLock(run_dir / ".lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise RunError(f"{run_dir}: another wsi command is at work in this directory") from None
+
+
+def _finish(outcomes: list[tuple], folder: Path):
+    """Say how each stage ended, and leave with the status that the failures call for."""
+    failed = sum(outcome.failed for _, outcome in outcomes)
+    for name, outcome in outcomes:
+        console.print(
+            f"{name}: {outcome.done} done, {outcome.skipped} already done, {outcome.failed} failed"
+        )
+    if failed:
+        console.print(f"{failed} failed: see {folder / 'failures.csv'}", style="red", markup=False)
+    sys.exit(FAILED if failed else 0)

@@ -1,0 +1,296 @@
+"""Settings: one frozen section for each stage, read from one YAML file.
+
+Every field carries its own description, from which `wsi init` writes the commented YAML: there
+is no second place where a setting is explained.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.geometry import Bounds, PatchGrid
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+SplitName = Literal["train", "validation", "test"]
+
+
+class Section(BaseModel):
+    """Base of the sections: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AnnotationConfig(Section):
+    """Which annotated shapes are tumour."""
+
+    positive: tuple[str, ...] = Field(
+        ("_0", "_1", "Tumor", "Tumour", "metastases", ""),
+        description="groups or classes that are tumour, case ignored; '' is a shape without one,"
+        " in a file in which no shape has a name",
+    )
+    exclusion: tuple[str, ...] = Field(
+        ("_2", "Exclusion"), description="groups or classes cut out of the tumour"
+    )
+    origin: Literal["auto", "slide", "bounds"] = Field(
+        "auto",
+        description="what annotation coordinates count from: the level-0 frame (slide), the"
+        " scanned bounds (bounds), or auto: bounds for GeoJSON (QuPath), slide for all else",
+    )
+
+
+class CatalogConfig(Section):
+    """The slides, their annotations and patients."""
+
+    csv: Path | None = Field(
+        None,
+        description="table of slides: slide_id, path and optionally annotation, patient_id, split,"
+        " label (1 tumour, 0 normal), mpp; its paths count from its own folder",
+    )
+    slides: Path | None = Field(None, description="instead of csv: a folder of slides")
+    annotations: Path | None = Field(
+        None, description="with slides: a folder of annotations named as the slides are"
+    )
+    unannotated: Literal["unknown", "normal"] = Field(
+        "unknown",
+        description="a slide with neither annotation nor label: 'unknown' is predicted but never"
+        " trained on or evaluated, 'normal' holds no tumour (the CAMELYON convention)",
+    )
+    mpp: float | None = Field(
+        None,
+        gt=0,
+        description="um per level-0 px of slides that do not state their own (a value in the"
+        " table's mpp column wins over what a slide states)",
+    )
+    split: dict[SplitName, Fraction] = Field(
+        {"train": 0.7, "validation": 0.1, "test": 0.2},
+        description="shares of the patients when the table has no split column; where it has one"
+        " without validation, that split is drawn from train",
+    )
+    annotation: AnnotationConfig = AnnotationConfig()
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if (self.csv is None) == (self.slides is None):
+            raise ValueError("give either csv or slides, one of the two")
+        if self.annotations is not None and self.slides is None:
+            raise ValueError("annotations is a folder that goes with slides")
+        if abs(sum(self.split.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares of split add up to {sum(self.split.values())}, not 1")
+        return self
+
+
+class TissueConfig(Section):
+    """Tissue mask: Otsu's threshold on saturation, then morphology."""
+
+    mpp: float = Field(8.0, gt=0, description="resolution of the mask, um per px")
+    min_saturation: Fraction = Field(
+        0.06, description="floor under Otsu's threshold, so that an empty slide stays empty"
+    )
+    closing_um: float = Field(24.0, ge=0, description="radius of the morphological closing")
+    min_area_um2: float = Field(10_000.0, ge=0, description="smaller pieces are dropped")
+    max_hole_um2: float = Field(40_000.0, ge=0, description="smaller holes are filled")
+
+
+class TileConfig(Section):
+    """The patch grid and the inner-square label."""
+
+    level: int | None = Field(0, ge=0, description="working resolution: a pyramid level, or null")
+    mpp: float | None = Field(None, gt=0, description="... or um per px (then level: null)")
+    patch_px: int = Field(512, ge=32, description="side of a patch, working px")
+    stride_px: int = Field(256, gt=0, description="step between patches, working px")
+    inner_px: int = Field(256, gt=0, description="side of the centred square that gives the label")
+    min_tissue: Fraction = Field(
+        0.05, description="a patch is indexed if more than this share of its inner square is tissue"
+    )
+    tissue: TissueConfig = TissueConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if (self.level is None) == (self.mpp is None):
+            raise ValueError("give either level or mpp and set the other to null")
+        try:
+            PatchGrid(Bounds(0, 0, 1, 1), 1.0, 1.0, self.patch_px, self.stride_px, self.inner_px)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class AugmentConfig(Section):
+    """Random flips and colour perturbations of the training patches (torchvision's ColorJitter)."""
+
+    flips: bool = Field(True, description="vertical and horizontal, each with probability 1/2")
+    brightness: float = Field(0.25, ge=0, description="factor drawn from 1 - b to 1 + b")
+    contrast: float = Field(0.25, ge=0)
+    saturation: float = Field(0.25, ge=0)
+    hue: float = Field(0.04, ge=0, le=0.5, description="shift, share of the colour circle")
+
+
+class TrainConfig(Section):
+    """The VGG16 patch classifier and its schedule; the defaults are the lecture's."""
+
+    name: str = Field(
+        "vgg16",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="folder of the model's results",
+    )
+    model: Literal["vgg16"] = "vgg16"
+    weights: str = Field(
+        "imagenet", description="initial weights: imagenet, none, or a .safetensors or .pth file"
+    )
+    epoch_examples: int = Field(100_000, gt=0, description="sampled examples in an epoch")
+    validation_examples: int = Field(
+        20_000, gt=0, description="examples drawn once, by the same three steps, for validation"
+    )
+    max_epochs: int = Field(100, gt=0)
+    batch_size: int = Field(32, gt=0, description="over all processes together")
+    learning_rate: float = Field(5e-5, gt=0)
+    alpha: float = Field(0.9, ge=0, lt=1, description="RMSprop's forgetting rho")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    halve_after: int = Field(
+        3, gt=0, description="epochs without a better validation loss until the rate is halved"
+    )
+    stop_after: int = Field(
+        5, gt=0, description="epochs without a better validation ROC AUC until training stops"
+    )
+    augment: AugmentConfig = AugmentConfig()
+    mixed_precision: bool | None = Field(
+        None, description="bfloat16 autocast: true, false, or null: where the device gains"
+    )
+    loader_workers: int = Field(0, ge=0, description="processes that read patches, each process's")
+    checkpoint_seconds: float = Field(
+        300.0, gt=0, description="how often the state to resume from is saved within an epoch"
+    )
+    processes: int | None = Field(
+        None, gt=0, description="torchrun processes; null: one for each GPU, or one on the CPU"
+    )
+
+
+class HeatmapConfig(Section):
+    """The model over every indexed patch."""
+
+    splits: tuple[SplitName, ...] = Field(
+        ("validation", "test"), description="splits whose slides are predicted"
+    )
+    batch_size: int = Field(32, gt=0, description="patches a forward pass")
+    mixed_precision: bool | None = Field(
+        None, description="bfloat16 autocast: true, false, or null: where the device gains"
+    )
+    chunk: int = Field(
+        16, gt=0, description="side of a chunk, heatmap px: the slab that a task reads at once"
+    )
+    ngff: Literal["0.5", "0.4"] = Field("0.5", description="OME-Zarr version")
+
+
+class EvaluateConfig(Section):
+    """Patch metrics, slide accuracy, FROC, report."""
+
+    patch_threshold: Fraction = Field(0.75, description="a patch is called positive from here on")
+    false_positives: tuple[float, ...] = Field(
+        (0.25, 0.5, 1, 2, 4, 8), description="average false positives at which FROC is read off"
+    )
+    thumbnail_px: int = Field(640, gt=0, description="longest side of the report's slide pictures")
+
+
+class JobsConfig(Section):
+    """Dask."""
+
+    scheduler: str | None = Field(
+        None, description="tcp://host:port of a running scheduler; null: a LocalCluster"
+    )
+    workers: int | None = Field(None, gt=0, description="local processes; null: one for each core")
+    retries: int = Field(2, ge=0, description="new tries of a unit whose worker died")
+    window: int = Field(4, gt=0, description="units in flight, for each worker thread")
+
+
+class Config(Section):
+    """A run: where it goes, its seed, and a section for each stage."""
+
+    out: Path = Field(description="the run directory; made when missing")
+    seed: int = Field(0, ge=0, description="everything random derives from it")
+    catalog: CatalogConfig
+    tile: TileConfig = TileConfig()
+    train: TrainConfig = TrainConfig()
+    heatmap: HeatmapConfig = HeatmapConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    jobs: JobsConfig = JobsConfig()
+
+
+def load_config(path, **overrides) -> Config:
+    """Read a YAML file; relative paths in it count from the current folder.
+
+    They come back absolute, since workers may run in other folders.
+
+    Parameters
+    ----------
+    path : path-like
+    **overrides
+        Top-level values or, for sections, dictionaries of values that replace the file's.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is no YAML, or breaks a rule; the message lists each setting
+        with the value found.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {type(values).__name__}, not a mapping of settings")
+    for key, value in overrides.items():
+        values[key] = {**(values.get(key) or {}), **value} if isinstance(value, dict) else value
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None
+    paths = {name: getattr(config.catalog, name) for name in ("csv", "slides", "annotations")}
+    paths = {name: found and found.expanduser().absolute() for name, found in paths.items()}
+    weights = config.train.weights
+    if weights not in ("imagenet", "none"):
+        weights = str(Path(weights).expanduser().absolute())
+    return config.model_copy(
+        update={
+            "out": config.out.expanduser().absolute(),
+            "catalog": config.catalog.model_copy(update=paths),
+            "train": config.train.model_copy(update={"weights": weights}),
+        }
+    )
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}"
+        + ("" if isinstance(item["input"], dict) else f" (found {item['input']!r})")
+        for item in error.errors()
+    )
+
+
+def dump_config(config: Config) -> str:
+    """Settings as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def commented_yaml(config: Config) -> str:
+    """Settings as YAML with each field's description as a comment before or behind it."""
+    return "\n".join(_section_lines(config, indent="")) + "\n"
+
+
+def _section_lines(section: Section, indent: str):
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield "" if not indent else f"{indent}#"
+            yield f"{indent}# {(type(value).__doc__ or '').splitlines()[0]}"
+            yield f"{indent}{name}:"
+            yield from _section_lines(value, indent + "  ")
+            continue
+        plain = section.model_dump(mode="json", include={name})[name]
+        if field.description:
+            yield f"{indent}# {field.description}"
+        text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, sort_keys=False)
+        yield f"{indent}{name}: {text.splitlines()[0]}"

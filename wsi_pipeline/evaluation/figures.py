@@ -1,0 +1,178 @@
+"""The report's curves, each an SVG picture that stays sharp at every size.
+
+Figures are made without pyplot: no state is shared between threads or with the caller.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from wsi_pipeline.evaluation.binary import evaluated
+from wsi_pipeline.evaluation.froc import FrocCurve, sensitivity_at, vertices
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+TUMOUR, NORMAL, THIRD, GREY = "#D55E00", "#0072B2", "#009E73", "#6B7280"
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9CA3AF",
+    "axes.labelcolor": "#1F2937",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E5E7EB",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#4B5563",
+    "ytick.color": "#4B5563",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "svg.hashsalt": "wsi_pipeline",
+}
+SIZE_INCHES = (5.0, 3.7)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG image and what it says to those who cannot see it."""
+
+    svg: bytes
+    alt: str
+
+
+def froc_figure(curve: FrocCurve, average_fps: Sequence[float]) -> Picture:
+    """Sensitivity against average false positives, the points of the score marked.
+
+    The false-positive axis is linear from 0 to the first point and logarithmic from there.
+    """
+    first, last = min(average_fps), 2 * max(average_fps)
+    table = vertices(curve)
+
+    def draw(axes):
+        # Past its last threshold the curve goes on: no patch of a normal slide is left to add.
+        fps = np.append(table["average_fps"], max(last, table["average_fps"].iloc[-1]))
+        sensitivity = np.append(table["sensitivity"], table["sensitivity"].iloc[-1])
+        axes.plot(fps, sensitivity, color=NORMAL, drawstyle="steps-post", clip_on=True)
+        marked = [sensitivity_at(curve, point) for point in average_fps]
+        axes.plot(average_fps, marked, "o", color=TUMOUR, markersize=5, clip_on=False, zorder=3)
+        axes.set_xscale("symlog", base=2, linthresh=first, linscale=1)
+        axes.xaxis.set_major_locator(FixedLocator([0, *average_fps]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set(xlim=(0, last), ylim=(0, 1.02))
+        axes.set(xlabel="average false-positive patches per slide without tumour")
+        axes.set(ylabel="sensitivity (share of tumours found)")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+    return Picture(_svg(draw), "FROC curve: share of tumours found against false positives")
+
+
+def slide_accuracy_figure(curves: dict[str, pd.DataFrame], threshold: float) -> Picture:
+    """Accuracy over the threshold t, a curve for each split, the chosen t marked."""
+    styles = {"validation": (GREY, (0, (4, 2))), "test": (NORMAL, "-")}
+
+    def draw(axes):
+        for split, curve in curves.items():
+            color, line = styles[split]
+            steps = np.clip(np.concatenate([[0], curve["threshold"]]), 0, 1)
+            # A row holds from the threshold before it up to its own.
+            accuracy = curve["accuracy"].to_numpy()[[0, *range(len(curve))]]
+            axes.plot(
+                steps, accuracy, color=color, ls=line, drawstyle="steps-pre", label=f"{split} split"
+            )
+        axes.axvline(threshold, color=TUMOUR, lw=1.3)
+        axes.annotate(
+            f"t = {threshold:.3g}",
+            (threshold, 0.03),
+            xytext=(-5 if threshold > 0.5 else 5, 0),
+            textcoords="offset points",
+            ha="right" if threshold > 0.5 else "left",
+            color=TUMOUR,
+        )
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="slides called correctly")
+        axes.set(xlabel="threshold t: positive if one patch has a probability of t or more")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(loc="lower left")
+
+    return Picture(_svg(draw), f"Slide accuracy over the threshold; t = {threshold:.3g} marked")
+
+
+def roc_figure(labels, scores, threshold: float) -> Picture:
+    """ROC of patches with both classes; the point of the threshold marked."""
+    truth, score = evaluated(labels, scores)
+
+    def draw(axes):
+        false_positive, true_positive, _ = roc_curve(truth, score)
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="guessing")
+        axes.plot(false_positive, true_positive, color=NORMAL, label="model")
+        called = score >= threshold
+        axes.plot(
+            *(called[~truth].mean(), called[truth].mean()), "o", color=TUMOUR, clip_on=False,
+            zorder=3, label=f"threshold {threshold:g}",
+        )  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.set(xlabel="false-positive rate (1 - specificity)", ylabel="sensitivity")
+        axes.legend(loc="lower right")
+
+    return Picture(_svg(draw), "ROC curve of patches")
+
+
+def precision_recall_figure(labels, scores, threshold: float) -> Picture:
+    """Precision against recall of patches with both classes; the point of the threshold marked."""
+    truth, score = evaluated(labels, scores)
+
+    def draw(axes):
+        precision, recall, _ = precision_recall_curve(truth, score, drop_intermediate=True)
+        precision[-1] = precision[-2]  # scikit-learn's last point, (0, 1), is no threshold's
+        axes.axhline(truth.mean(), color=GREY, lw=1, ls=":", label="guessing")
+        axes.plot(recall, precision, color=NORMAL, drawstyle="steps-post", label="model")
+        called = score >= threshold
+        if called.any():
+            axes.plot(
+                *(called[truth].mean(), truth[called].mean()), "o", color=TUMOUR, clip_on=False,
+                zorder=3, label=f"threshold {threshold:g}",
+            )  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall (sensitivity)")
+        axes.set(ylabel="precision (called tumour and is tumour)")
+        axes.legend(loc="lower left")
+
+    return Picture(_svg(draw), "Precision-recall curve of patches")
+
+
+def score_histogram_figure(labels, scores, threshold: float) -> Picture:
+    """How the probabilities of tumour and of normal patches are spread; log scale."""
+    truth, score = evaluated(labels, scores)
+
+    def draw(axes):
+        bins = np.linspace(0, 1, 41)
+        groups = ((score[~truth], NORMAL, "without tumour"), (score[truth], TUMOUR, "with tumour"))
+        for values, color, label in groups:
+            if len(values):
+                share = np.histogram(values, bins)[0] / len(values)
+                label = f"{label} ({len(values):,})"
+                axes.stairs(share, bins, color=color, fill=True, alpha=0.2)
+                axes.stairs(share, bins, color=color, lw=1.5, label=label)
+        axes.axvline(threshold, color=GREY, lw=1.2, ls="--", label=f"threshold {threshold:g}")
+        axes.set_yscale("log")
+        axes.set(xlim=(0, 1), xlabel="probability of tumour, F(I)", ylabel="share of patches")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.legend(loc="upper center")
+
+    return Picture(_svg(draw), "Spread of the probabilities of patches with and without tumour")
+
+
+def _svg(draw) -> bytes:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+        draw(figure.subplots())
+        picture = io.BytesIO()
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+    return picture.getvalue()

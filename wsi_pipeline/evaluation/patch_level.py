@@ -1,0 +1,50 @@
+"""Patch accuracy, the Lecture's second attempt: whether each patch is called rightly."""
+
+import pandas as pd
+
+from wsi_pipeline.evaluation.binary import binary_metrics
+
+
+def patch_metrics(labels, scores, threshold: float = 0.75) -> dict:
+    """Accuracy, ROC AUC, average precision and confusion of patches.
+
+    A patch I is called positive iff F(I) >= `threshold`, in the Lecture 0.75.
+
+    Parameters
+    ----------
+    labels : array_like of int, shape (N,)
+        1, 0, or -1 (unknown: left out and counted).
+    scores : array_like of float, shape (N,)
+        F, in [0, 1]; NaN: unreadable patch, left out and counted.
+    threshold : float
+
+    Returns
+    -------
+    dict
+        See `binary_metrics`.
+    """
+    return binary_metrics(labels, scores, threshold)
+
+
+def patch_metrics_by_slide(patches: pd.DataFrame, threshold: float = 0.75) -> pd.DataFrame:
+    """`patch_metrics` of each slide's patches.
+
+    Parameters
+    ----------
+    patches : DataFrame
+        ``slide_id, label, score``: a row for each patch.
+    threshold : float
+
+    Returns
+    -------
+    DataFrame
+        ``slide_id`` and the keys of `patch_metrics`; a row for each slide, sorted. A figure
+        that is undefined (a slide without tumour has no ROC AUC) is missing.
+    """
+    rows = [
+        {"slide_id": slide_id, **patch_metrics(slide["label"], slide["score"], threshold)}
+        for slide_id, slide in patches.groupby("slide_id", observed=True)
+    ]
+    columns = ["slide_id", *patch_metrics([], [], threshold)]
+    shares = ["accuracy", "sensitivity", "specificity", "roc_auc", "average_precision"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(shares, "float64"))

@@ -1,0 +1,169 @@
+"""Frames and the conversions between them; nothing else in the package converts.
+
+Three frames:
+
+- *level-0 px*: OpenSlide's level-0 frame of the whole slide, (0, 0) at the outer corner of the
+  first pixel, so pixel ``i`` covers ``[i, i + 1)``. Annotations, patch indices and detections
+  are in it. Scanners that store only part of the frame (MRXS, SCN) give its *bounds*.
+- *working px*: the grid's frame. Its origin is the corner of the bounds; one working pixel is
+  ``downsample`` level-0 pixels wide.
+- *um*: physical distance from the level-0 origin, as OME-Zarr states it. There, and only there,
+  coordinates name pixel *centres*: level-0 pixel ``i`` lies at ``i * mpp``.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from wsi_pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A rectangle in level-0 px: the part of the level-0 frame that was scanned."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Patches at regular steps whose inner squares cover the slide's bounds.
+
+    The inner square of cell ``(row, col)`` has its upper left corner at working px
+    ``(col * stride_px, row * stride_px)``; the patch is centred on it and so starts
+    ``margin_px`` before it. Patches of the first and last rows and columns therefore reach
+    over the edge of the slide, where reading gives background. With ``stride_px == inner_px``
+    the inner squares tile the bounds without gap or overlap.
+
+    Parameters
+    ----------
+    bounds : Bounds
+        The tiled area, level-0 px.
+    mpp : float
+        Micrometres per level-0 px.
+    downsample : float
+        Level-0 px per working px.
+    patch_px, stride_px, inner_px : int
+        Side of the patch, step between patches, side of the inner square; working px.
+
+    Raises
+    ------
+    ConfigError
+        If a size is not positive, the inner square does not fit into the patch, or it cannot
+        be centred on whole pixels (``patch_px - inner_px`` odd).
+    """
+
+    bounds: Bounds
+    mpp: float
+    downsample: float
+    patch_px: int = 512
+    stride_px: int = 256
+    inner_px: int = 256
+
+    def __post_init__(self):
+        for name in ("mpp", "downsample", "patch_px", "stride_px", "inner_px"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be positive")
+        if self.inner_px > self.patch_px or (self.patch_px - self.inner_px) % 2:
+            raise ConfigError(
+                f"inner_px is {self.inner_px} and patch_px {self.patch_px}: the inner square must"
+                " fit into the patch and be centred on whole pixels (an even difference)"
+            )
+
+    @property
+    def margin_px(self) -> int:
+        """Working px between the patch's edge and its inner square."""
+        return (self.patch_px - self.inner_px) // 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        return (
+            self._cells(self.bounds.height / self.downsample),
+            self._cells(self.bounds.width / self.downsample),
+        )
+
+    def _cells(self, extent_px: float) -> int:
+        extent_px = np.ceil(round(extent_px, 6))
+        return int(max(1, np.ceil((extent_px - self.inner_px) / self.stride_px) + 1))
+
+    def patch_origins(self, rows, cols) -> tuple[np.ndarray, np.ndarray]:
+        """Upper left corners of the patches, rounded to whole level-0 px.
+
+        Parameters
+        ----------
+        rows, cols : array_like of int, shape (N,)
+
+        Returns
+        -------
+        x, y : int32 arrays, shape (N,)
+            May be negative, or end beyond the slide: the patch then reaches over its edge.
+        """
+        x = self.bounds.x + (np.asarray(cols) * self.stride_px - self.margin_px) * self.downsample
+        y = self.bounds.y + (np.asarray(rows) * self.stride_px - self.margin_px) * self.downsample
+        return np.round(x).astype(np.int32), np.round(y).astype(np.int32)
+
+    def cells_at(self, x, y) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the patches whose upper left corners are given: the inverse.
+
+        Parameters
+        ----------
+        x, y : array_like of int, shape (N,)
+            Level-0 px, as `patch_origins` gives them.
+
+        Returns
+        -------
+        rows, cols : int64 arrays, shape (N,)
+        """
+        cols = (np.asarray(x) - self.bounds.x) / self.downsample + self.margin_px
+        rows = (np.asarray(y) - self.bounds.y) / self.downsample + self.margin_px
+        return (
+            np.round(rows / self.stride_px).astype(np.int64),
+            np.round(cols / self.stride_px).astype(np.int64),
+        )
+
+    def inner_boxes(self, rows, cols) -> np.ndarray:
+        """Inner squares as boxes in level-0 px.
+
+        Returns
+        -------
+        float64 array, shape (N, 4)
+            ``x0, y0, x1, y1``, exact (not rounded).
+        """
+        x = self.bounds.x + np.asarray(cols) * self.stride_px * self.downsample
+        y = self.bounds.y + np.asarray(rows) * self.stride_px * self.downsample
+        side = self.inner_px * self.downsample
+        return np.stack([x, y, x + side, y + side], axis=-1).astype(np.float64)
+
+    def pixel_spacing_um(self, reduction: int = 1) -> float:
+        """Micrometres between neighbouring heatmap pixels, `reduction` cells to a pixel."""
+        return reduction * self.stride_px * self.downsample * self.mpp
+
+    def first_pixel_um(self, reduction: int = 1) -> tuple[float, float]:
+        """Centre of the heatmap's first pixel: its OME-Zarr translation.
+
+        A heatmap pixel stands for ``reduction`` x ``reduction`` cells; its centre is the mean of
+        their patches' centres.
+
+        Returns
+        -------
+        x, y : float
+            Micrometres, pixel-centre convention (level-0 pixel 0 lies at 0).
+        """
+        centre = (self.inner_px / 2 + (reduction - 1) * self.stride_px / 2) * self.downsample
+        return (
+            (self.bounds.x + centre - 0.5) * self.mpp,
+            (self.bounds.y + centre - 0.5) * self.mpp,
+        )
+
+    def to_dict(self) -> dict:
+        """Plain numbers, for a file's metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "PatchGrid":
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "bounds": Bounds(**values["bounds"])})

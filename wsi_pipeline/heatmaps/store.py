@@ -1,0 +1,268 @@
+"""Heatmaps as OME-Zarr: one pyramid of 2-D images for each slide, which viewers lay over it.
+
+NGFF 0.5 (Zarr 3) or 0.4 (Zarr 2). Pixel (row, col) of level 0 is the grid's cell (row, col);
+NaN means not predicted: no tissue there, or not readable. Besides the NGFF metadata the group
+carries, under ``wsi_pipeline``, the slide, the model and the grid: a heatmap explains itself.
+
+Metadata are not consolidated: there are few arrays, and Zarr 3 does not specify it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numcodecs import Zstd
+from zarr.codecs import ZstdCodec
+
+from wsi_pipeline.errors import ConfigError, RunError, WsiError
+from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.heatmaps.predict import Slab
+
+SCHEMA = 1
+COARSEST_PX = 64
+"""The pyramid ends at the first level whose longer side is this or less."""
+
+_ZARR_FORMAT = {"0.4": 2, "0.5": 3}
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A heatmap on disk; pixels are read when asked for.
+
+    Parameters
+    ----------
+    path : Path
+    slide_id, model : str
+    grid : PatchGrid
+        Says where the pixels lie on the slide.
+    ngff : str
+        "0.4" or "0.5".
+    levels : tuple of zarr.Array
+        float32 (rows, cols); each level halves the one before it.
+    """
+
+    path: Path
+    slide_id: str
+    model: str
+    grid: PatchGrid
+    ngff: str
+    levels: tuple[zarr.Array, ...]
+
+    def values(self, level: int = 0) -> np.ndarray:
+        """Pixels of a level: float32 (rows, cols), in [0, 1], NaN where not predicted.
+
+        Raises
+        ------
+        RunError
+            If a chunk is damaged.
+        """
+        try:
+            return self.levels[level][:]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise RunError(f"{self.path}: level {level} is damaged: {error}") from error
+
+    def at(self, x, y) -> np.ndarray:
+        """Values of patches.
+
+        Parameters
+        ----------
+        x, y : array_like of int, shape (N,)
+            Upper left corners, level-0 px, as in the patch index.
+
+        Returns
+        -------
+        float32 array, shape (N,)
+            NaN where not predicted.
+
+        Raises
+        ------
+        RunError
+            If a patch lies outside the heatmap's grid, or a chunk is damaged.
+        """
+        rows, cols = self.grid.cells_at(x, y)
+        height, width = self.grid.shape
+        outside = (rows < 0) | (cols < 0) | (rows >= height) | (cols >= width)
+        if outside.any():
+            first = int(np.argmax(outside))
+            raise RunError(
+                f"{self.path}: the patch at x {np.asarray(x)[first]}, y {np.asarray(y)[first]}"
+                f" lies outside the heatmap of {height} x {width} cells: another grid's patch?"
+            )
+        return self.values()[rows, cols]
+
+
+def create_heatmap(
+    path, *, grid: PatchGrid, slide_id: str, model: str, chunk: int = 16, ngff: str = "0.5"
+) -> None:
+    """Write an empty heatmap (all NaN), with all its levels and metadata; replaces an old one.
+
+    Parameters
+    ----------
+    path : path-like
+        The store's folder. Fill it under a temporary name and rename it when finished.
+    grid : PatchGrid
+    slide_id, model : str
+    chunk : int
+        Side of a chunk, heatmap px.
+    ngff : {"0.5", "0.4"}
+
+    Raises
+    ------
+    ConfigError
+        If `ngff` is neither of the two.
+    """
+    if ngff not in _ZARR_FORMAT:
+        raise ConfigError(f"ngff is {ngff!r}: it must be one of {', '.join(_ZARR_FORMAT)}")
+    shapes = _level_shapes(grid.shape)
+    multiscales = _multiscales(slide_id, grid, len(shapes))
+    own = {"schema": SCHEMA, "slide_id": slide_id, "model": model, "grid": grid.to_dict()}
+    if ngff == "0.5":
+        ome = {"ome": {"version": ngff, "multiscales": [multiscales]}}
+        layout = {"compressors": ZstdCodec(), "dimension_names": ("y", "x")}
+    else:
+        ome = {"multiscales": [{"version": ngff, **multiscales}]}
+        layout = {
+            "compressors": Zstd(),
+            "chunk_key_encoding": {"name": "v2", "separator": "/"},
+        }
+    group = zarr.create_group(
+        path,
+        overwrite=True,
+        zarr_format=_ZARR_FORMAT[ngff],
+        attributes={**ome, "wsi_pipeline": own},
+    )
+    for level, shape in enumerate(shapes):
+        group.create_array(
+            str(level),
+            shape=shape,
+            chunks=(chunk, chunk),
+            dtype=np.float32,
+            fill_value=np.nan,
+            **layout,
+        )
+
+
+def write_chunk(path, slab: Slab, values: np.ndarray) -> None:
+    """Write one chunk of level 0.
+
+    A slab owns its chunk: writers in any number of processes need no lock, and writing a chunk
+    again replaces all of it.
+
+    Parameters
+    ----------
+    path : path-like
+    slab : Slab
+    values : float array, shape (N,)
+        In the order of the slab's cells.
+
+    Raises
+    ------
+    RunError
+        If the store is damaged, or the slab was made for chunks of another size.
+    """
+    array = _open(path, "r+").levels[0]
+    side = array.chunks[0]
+    first = side * np.array(slab.chunk)
+    cells = np.stack([slab.rows, slab.cols]) - first[:, np.newaxis]
+    if cells.min() < 0 or cells.max() >= side:
+        raise RunError(
+            f"{path}: cells of slab {slab.chunk} lie outside that chunk of {side} x {side} cells"
+        )
+    block = np.full((side, side), np.nan, np.float32)
+    block[tuple(cells)] = values
+    rows, cols = np.minimum(side, array.shape - first)  # the last chunks reach over the edge
+    array.blocks[slab.chunk] = block[:rows, :cols]
+
+
+def chunk_file(path, chunk: tuple[int, int], ngff: str) -> Path:
+    """The file of a chunk of level 0; Zarr writes none for a chunk that is all NaN."""
+    row, col = chunk
+    return Path(path) / "0" / (f"{row}/{col}" if ngff == "0.4" else f"c/{row}/{col}")
+
+
+def finish_heatmap(path) -> None:
+    """Fill the pyramid above level 0; doing it again changes nothing.
+
+    A pixel is the mean of the two by two (at odd edges fewer) below it that are not NaN. Level 0
+    is held in memory: 61 MB for a slide of 10^6 x 10^6 px at a stride of 256 px.
+
+    Raises
+    ------
+    RunError
+        If the store is damaged.
+    """
+    heatmap = _open(path, "r+")
+    values = heatmap.values()
+    for array in heatmap.levels[1:]:
+        values = _halve(values)
+        array[:] = values
+
+
+def open_heatmap(path) -> Heatmap:
+    """Open a heatmap for reading.
+
+    Raises
+    ------
+    RunError
+        If there is none, it is not of this pipeline or of another schema, or it is damaged.
+    """
+    return _open(path, "r")
+
+
+def _open(path, mode: str) -> Heatmap:
+    path = Path(path)
+    try:
+        group = zarr.open_group(path, mode=mode)
+        own = group.attrs["wsi_pipeline"]
+        if own["schema"] != SCHEMA:
+            raise RunError(f"schema {own['schema']}, while this version reads {SCHEMA}")
+        grid = PatchGrid.from_dict(own["grid"])
+        shapes = _level_shapes(grid.shape)
+        levels = tuple(group[str(level)] for level in range(len(shapes)))
+        if [level.shape for level in levels] != shapes:
+            raise RunError(f"levels {[level.shape for level in levels]} are not {shapes}")
+        ngff = "0.5" if group.metadata.zarr_format == 3 else "0.4"
+        return Heatmap(path, own["slide_id"], own["model"], grid, ngff, levels)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, WsiError) as error:
+        raise RunError(
+            f"{path}: no heatmap of this pipeline, or a damaged one:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+
+
+def _level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
+    shapes = [shape]
+    while max(shapes[-1]) > COARSEST_PX:
+        rows, cols = shapes[-1]
+        shapes.append((-(-rows // 2), -(-cols // 2)))
+    return shapes
+
+
+def _multiscales(name: str, grid: PatchGrid, levels: int) -> dict:
+    """NGFF's description of the pyramid; the same in 0.4 and 0.5."""
+    return {
+        "name": name,
+        "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"],
+        "datasets": [
+            {
+                "path": str(level),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [grid.pixel_spacing_um(2**level)] * 2},
+                    {"type": "translation", "translation": [*grid.first_pixel_um(2**level)[::-1]]},
+                ],
+            }
+            for level in range(levels)
+        ],
+        "type": "mean",
+    }
+
+
+def _halve(values: np.ndarray) -> np.ndarray:
+    """Means of two by two pixels, NaN left out: float32 (rows / 2, cols / 2), rounded up."""
+    rows, cols = values.shape
+    even = np.pad(values, ((0, rows % 2), (0, cols % 2)), constant_values=np.nan)
+    blocks = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2)
+    known = np.isfinite(blocks).sum(axis=(1, 3))
+    total = np.nansum(blocks, axis=(1, 3))
+    return np.divide(total, known, out=np.full_like(total, np.nan), where=known > 0)

@@ -1,0 +1,85 @@
+"""A trained model as a plain function of pixels."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+
+def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Pixels as the network takes them: ``(rgb / 255 - mean) / std``.
+
+    Parameters
+    ----------
+    images : uint8 tensor, shape (N, 3, H, W)
+    mean, std : sequences of 3 float
+        Of values scaled to 0..1.
+
+    Returns
+    -------
+    float32 tensor, shape (N, 3, H, W)
+        On the device of `images`, in their memory format.
+    """
+    scaled = v2.functional.to_dtype(images, torch.float32, scale=True)
+    return v2.functional.normalize(scaled, list(mean), list(std))
+
+
+def predictor(
+    module: nn.Module,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    mixed_precision: bool,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A model as a function from patches to probabilities F(I).
+
+    Parameters
+    ----------
+    module : nn.Module
+        Normalised float (N, 3, H, W) to logits (N,); moved to the device, evaluation mode.
+    mean, std : sequences of 3 float
+    device : torch.device or str
+    mixed_precision : bool
+        bfloat16 autocast; the sigmoid is taken in float32.
+
+    Returns
+    -------
+    callable
+        uint8 (N, H, W, 3) -> float32 (N,), in [0, 1].
+    """
+    device = torch.device(device)
+    module = module.to(device, memory_format=torch.channels_last).eval()
+
+    def predict(patches: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(patches).to(device).permute(0, 3, 1, 2)  # is channels-last
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision),
+        ):
+            logits = module(normalise(images, mean, std))
+        return torch.sigmoid(logits.float()).cpu().numpy()
+
+    return predict
+
+
+def use_mixed_precision(device: torch.device | str, setting: bool | None) -> bool:
+    """Whether to run a model under bfloat16 autocast.
+
+    Parameters
+    ----------
+    device : torch.device or str
+    setting : bool or None
+        True and False are obeyed; None: where the device computes in bfloat16 natively. There
+        VGG16 gains: with channels-last, twice the images a second of float32, forward and in
+        training (measured on two cores with AVX512-BF16, 64 and 128 px). Elsewhere bfloat16
+        is emulated.
+    """
+    if setting is not None:
+        return setting
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,212 @@
+"""The patch index: which patches a slide has, and what the annotation says of each.
+
+A patch is positive iff its inner square intersects the annotation (Lecture): any positive area,
+neither its centre point nor a fraction; a common border is no area. One Parquet file for each
+slide.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import shapely
+
+from wsi_pipeline.errors import CatalogError, ConfigError, RunError
+from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.slides.tissue import TissueMask
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"wsi_pipeline"
+SCHEMA = pa.schema(
+    {
+        "x": pa.int32(),
+        "y": pa.int32(),
+        "tissue": pa.float32(),
+        "coverage": pa.float32(),
+        "label": pa.int8(),
+        "lesions": pa.list_(pa.int32()),
+    }
+)
+CELLS_AT_ONCE = 1 << 20
+# A smaller share of the inner square is what rounding makes of a border that two share.
+LEAST_COVERAGE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class PatchIndex:
+    """The patches of one slide.
+
+    Parameters
+    ----------
+    slide_id : str
+    grid : PatchGrid
+    table : pyarrow.Table
+        Row-major in the grid. ``x``, ``y`` (int32): upper left corner, level-0 px. ``tissue``,
+        ``coverage`` (float32): shares of the inner square that are tissue and annotated.
+        ``label`` (int8): 1 tumour, 0 no tumour, -1 unknown (``coverage`` is then NaN).
+        ``lesions`` (list of int32): ids, from 1, of all lesions that the inner square intersects.
+    """
+
+    slide_id: str
+    grid: PatchGrid
+    table: pa.Table
+
+
+def build_index(
+    slide_id: str,
+    grid: PatchGrid,
+    tissue: TissueMask,
+    lesions: Sequence[shapely.Polygon],
+    slide_label: int,
+    min_tissue: float,
+) -> PatchIndex:
+    """Index the patches whose inner square holds tissue, and label them.
+
+    Parameters
+    ----------
+    slide_id : str
+    grid : PatchGrid
+    tissue : TissueMask
+    lesions : sequence of Polygon
+        Disjoint, level-0 px; a lesion's id is its position + 1.
+    slide_label : int
+        1, 0 or -1. A slide that is tumour by its label but has no lesion drawn, or one of
+        unknown label, gives patches of unknown label.
+    min_tissue : float
+        A patch is indexed if more than this share of its inner square is tissue.
+
+    Raises
+    ------
+    CatalogError
+        If a slide has lesions but not label 1.
+    """
+    if lesions and slide_label != 1:
+        raise CatalogError(
+            f"slide {slide_id} has label {slide_label} but {len(lesions)} annotated lesions: its"
+            " label must be 1"
+        )
+    rows, cols, tissue_share = _tissue_cells(grid, tissue, min_tissue)
+    cell, lesion, area = _overlaps(grid, rows, cols, lesions)
+    counts = np.bincount(cell, minlength=len(rows))
+    coverage = np.bincount(cell, area, len(rows)) / _square_area(grid)
+    if slide_label == 0 or lesions:
+        label = counts > 0
+    else:
+        label, coverage = np.full(len(rows), -1), np.full(len(rows), np.nan)
+    order = np.lexsort((lesion, cell))
+    columns = [
+        *grid.patch_origins(rows, cols),
+        tissue_share.astype(np.float32),
+        coverage.clip(0, 1).astype(np.float32),
+        label.astype(np.int8),
+        pa.ListArray.from_arrays(
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+            lesion[order].astype(np.int32),
+        ),
+    ]
+    return PatchIndex(slide_id, grid, pa.table([pa.array(c) for c in columns], schema=SCHEMA))
+
+
+def uncovered_lesions(index: PatchIndex, lesions: Sequence[shapely.Polygon]) -> list[int]:
+    """Ids of the lesions that no indexed patch's inner square intersects."""
+    found = pc.unique(pc.list_flatten(index.table["lesions"]))
+    return np.setdiff1d(np.arange(1, len(lesions) + 1), found.to_numpy()).tolist()
+
+
+def write_index(index: PatchIndex, path) -> None:
+    """Write Parquet; whole or not at all."""
+    path = Path(path)
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "slide_id": index.slide_id,
+        "grid": index.grid.to_dict(),
+    }
+    table = index.table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)})
+    part = path.with_name(f".{path.name}.part")
+    pq.write_table(table, part, compression="zstd")
+    part.replace(path)
+
+
+def read_index(path) -> PatchIndex:
+    """Read what `write_index` wrote, or others wrote in its form.
+
+    Raises
+    ------
+    RunError
+        If the file is missing or damaged, or lacks a column or the grid.
+    """
+    try:
+        table = pq.read_table(path)
+        metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        if metadata["schema_version"] != SCHEMA_VERSION:
+            raise RunError(
+                f"{path}: schema version {metadata['schema_version']}, this code reads"
+                f" {SCHEMA_VERSION}"
+            )
+        grid = PatchGrid.from_dict(metadata["grid"])
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+        return PatchIndex(metadata["slide_id"], grid, table)
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException, ConfigError) as error:
+        raise RunError(
+            f"{path}: no patch index: {type(error).__name__}: {error}; it needs the columns"
+            f" {', '.join(SCHEMA.names)} and the grid in its metadata"
+        ) from error
+
+
+def _tissue_cells(
+    grid: PatchGrid, tissue: TissueMask, min_tissue: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns and tissue shares of the cells with tissue, a band of rows at a time."""
+    n_rows, n_cols = grid.shape
+    step = max(1, CELLS_AT_ONCE // n_cols)
+    parts = []
+    for first in range(0, n_rows, step):
+        rows, cols = np.mgrid[first : min(first + step, n_rows), :n_cols].reshape(2, -1)
+        share = tissue.fraction(grid.inner_boxes(rows, cols))
+        kept = share > min_tissue
+        parts.append((rows[kept], cols[kept], share[kept]))
+    rows, cols, share = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return rows, cols, share
+
+
+def _overlaps(
+    grid: PatchGrid, rows: np.ndarray, cols: np.ndarray, lesions: Sequence[shapely.Polygon]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each pair of a cell and a lesion with common area: position, lesion id, area (px^2)."""
+    parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
+    boxes = grid.inner_boxes(rows, cols)
+    for number, lesion in enumerate(lesions, start=1):
+        x0, y0, x1, y1 = lesion.bounds
+        near = np.flatnonzero(
+            (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
+        )
+        area = _common_area(lesion, boxes[near])
+        common = area > LEAST_COVERAGE * _square_area(grid)
+        parts.append((near[common], np.full(common.sum(), number), area[common]))
+    cell, lesion_id, area = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return cell, lesion_id, area
+
+
+def _common_area(lesion: shapely.Polygon, boxes: np.ndarray) -> np.ndarray:
+    """Area that a lesion shares with each box; only boxes on its outline are cut."""
+    shapely.prepare(lesion)
+    squares = shapely.box(*boxes.T)
+    inside = shapely.contains_properly(lesion, squares)
+    area = np.where(inside, shapely.area(squares), 0.0)
+    outline = np.flatnonzero(~inside & shapely.intersects(lesion, squares))
+    x0, _, x1, _ = lesion.bounds
+    # Each row is cut from a strip of the lesion: an outline may have 10^5 vertices.
+    for y0, y1 in np.unique(boxes[outline][:, [1, 3]], axis=0):
+        row = outline[boxes[outline, 1] == y0]
+        strip = lesion.intersection(shapely.box(x0, y0, x1, y1))
+        area[row] = shapely.area(shapely.intersection(strip, squares[row]))
+    return area
+
+
+def _square_area(grid: PatchGrid) -> float:
+    return (grid.inner_px * grid.downsample) ** 2

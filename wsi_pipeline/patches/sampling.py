@@ -1,0 +1,221 @@
+"""Three-step sampling of training patches: a label, then a slide, then a patch (Lecture).
+
+A draw is a pure function of (seed, name, draw number). The counter-based generator Philox gives
+one block of four 64-bit words for each value of its counter; draw ``i`` takes block ``i``. So any
+process computes any draw on its own, in constant time, and loader workers, ranks and resumed
+runs agree without exchanging state.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsi_pipeline.errors import RunError
+from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.patches.index import PatchIndex
+
+LABELS = (0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PatchPool:
+    """Every labelled patch of some slides, sorted by label, then slide: 8 bytes a patch.
+
+    The patches of one label in one slide are a *group*, a slice of ``x`` and ``y``; the groups
+    of one label are a slice of the groups. Only groups that hold a patch exist, so each step of
+    the sampling picks a number within a slice, whatever the slides' sizes.
+
+    Parameters
+    ----------
+    slide_ids : tuple of str, length S
+        In the order given, which the draws depend on.
+    grids : tuple of PatchGrid, length S
+        How each slide's patches are read.
+    x, y : int32 arrays, shape (N,)
+        Upper left corners of the patches, level-0 px.
+    group_start : int64 array, shape (G + 1,)
+        Group ``g`` is patches ``group_start[g]:group_start[g + 1]``.
+    group_slide : int32 array, shape (G,)
+        Each group's slide, a position in `slide_ids`.
+    labels : int8 array, shape (L,)
+        The labels present, of 0 and 1.
+    label_start : int64 array, shape (L + 1,)
+        ``labels[l]`` has groups ``label_start[l]:label_start[l + 1]``.
+    """
+
+    slide_ids: tuple[str, ...]
+    grids: tuple[PatchGrid, ...]
+    x: np.ndarray
+    y: np.ndarray
+    group_start: np.ndarray
+    group_slide: np.ndarray
+    labels: np.ndarray
+    label_start: np.ndarray
+
+    @classmethod
+    def from_indexes(cls, indexes: Iterable[PatchIndex]) -> "PatchPool":
+        """Gather the patches with a known label (0 or 1; -1 is left out).
+
+        Parameters
+        ----------
+        indexes : iterable of PatchIndex
+            One for each slide, in an order that does not change between runs. Taken one at a
+            time; gathering needs 12 bytes a patch and one index at its peak.
+
+        Raises
+        ------
+        RunError
+            If no patch has a known label, a slide comes twice, or the patches differ in size.
+        """
+        slide_ids, grids, groups = [], [], []
+        for slide, index in enumerate(indexes):
+            slide_ids.append(index.slide_id)
+            grids.append(index.grid)
+            x, y, label = (index.table[name].to_numpy() for name in ("x", "y", "label"))
+            for value in LABELS:
+                chosen = label == value
+                if chosen.any():
+                    groups.append((value, slide, x[chosen], y[chosen]))
+        _check(slide_ids, grids)
+        if not groups:
+            raise RunError(
+                f"none of the patches of {len(slide_ids)} slides has a known label (0 or 1):"
+                " nothing to train on; are there annotations, and does the tissue mask keep tissue?"
+            )
+        groups.sort(key=lambda group: group[0])  # stable: within a label, by slide
+        labels, slides, xs, ys = map(list, zip(*groups, strict=True))
+        labels, label_counts = np.unique(labels, return_counts=True)
+        group_counts = [len(part) for part in xs]
+        groups.clear()
+        x = np.concatenate(xs, dtype=np.int32)
+        xs.clear()  # before y is joined: fewer bytes at the peak
+        return cls(
+            slide_ids=tuple(slide_ids),
+            grids=tuple(grids),
+            x=x,
+            y=np.concatenate(ys, dtype=np.int32),
+            group_start=_starts(group_counts),
+            group_slide=np.array(slides, np.int32),
+            labels=labels.astype(np.int8),
+            label_start=_starts(label_counts),
+        )
+
+
+def _check(slide_ids: list[str], grids: list[PatchGrid]) -> None:
+    repeated = {slide_id for slide_id, n in Counter(slide_ids).items() if n > 1}
+    if repeated:
+        raise RunError(f"slides {sorted(repeated)} come twice: each slide has one patch index")
+    sizes_px = {grid.patch_px for grid in grids}
+    if len(sizes_px) > 1:
+        raise RunError(
+            f"the patch indices have patches of {sorted(sizes_px)} px: one pool has one patch"
+            " size; run the tile stage again on all slides"
+        )
+
+
+def _starts(counts) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Drawn patches, in the order of their draw numbers.
+
+    Parameters
+    ----------
+    label : int8 array, shape (n,)
+        1 (tumour) or 0 (no tumour).
+    slide : int32 array, shape (n,)
+        Position in the pool's `slide_ids`.
+    x, y : int32 arrays, shape (n,)
+        Upper left corners of the patches, level-0 px.
+    """
+
+    label: np.ndarray
+    slide: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+
+def draw(pool: PatchPool, *, seed: int, name: str, first: int, count: int) -> Draws:
+    """Draws number ``first`` to ``first + count - 1``, with replacement.
+
+    Parameters
+    ----------
+    pool : PatchPool
+    seed : int
+    name : str
+        Sets apart the sequences of one seed ("train", "validation").
+    first, count : int
+        Both 0 or more. Splitting a range into several calls does not change its draws.
+    """
+    words = _words(seed, name, first, count)
+    label = draw_label(pool, words[0])
+    group = draw_slide(pool, label, words[1])
+    patch = draw_patch(pool, group, words[2])
+    return Draws(pool.labels[label], pool.group_slide[group], pool.x[patch], pool.y[patch])
+
+
+def draw_label(pool: PatchPool, words: np.ndarray) -> np.ndarray:
+    """Step 1: a label, uniformly from the labels present.
+
+    Parameters
+    ----------
+    words : uint64 array, shape (n,)
+        Random bits, one word for each draw; so for all three steps.
+
+    Returns
+    -------
+    int64 array, shape (n,)
+        Positions in ``pool.labels``.
+    """
+    return _below(np.int64(len(pool.labels)), words)
+
+
+def draw_slide(pool: PatchPool, label: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Step 2: a slide, uniformly from those that hold at least one patch with the label.
+
+    Returns
+    -------
+    int64 array, shape (n,)
+        The groups of that label and slide.
+    """
+    return _within(pool.label_start, label, words)
+
+
+def draw_patch(pool: PatchPool, group: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Step 3: a patch, uniformly from the slide's patches with the label.
+
+    Returns
+    -------
+    int64 array, shape (n,)
+        Positions in ``pool.x`` and ``pool.y``.
+    """
+    return _within(pool.group_start, group, words)
+
+
+def _words(seed: int, name: str, first: int, count: int) -> np.ndarray:
+    """Random bits of each draw: uint64, shape (4, count); column i is Philox block first + i."""
+    key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
+    philox = np.random.Philox(key=int.from_bytes(key, "little"), counter=first)
+    return philox.random_raw(4 * count).reshape(count, 4).T
+
+
+def _within(start: np.ndarray, part: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Positions within ``start[part]:start[part + 1]``."""
+    first = start[part]
+    return first + _below(start[part + 1] - first, words)
+
+
+def _below(n: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Integers from 0 to n - 1: floor(word * n / 2**64), for n up to 2**32.
+
+    No integer's probability differs from 1 / n by more than 2**-64 (Lemire 2019, without its
+    rejection step, so that each draw takes one word).
+    """
+    n = n.astype(np.uint64)
+    low = (words & np.uint64(0xFFFFFFFF)) * n >> np.uint64(32)
+    return (((words >> np.uint64(32)) * n + low) >> np.uint64(32)).astype(np.int64)

@@ -1,0 +1,288 @@
+"""Which slides a run has: read from a table or found in folders, and split by patient."""
+
+import csv
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from wsi_pipeline.errors import CatalogError
+
+# What OpenSlide opens; a MIRAX slide's data lie in a folder of the same name.
+SLIDE_SUFFIXES = frozenset([
+    ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn",
+    ".mrxs", ".svslide", ".bif", ".czi", ".avs", ".dcm",
+])  # fmt: skip
+ANNOTATION_SUFFIXES = frozenset((".xml", ".json", ".geojson"))
+SLIDE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
+WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+DTYPES = {
+    **dict.fromkeys(("slide_id", "path", "annotation", "patient_id", "split"), "string"),
+    "label": "Int8",
+    "mpp": "float64",
+}
+
+
+def _safe_as_file_name(slide_id: str) -> str:
+    if not SLIDE_ID.fullmatch(slide_id) or WINDOWS_DEVICE.fullmatch(slide_id):
+        raise ValueError(
+            "it names files, so it must be up to 128 letters, digits, '.', '_' and '-', begin with"
+            " a letter or digit, not end in '.' and be no device name of Windows"
+        )
+    return slide_id
+
+
+class _Row(BaseModel):
+    """A slide as the table states it; an empty cell is an absent value."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    slide_id: Annotated[str, AfterValidator(_safe_as_file_name)]
+    path: str
+    annotation: str | None = None
+    patient_id: str | None = None
+    split: Literal["train", "validation", "test"] | None = None
+    label: Annotated[int, Field(ge=0, le=1)] | None = None
+    mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+def read_catalog(path) -> pd.DataFrame:
+    """Read a table of slides.
+
+    Parameters
+    ----------
+    path : path-like
+        A CSV file with a header. Columns ``slide_id`` and ``path``; optionally ``annotation``,
+        ``patient_id`` (a slide without one is its own patient), ``split`` (for all slides or
+        none), ``label`` (1 tumour, 0 normal) and ``mpp`` (um per level-0 px). Paths count from
+        the table's folder. Whether the files exist is not checked: a slide that cannot be opened
+        is that slide's failure, not the batch's.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a slide, in the table's order: ``slide_id, path, annotation, patient_id, split``
+        (str; paths absolute), ``label`` (Int8), ``mpp`` (float64); absent values are missing.
+
+    Raises
+    ------
+    CatalogError
+        If the table cannot be read, holds no slide, has unknown or missing columns, a bad value,
+        a slide id twice (upper and lower case alike) or a slide file twice, a split for only some
+        slides, or a patient in two splits; the message names the table and the line.
+    """
+    path = Path(path)
+    lines, rows = _read_rows(path)
+    frame = _to_frame(rows, folder=path.parent.absolute())
+    _refuse_duplicates(frame, path, lines)
+    _check_splits(frame, path, lines)
+    return frame
+
+
+def _read_rows(path: Path) -> tuple[list[int], list[_Row]]:
+    lines, rows = [], []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            _check_columns(path, reader.fieldnames or [])
+            for cells in reader:
+                lines.append(reader.line_num)
+                rows.append(_parse_row(cells, f"{path}, line {reader.line_num}"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CatalogError(f"{path}: cannot be read as a CSV table: {error}") from error
+    if not rows:
+        raise CatalogError(f"{path}: holds no slide")
+    return lines, rows
+
+
+def _check_columns(path: Path, columns):
+    known = list(_Row.model_fields)
+    if unknown := [column for column in columns if column not in known]:
+        raise CatalogError(f"{path}: unknown columns {unknown}; known ones are {known}")
+    if missing := [column for column in ("slide_id", "path") if column not in columns]:
+        raise CatalogError(f"{path}: the columns {missing} are missing")
+    if len(set(columns)) < len(columns):
+        raise CatalogError(f"{path}: a column is there twice among {list(columns)}")
+
+
+def _parse_row(cells: dict, where: str) -> _Row:
+    if None in cells or None in cells.values():
+        raise CatalogError(f"{where}: the row has more or fewer cells than the header")
+    cells = {column: value.strip() for column, value in cells.items()}
+    try:
+        return _Row(**{column: value for column, value in cells.items() if value})
+    except ValidationError as error:
+        first = error.errors()[0]
+        column = first["loc"][0]
+        rule = first["msg"].removeprefix("Value error, ")
+        raise CatalogError(f"{where}: {column} is {cells.get(column, '')!r}: {rule}") from None
+
+
+def _to_frame(rows: list[_Row], folder: Path) -> pd.DataFrame:
+    frame = pd.DataFrame([row.model_dump() for row in rows], columns=list(_Row.model_fields))
+    frame["path"] = [str(folder / row.path) for row in rows]
+    frame["annotation"] = [row.annotation and str(folder / row.annotation) for row in rows]
+    frame["patient_id"] = frame["patient_id"].fillna(frame["slide_id"])
+    return frame.astype(DTYPES)
+
+
+def _refuse_duplicates(frame: pd.DataFrame, path: Path, lines: list[int]):
+    for column, values in (
+        ("slide_id", frame["slide_id"].str.casefold()),
+        ("path", frame["path"]),
+    ):
+        if (twice := values.duplicated(keep=False)).any():
+            at = np.flatnonzero(values == values[twice].iloc[0])
+            raise CatalogError(
+                f"{path}, lines {', '.join(str(lines[i]) for i in at)}: the same {column},"
+                f" {frame[column].iloc[at[0]]!r}, is there {len(at)} times; each slide is one row"
+            )
+
+
+def _check_splits(frame: pd.DataFrame, path: Path, lines: list[int]):
+    missing = frame["split"].isna()
+    if missing.all():
+        return
+    if missing.any():
+        first = int(np.argmax(missing))
+        raise CatalogError(
+            f"{path}, line {lines[first]}: slide {frame['slide_id'].iloc[first]!r} has no split"
+            " while others have; give all slides one, or none"
+        )
+    for patient, slides in frame.groupby("patient_id"):
+        if slides["split"].nunique() > 1:
+            listed = ", ".join(
+                f"{row.slide_id} ({row.split}, line {lines[row.Index]})"
+                for row in slides.itertuples()
+            )
+            raise CatalogError(f"{path}: patient {patient!r} is in more than one split: {listed}")
+
+
+def scan_folders(slides, annotations=None) -> pd.DataFrame:
+    """Find slides, and annotations named as they are.
+
+    Parameters
+    ----------
+    slides : path-like
+        A folder; its subfolders are searched too, except those that hold a MIRAX slide's data.
+        A slide's id, and its patient's, is its file name without the suffix. A folder may hold
+        one DICOM file: of several, which are parts of one slide is not told by their names.
+    annotations : path-like, optional
+        A folder of ``.xml``, ``.json`` and ``.geojson`` files, searched the same way.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `read_catalog`, sorted by slide id, without splits and labels.
+
+    Raises
+    ------
+    CatalogError
+        If a folder is missing or holds no slide, a name is no slide id, two slides or two
+        annotations have the same name, or an annotation has no slide.
+    """
+    slide_files = _by_stem(slides, SLIDE_SUFFIXES, "slides")
+    annotation_files = {}
+    if annotations is not None:
+        annotation_files = _by_stem(annotations, ANNOTATION_SUFFIXES, "annotations")
+    if orphans := sorted(set(annotation_files) - set(slide_files)):
+        raise CatalogError(
+            f"{annotation_files[orphans[0]]}: no slide of this name under {slides}"
+            f" ({len(orphans)} such annotations)"
+        )
+    rows = []
+    for stem, file in sorted(slide_files.items()):
+        cells = {"slide_id": stem, "path": str(file.absolute())}
+        if stem in annotation_files:
+            cells["annotation"] = str(annotation_files[stem].absolute())
+        rows.append(_parse_row(cells, where=str(file)))
+    return _to_frame(rows, folder=Path(slides))
+
+
+def _by_stem(folder, suffixes, what) -> dict[str, Path]:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CatalogError(f"{folder}: no such folder of {what}")
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in suffixes and file.is_file() and not file.name.startswith(".")
+    ]
+    found, dicom_folders = {}, {}
+    for file in files:
+        if any(Path(f"{parent}.mrxs").is_file() for parent in file.parents):
+            continue
+        if file.suffix.lower() == ".dcm" and file != dicom_folders.setdefault(file.parent, file):
+            raise CatalogError(
+                f"{file.parent}: holds several DICOM files, which may be one slide; list the"
+                " slides in a table, one file of each"
+            )
+        if (other := found.setdefault(file.stem.casefold(), file)) != file:
+            raise CatalogError(f"{file} and {other}: two {what} have the same name")
+    if not found:
+        raise CatalogError(f"{folder}: holds no {what} ({' '.join(sorted(suffixes))})")
+    return {file.stem: file for file in found.values()}
+
+
+def assign_splits(frame: pd.DataFrame, shares: Mapping[str, float], seed: int) -> pd.DataFrame:
+    """Split the slides by patient.
+
+    The patients of each split are counted first, by the largest remainders of their shares, at
+    least one where there are enough; then patients with a tumour (a slide labelled 1 or
+    annotated) and without are spread over the splits in proportion, to within one. Who goes
+    where depends on the seed and the patients' ids, not on the order of rows.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        As `read_catalog` gives it.
+    shares : mapping of str to float
+        Share of the patients for each split; they add up to 1.
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        A copy with the column ``split`` filled.
+    """
+    tumour = (frame["label"].eq(1) | frame["annotation"].notna()).fillna(False)
+    has_tumour = tumour.astype(bool).groupby(frame["patient_id"]).any()
+    order = sorted(has_tumour.index, key=lambda patient: _draw(seed, patient))
+    with_tumour = [patient for patient in order if has_tumour[patient]]
+    without = [patient for patient in order if not has_tumour[patient]]
+
+    # Ties of remainders go to the larger share.
+    names = sorted((name for name in shares if shares[name] > 0), key=lambda n: (-shares[n], n))
+    counts = _at_least_one(_apportion(len(order), [shares[name] for name in names]))
+    counts_with = _apportion(len(with_tumour), counts)
+    split_of = {
+        **dict(zip(with_tumour, np.repeat(names, counts_with), strict=True)),
+        **dict(zip(without, np.repeat(names, counts - counts_with), strict=True)),
+    }
+    return frame.assign(split=frame["patient_id"].map(split_of).astype("string"))
+
+
+def _draw(seed: int, patient: str) -> bytes:
+    return hashlib.sha256(f"{seed}/split/{patient}".encode()).digest()
+
+
+def _apportion(total: int, weights) -> np.ndarray:
+    """Share out `total` by the largest remainders of the weights' quotas (Hamilton's method)."""
+    quotas = total * np.asarray(weights, float) / np.sum(weights)
+    counts = np.floor(quotas + 1e-9).astype(int)
+    largest_first = np.argsort(counts - quotas, kind="stable")
+    counts[largest_first[: total - counts.sum()]] += 1
+    return counts
+
+
+def _at_least_one(counts: np.ndarray) -> np.ndarray:
+    counts = counts.copy()
+    while counts.min() == 0 and counts.sum() >= len(counts):
+        counts[counts.argmax()] -= 1
+        counts[counts.argmin()] += 1
+    return counts

@@ -1,0 +1,310 @@
+"""Open slides and read regions of them at any resolution."""
+
+import math
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from wsi_pipeline.errors import SlideError, SlideReadError
+from wsi_pipeline.geometry import Bounds
+
+WHITE = (255, 255, 255)
+# Training draws from hundreds of slides in turn, and opening one takes milliseconds.
+OPEN_SLIDES = 64
+# Decoded tiles of all open slides together: OpenSlide's own default is 32 MB for each.
+TILE_CACHE = openslide.OpenSlideCache(64 << 20)
+# Level px decoded at once, a side: OpenSlide cuts larger regions itself and then rounds the pieces'
+# corners down to whole level-0 px. It also keeps memory flat however far a region is reduced.
+BLOCK_PX = 4096
+# A level serves requests this much finer than itself; beyond, the next finer level is reduced.
+LEVEL_TOLERANCE = 0.01
+# A level this near to the requested downsample is read as stored: under half a px over a block.
+SAME_DOWNSAMPLE = 1e-4
+MPP_ANISOTROPY = 0.05
+# The coarsest resolution that a file may state of itself. TIFF writers that know nothing of
+# microscopes state a printer's: 72 dpi is 353 um per px, 300 dpi is 85.
+COARSEST_STATED_MPP = 50.0
+# A target resolution may be this much finer than level 0: scanners' nominal 0.25 is 0.23 to 0.275.
+FINER_THAN_LEVEL0 = 0.1
+
+
+class Slide:
+    """A slide that OpenSlide reads: SVS, MRXS, SCN, NDPI, DICOM, tiled TIFF and others.
+
+    Coordinates are level-0 px of the whole frame (see `wsi_pipeline.geometry`). Everything
+    outside the frame, and everything that the scanner left transparent, reads as white.
+
+    Reading is safe from several threads. A slide is also a context manager.
+
+    Parameters
+    ----------
+    path : path-like
+    mpp : float, optional
+        Micrometres per level-0 px; wins over what the file states.
+
+    Attributes
+    ----------
+    path : Path
+    vendor : str
+        OpenSlide's name of the format.
+    size : (int, int)
+        Width and height of the level-0 frame, px.
+    bounds : Bounds
+        The scanned part of the frame; the whole frame for formats that state none.
+    mpp : float
+        Micrometres per level-0 px; the geometric mean where x and y differ a little.
+    level_downsamples : tuple of float
+        Level-0 px per px of each pyramid level.
+    level_sizes : tuple of (int, int)
+        Width and height of each level, px.
+
+    Raises
+    ------
+    SlideError
+        If the file is missing, OpenSlide cannot open it, or its resolution is neither stated
+        plausibly nor given.
+    """
+
+    def __init__(self, path, mpp: float | None = None):
+        self.path = Path(path)
+        self._handle = _open(self.path)
+        properties = self._handle.properties
+        self.vendor: str = properties[openslide.PROPERTY_NAME_VENDOR]
+        self.size: tuple[int, int] = self._handle.dimensions
+        self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
+        self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
+        self.bounds = _bounds(properties, self.size)
+        self.mpp = _mpp(self.path, properties, mpp)
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
+        """Let go of the file, once reads under way in other threads end; reading reopens it."""
+        self._handle = None
+
+    def downsample(self, level: int | None = None, mpp: float | None = None) -> float:
+        """Level-0 px per working px of a pyramid level or of a target resolution: give one.
+
+        Raises
+        ------
+        SlideError
+            If the slide lacks the level, or is more than 10 % coarser than the target `mpp`.
+        """
+        if (level is None) == (mpp is None):
+            raise ValueError(f"level is {level} and mpp is {mpp}: give one of the two")
+        if level is not None:
+            if not 0 <= level < len(self.level_downsamples):
+                raise SlideError(
+                    f"{self.path}: level {level} is asked for; the slide has levels 0 to"
+                    f" {len(self.level_downsamples) - 1}"
+                )
+            return self.level_downsamples[level]
+        if mpp < self.mpp * (1 - FINER_THAN_LEVEL0):
+            raise SlideError(
+                f"{self.path}: {mpp} um per px is asked for; the slide was scanned at"
+                f" {self.mpp:.4g}, and finer detail cannot be made up"
+            )
+        return mpp / self.mpp
+
+    def read(
+        self, x: float, y: float, width_px: int, height_px: int, downsample: float = 1.0
+    ) -> np.ndarray:
+        """Pixels of a region at a resolution.
+
+        The level nearest below `downsample` is read. Where it *is* that resolution its pixels
+        come as stored, from the level pixel nearest to ``(x, y)``; else they are resampled
+        (triangle filter, antialiased). What a pixel shows depends on its position alone:
+        neighbouring reads join without a seam, and a part of a large read equals a small one.
+        (On levels whose downsample is no whole number OpenSlide, which takes corners in whole
+        level-0 px, itself interpolates: there this holds to within half a level-0 px.)
+
+        Parameters
+        ----------
+        x, y : float
+            Upper left corner of the region, level-0 px; any part may lie outside the slide.
+        width_px, height_px : int
+            Size of the result, px at `downsample`.
+        downsample : float
+            Level-0 px per px of the result.
+
+        Returns
+        -------
+        uint8 array, shape (height_px, width_px, 3)
+            RGB; white outside the slide and where it is transparent.
+
+        Raises
+        ------
+        SlideReadError
+            If OpenSlide fails twice, the second time with a new handle: after its first error a
+            handle refuses everything. Other regions can still be read.
+        """
+        level = self._level_for(downsample)
+        scale = downsample / self.level_downsamples[level]
+        left, top = x / self.level_downsamples[level], y / self.level_downsamples[level]
+        if abs(scale - 1) < SAME_DOWNSAMPLE:
+            # Halves all go the same way: with odd bounds every region of a level has them.
+            scale, left, top = 1, math.floor(left + 0.5), math.floor(top + 0.5)
+        pixels = np.empty((height_px, width_px, 3), np.uint8)
+        step = max(1, int(BLOCK_PX / scale))
+        for row in range(0, height_px, step):
+            for col in range(0, width_px, step):
+                block = pixels[row : row + step, col : col + step]
+                block[:] = self._block(
+                    level, left + col * scale, top + row * scale, block.shape[:2], scale
+                )
+        return pixels
+
+    def thumbnail(self, max_px: int) -> tuple[np.ndarray, float]:
+        """Read the bounds area, its longer side `max_px` or less.
+
+        Returns
+        -------
+        pixels : uint8 array, shape (h, w, 3)
+        downsample : float
+            Level-0 px per px of the thumbnail.
+        """
+        downsample = max(1.0, max(self.bounds.width, self.bounds.height) / max_px)
+        width_px = max(1, round(self.bounds.width / downsample))
+        height_px = max(1, round(self.bounds.height / downsample))
+        return self.read(self.bounds.x, self.bounds.y, width_px, height_px, downsample), downsample
+
+    def _level_for(self, downsample: float) -> int:
+        finest = downsample * (1 + LEVEL_TOLERANCE)
+        return max(
+            (i for i, stored in enumerate(self.level_downsamples) if stored <= finest), default=0
+        )
+
+    def _block(self, level, left, top, shape, scale) -> Image.Image:
+        """Read a region whose corner is in level px, `scale` of them to a px of the result."""
+        height, width = shape
+        if scale == 1:
+            return self._level_pixels(level, left, top, left + width, top + height)
+        # The triangle filter reaches one pixel, of the coarser grid, beyond a pixel's centre.
+        margin = 2 * max(1, scale)
+        x0, y0 = math.floor(left - margin), math.floor(top - margin)
+        right, bottom = left + width * scale, top + height * scale
+        source = self._level_pixels(
+            level, x0, y0, math.ceil(right + margin), math.ceil(bottom + margin)
+        )
+        box = (left - x0, top - y0, right - x0, bottom - y0)
+        return source.resize((width, height), Image.Resampling.BILINEAR, box)
+
+    def _level_pixels(self, level, x0, y0, x1, y1) -> Image.Image:
+        """Level px from (x0, y0) to (x1, y1), over white.
+
+        OpenSlide gets only the part inside the level: it rounds negative corners roughly.
+        """
+        canvas = Image.new("RGB", (x1 - x0, y1 - y0), WHITE)
+        level_width, level_height = self.level_sizes[level]
+        inside_x0, inside_y0 = max(x0, 0), max(y0, 0)
+        size = (min(x1, level_width) - inside_x0, min(y1, level_height) - inside_y0)
+        if min(size) > 0:
+            stored = self.level_downsamples[level]
+            location = (round(inside_x0 * stored), round(inside_y0 * stored))
+            region = self._region(location, level, size)
+            canvas.paste(region, (inside_x0 - x0, inside_y0 - y0), mask=region)
+        return canvas
+
+    def _region(self, location, level, size) -> Image.Image:
+        failure = None
+        # The second handle is this call's own until it has served: another thread's failure on a
+        # shared one would be taken for this region's.
+        for shared in (self._handle, None):
+            handle = shared or _open(self.path)
+            try:
+                region = handle.read_region(location, level, size)
+            except openslide.OpenSlideError as error:
+                failure = error
+                self._handle = None
+            else:
+                self._handle = handle
+                return region
+        raise SlideReadError(
+            f"{self.path}: the region at level-0 px {location}, {size[0]} x {size[1]} px of level"
+            f" {level}, cannot be decoded: {failure}"
+        ) from failure
+
+
+def cached_slide(path, mpp: float | None = None) -> Slide:
+    """Get a slide from the few that this process keeps open, for Dask workers.
+
+    A file that was replaced is opened anew. A slide that falls out closes when its last reader
+    lets go of it.
+
+    Raises
+    ------
+    SlideError
+        As `Slide`.
+    """
+    try:
+        state = Path(path).stat()
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be opened: {error.strerror}") from error
+    return _cached(os.fspath(path), mpp, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=OPEN_SLIDES)
+def _cached(path, mpp, _mtime_ns, _size) -> Slide:
+    return Slide(path, mpp)
+
+
+def _open(path: Path) -> openslide.OpenSlide:
+    if not path.is_file():
+        raise SlideError(f"{path}: no such file")
+    try:
+        handle = openslide.OpenSlide(path)
+        handle.set_cache(TILE_CACHE)
+        return handle
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        hint = ""
+        if path.suffix.lower() in (".tif", ".tiff"):
+            hint = "; save an untiled TIFF again as a tiled, pyramidal one"
+        raise SlideError(f"{path}: not a format that OpenSlide reads{hint}") from error
+    except openslide.OpenSlideError as error:
+        raise SlideError(f"{path}: OpenSlide cannot open it: {error}") from error
+
+
+def _bounds(properties, size) -> Bounds:
+    names = (
+        openslide.PROPERTY_NAME_BOUNDS_X,
+        openslide.PROPERTY_NAME_BOUNDS_Y,
+        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+    )
+    if all(name in properties for name in names):
+        return Bounds(*(int(properties[name]) for name in names))
+    return Bounds(0, 0, *size)
+
+
+def _mpp(path: Path, properties, given: float | None) -> float:
+    remedy = "give its um per level-0 px in the catalog's mpp column or the setting catalog.mpp"
+    if given is not None:
+        if not 0 < given < math.inf:
+            raise SlideError(f"{path}: mpp is given as {given}: it must be positive")
+        return float(given)
+    stated = [
+        properties.get(name)
+        for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+    ]
+    if None in stated:
+        raise SlideError(f"{path}: the slide states no resolution; {remedy}")
+    mpp_x, mpp_y = map(float, stated)
+    if not (0 < mpp_x <= COARSEST_STATED_MPP and 0 < mpp_y <= COARSEST_STATED_MPP):
+        raise SlideError(
+            f"{path}: the slide states {mpp_x:g} x {mpp_y:g} um per px; a microscope's lies between"
+            f" 0 and {COARSEST_STATED_MPP:g}; {remedy}"
+        )
+    if max(mpp_x, mpp_y) > min(mpp_x, mpp_y) * (1 + MPP_ANISOTROPY):
+        raise SlideError(
+            f"{path}: the slide states {mpp_x:g} um per px in x and {mpp_y:g} in y, more than"
+            f" {MPP_ANISOTROPY:.0%} apart; {remedy}"
+        )
+    return math.sqrt(mpp_x * mpp_y)

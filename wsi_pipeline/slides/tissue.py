@@ -1,0 +1,143 @@
+"""Tissue masks at low resolution."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+from skimage.morphology import isotropic_closing
+
+from wsi_pipeline.geometry import Bounds
+from wsi_pipeline.slides.reader import Slide
+
+# Otsu's threshold parts two classes. With less than this share of the pixels under the floor there
+# is no glass to part from: Otsu would cut the tissue itself in two.
+LEAST_GLASS = 0.05
+SMOOTHING_PX = 3
+
+
+@dataclass(frozen=True, eq=False)
+class TissueMask:
+    """Where a slide holds tissue.
+
+    Attributes
+    ----------
+    mask : bool array, shape (h, w)
+    bounds : Bounds
+        The masked area, level-0 px; the mask's first pixel begins at its corner.
+    downsample : float
+        Level-0 px per mask px.
+    """
+
+    mask: np.ndarray
+    bounds: Bounds
+    downsample: float
+
+    def fraction(self, boxes) -> np.ndarray:
+        """Share of each box that is tissue; outside the mask there is none.
+
+        Exact also for boxes that cut mask pixels: between a summed-area table's corners the
+        integral of a piecewise constant image is bilinear.
+
+        Parameters
+        ----------
+        boxes : array_like, shape (N, 4)
+            ``x0, y0, x1, y1`` in level-0 px, of positive area.
+
+        Returns
+        -------
+        float64 array, shape (N,), in [0, 1]
+        """
+        corner = (self.bounds.x, self.bounds.y) * 2
+        boxes = (np.asarray(boxes, np.float64).reshape(-1, 4) - corner) / self.downsample
+        x0, y0, x1, y1 = boxes.T
+        summed = np.pad(self.mask.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
+
+        def area_to(x, y):
+            # mode="nearest" clips to the mask: beyond it the integral no longer grows.
+            return ndimage.map_coordinates(
+                summed, (y, x), output=np.float64, order=1, mode="nearest"
+            )
+
+        area = area_to(x1, y1) - area_to(x0, y1) - area_to(x1, y0) + area_to(x0, y0)
+        return np.clip(area / ((x1 - x0) * (y1 - y0)), 0, 1)
+
+
+def tissue_mask(
+    slide: Slide,
+    *,
+    mpp: float,
+    min_saturation: float,
+    closing_um: float,
+    min_area_um2: float,
+    max_hole_um2: float,
+) -> TissueMask:
+    """Find tissue as what is more saturated than glass.
+
+    Otsu's threshold on the median-filtered HSV saturation, then morphological closing, removal
+    of small pieces and filling of small holes (the sources leave the method open).
+
+    Parameters
+    ----------
+    slide : Slide
+    mpp : float
+        Resolution of the mask, um per px; a slide coarser than it is masked at level 0.
+    min_saturation : float
+        Floor under Otsu's threshold, so that an empty slide stays empty; it is the threshold
+        itself where the slide shows hardly any glass.
+    closing_um : float
+        Radius of the closing.
+    min_area_um2, max_hole_um2 : float
+        Smaller pieces are dropped, then smaller holes filled.
+
+    Returns
+    -------
+    TissueMask
+        Of the slide's bounds.
+
+    Raises
+    ------
+    SlideReadError
+        If a part of the slide cannot be decoded.
+    """
+    downsample = max(1.0, mpp / slide.mpp)
+    width_px = math.ceil(slide.bounds.width / downsample)
+    height_px = math.ceil(slide.bounds.height / downsample)
+    pixels = slide.read(slide.bounds.x, slide.bounds.y, width_px, height_px, downsample)
+    mpp = downsample * slide.mpp
+    mask = _saturated(pixels, min_saturation)
+    mask = _closed(mask, closing_um / mpp)
+    mask = _without_small(mask, min_area_um2 / mpp**2)
+    mask = ~_without_small(~mask, max_hole_um2 / mpp**2)
+    return TissueMask(mask, slide.bounds, downsample)
+
+
+def _saturated(pixels, min_saturation) -> np.ndarray:
+    saturation = ndimage.median_filter(_saturation(pixels), SMOOTHING_PX)
+    # Pure white is mostly what the scanner left out: it says nothing of this slide's glass.
+    imaged = saturation[(pixels < 255).any(-1)]
+    threshold = min_saturation
+    if imaged.size and np.mean(imaged < min_saturation) >= LEAST_GLASS:
+        threshold = max(threshold, threshold_otsu(imaged))
+    return saturation > threshold
+
+
+def _saturation(pixels) -> np.ndarray:
+    highest = pixels.max(-1).astype(np.float32)
+    return (highest - pixels.min(-1)) / np.maximum(highest, 1)
+
+
+def _closed(mask, radius_px) -> np.ndarray:
+    # The margin keeps the closing's two distance maps off the edge: without any background the
+    # second would be undefined.
+    margin = 2 * math.ceil(radius_px) + 1
+    return isotropic_closing(np.pad(mask, margin), radius_px)[margin:-margin, margin:-margin]
+
+
+def _without_small(mask, min_px) -> np.ndarray:
+    """Drop 4-connected pieces of fewer than `min_px` pixels."""
+    labels, _ = ndimage.label(mask)
+    large = np.bincount(labels.ravel()) >= min_px
+    large[0] = False
+    return large[labels]

@@ -1,0 +1,102 @@
+"""Where the files of a run lie, and the slides that each stage hands to the next."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from wsi_pipeline.errors import RunError
+
+SLIDE_COLUMNS = (
+    "slide_id", "path", "annotation", "patient_id", "split",
+    "label", "mpp", "width", "height", "status",
+)  # fmt: skip
+
+
+def slides_path(run_dir: Path) -> Path:
+    """Where the catalog lies."""
+    return Path(run_dir) / "slides.parquet"
+
+
+def index_path(run_dir: Path, slide_id: str) -> Path:
+    """Where a slide's patch index lies."""
+    return Path(run_dir) / "patches" / f"{slide_id}.parquet"
+
+
+def model_folder(run_dir: Path, name: str) -> Path:
+    """Where a model lies."""
+    return Path(run_dir) / "models" / name
+
+
+def model_id(name: str, weights_sha256: str) -> str:
+    """What a heatmap calls its model: name and weights."""
+    return f"{name}@{weights_sha256[:12]}"
+
+
+def read_model_card(run_dir: Path, name: str) -> dict:
+    """Read ``model.json`` without the libraries that the model itself needs.
+
+    Raises
+    ------
+    RunError
+        If it is missing or no JSON.
+    """
+    path = model_folder(run_dir, name) / "model.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: no readable model description: {error}") from error
+
+
+def heatmap_folder(run_dir: Path, name: str) -> Path:
+    """Where the heatmaps of a model lie."""
+    return Path(run_dir) / "heatmaps" / name
+
+
+def evaluation_folder(run_dir: Path, name: str) -> Path:
+    """Where the report on a model lies."""
+    return Path(run_dir) / "evaluation" / name
+
+
+def read_slides(run_dir: Path, splits: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read the catalog's slides that could be opened, of the given splits.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `SLIDE_COLUMNS`; ``annotation`` is None where there is none.
+
+    Raises
+    ------
+    RunError
+        If there is no catalog, or it lacks columns.
+    """
+    path = slides_path(run_dir)
+    if not path.is_file():
+        raise RunError(f"{path} does not exist: run the tile stage first")
+    frame = pd.read_parquet(path)
+    if missing := set(SLIDE_COLUMNS) - set(frame.columns):
+        raise RunError(f"{path} lacks the columns {sorted(missing)}: it is no catalog of slides")
+    frame = frame[frame["status"] == "ok"].astype({"annotation": object})
+    frame["annotation"] = frame["annotation"].where(frame["annotation"].notna(), None)
+    return frame if splits is None else frame[frame["split"].isin(splits)]
+
+
+def tiled_slides(run_dir: Path, splits: Sequence[str]) -> pd.DataFrame:
+    """Read the slides of the given splits that have a patch index, ordered by slide id.
+
+    Raises
+    ------
+    RunError
+        If there is none.
+    """
+    slides = read_slides(run_dir, splits)
+    tiled = [index_path(run_dir, slide_id).is_file() for slide_id in slides["slide_id"]]
+    if not any(tiled):
+        raise RunError(
+            f"{run_dir}: none of the {len(slides)} readable slides of the split"
+            f" {' or '.join(splits)} is tiled: run the tile stage, or look at"
+            " catalog.split and the catalog's split column"
+        )
+    return slides[tiled].sort_values("slide_id")

@@ -1,0 +1,71 @@
+"""What of a run is done, what failed, what is left, from its files alone."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_pipeline.config import Config, load_config
+from wsi_pipeline.jobs.record import read_done, read_failures
+from wsi_pipeline.stages.run_directory import read_slides, slides_path
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage and its units, which are slides, or for training the model.
+
+    Parameters
+    ----------
+    stage : str
+    done, failed : int
+        As recorded; whether inputs changed since is found out only by running the stage.
+    left : int or None
+        None until the stage before says how many there are.
+    """
+
+    stage: str
+    done: int
+    failed: int
+    left: int | None
+
+
+def stage_status(run_dir: Path) -> list[StageStatus]:
+    """Count what a run has done, also while it runs.
+
+    Raises
+    ------
+    ConfigError, RunError
+        If there is no run, or a file of it is damaged.
+    """
+    run_dir = Path(run_dir)
+    config = load_config(run_dir / "config.yaml")
+    failures = read_failures(run_dir)
+    found = []
+    for stage, expected in _expected_units(run_dir, config).items():
+        failed = {row.unit for row in failures if row.stage == stage}
+        done = read_done(run_dir, stage).keys() - failed
+        left = None if expected is None else max(0, expected - len(done) - len(failed))
+        found.append(StageStatus(stage, len(done), len(failed), left))
+    return found
+
+
+def notes_by_slide(run_dir: Path) -> dict[str, list[str]]:
+    """What a stage did not fail on but wants known: repaired outlines, lesions without tissue."""
+    notes = defaultdict(list)
+    for stage in ("catalog", "tile", "heatmap"):
+        for slide_id, line in read_done(run_dir, stage).items():
+            notes[slide_id] += line["result"].get("notes", [])
+    return {slide_id: of_slide for slide_id, of_slide in notes.items() if of_slide}
+
+
+def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
+    if not slides_path(run_dir).exists():
+        return dict.fromkeys(("catalog", "tile", "train", "heatmap", "evaluate"))
+    slides = read_slides(run_dir)
+    predicted = int(slides["split"].isin(config.heatmap.splits).sum())
+    return {
+        "catalog": len(read_done(run_dir, "catalog")),
+        "tile": len(slides),
+        "train": 1,
+        "heatmap": predicted,
+        "evaluate": predicted,
+    }

@@ -1,0 +1,100 @@
+"""The tile stage: tissue mask, patch grid and inner-square labels of each slide."""
+
+from distributed import Client
+
+from wsi_pipeline.config import Config
+from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.jobs.record import file_fingerprint
+from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.patches.index import SCHEMA_VERSION as INDEX_VERSION
+from wsi_pipeline.patches.index import build_index, uncovered_lesions, write_index
+from wsi_pipeline.slides.reader import Slide
+from wsi_pipeline.slides.tissue import tissue_mask
+from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.run_directory import index_path, read_slides
+
+
+def run(config: Config, client: Client) -> Outcome:
+    """Write ``RUN/slides.parquet`` and, for each slide, ``RUN/patches/SLIDE.parquet``.
+
+    Raises
+    ------
+    CatalogError
+        If the list of slides contradicts itself.
+    """
+    opened = catalog.run(config, client)
+    slides = read_slides(config.out)
+    (config.out / "patches").mkdir(exist_ok=True)
+    tiled = run_units(
+        client,
+        [_unit(slide, config) for slide in slides.itertuples(index=False)],
+        run_dir=config.out,
+        stage="tile",
+        schema_version=INDEX_VERSION,
+        retries=config.jobs.retries,
+        window=config.jobs.window,
+    )
+    return opened + tiled
+
+
+def tile_slide(
+    slide_id: str, path: str, mpp: float, annotation: str | None, label: int, out: str,
+    annotation_rules: dict, tissue: dict, level: int | None, target_mpp: float | None,
+    patch_px: int, stride_px: int, inner_px: int, min_tissue: float,
+) -> dict:  # fmt: skip
+    """Index the patches of one slide: the work of a unit.
+
+    Returns
+    -------
+    dict
+        Numbers of ``patches``, ``positive`` patches and ``lesions``, and ``notes``: lesions
+        that no indexed patch reaches, since the tissue mask misses them.
+    """
+    with Slide(path, mpp) as slide:
+        grid = PatchGrid(
+            slide.bounds,
+            slide.mpp,
+            slide.downsample(level, target_mpp),
+            patch_px,
+            stride_px,
+            inner_px,
+        )
+        lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
+        mask = tissue_mask(slide, **tissue)
+    index = build_index(slide_id, grid, mask, lesions, label, min_tissue)
+    write_index(index, out)
+    return {
+        "patches": index.table.num_rows,
+        "positive": int((index.table["label"].to_numpy() == 1).sum()),
+        "lesions": len(lesions),
+        "notes": [
+            f"lesion {lesion} has no tissue in the mask: no patch can find it"
+            for lesion in uncovered_lesions(index, lesions)
+        ],
+    }
+
+
+def _unit(slide, config: Config) -> Unit:
+    tile = config.tile
+    arguments = {
+        "path": slide.path,
+        "mpp": slide.mpp,
+        "annotation": slide.annotation,
+        "label": int(slide.label),
+        "annotation_rules": config.catalog.annotation.model_dump(),
+        "tissue": tile.tissue.model_dump(),
+        "level": tile.level,
+        "target_mpp": tile.mpp,
+        "patch_px": tile.patch_px,
+        "stride_px": tile.stride_px,
+        "inner_px": tile.inner_px,
+        "min_tissue": tile.min_tissue,
+    }
+    inputs = {
+        **arguments,
+        "slide_file": file_fingerprint(slide.path),
+        "annotation_file": slide.annotation and file_fingerprint(slide.annotation, content=True),
+    }
+    out = index_path(config.out, slide.slide_id)
+    arguments |= {"slide_id": slide.slide_id, "out": str(out)}
+    return Unit(slide.slide_id, slide.slide_id, inputs, tile_slide, arguments, output=out)

@@ -1,0 +1,316 @@
+"""The train stage: the patch classifier, as one job on a worker with a GPU when there is one."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from dask.system import CPU_COUNT
+from distributed import Client, get_worker
+
+from wsi_pipeline.config import Config
+from wsi_pipeline.errors import RunError
+from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
+from wsi_pipeline.jobs.progress import step_progress
+from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs, replace_atomically
+from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.models.checkpoint import ModelCard, save_model
+from wsi_pipeline.models.inference import normalise
+from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD, build_vgg16
+from wsi_pipeline.patches.augment import augment
+from wsi_pipeline.patches.dataset import PatchDataset, batches
+from wsi_pipeline.patches.index import read_index
+from wsi_pipeline.patches.sampling import PatchPool
+from wsi_pipeline.stages.run_directory import index_path, model_folder, tiled_slides
+from wsi_pipeline.training.loop import Process, distributed, fit
+
+SCHEMA_VERSION = 1
+TOPIC = "wsi-training"
+SECONDS_BETWEEN_EVENTS = 0.5
+SPLITS = ("train", "validation")
+FIT_SETTINGS = (
+    "max_epochs", "learning_rate", "alpha", "momentum", "halve_after", "stop_after",
+    "mixed_precision", "checkpoint_seconds",
+)  # fmt: skip
+DOES_NOT_CHANGE_THE_MODEL = {"loader_workers", "checkpoint_seconds", "name"}
+DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "processes"}
+"""With other values of these a training goes on where it was."""
+SAME_MPP = 1.2
+"""Working resolutions further apart than this factor do not train one model."""
+
+
+def run(config: Config, client: Client) -> Outcome:
+    """Write ``RUN/models/NAME/``: the weights with the best validation ROC AUC, and the history.
+
+    While training goes on they lie in ``best/``; only when it has ended is there a model.
+
+    Raises
+    ------
+    RunError
+        If no slide of the train or the validation split is tiled.
+    """
+    with step_progress(client, TOPIC, "train"):
+        return run_units(
+            client,
+            [_unit(config)],
+            run_dir=config.out,
+            stage="train",
+            schema_version=SCHEMA_VERSION,
+            retries=config.jobs.retries,
+            window=config.jobs.window,
+            resources={GPU: 1} if has_resource(client, GPU) else None,
+            progress=False,
+        )
+
+
+def train_model(job: dict) -> dict:
+    """Train in this process, or in several under torchrun: the work of the unit.
+
+    Parameters
+    ----------
+    job : dict
+        ``folder``, ``slides`` (of each split: slide_id, path, mpp, index), ``settings`` (of the
+        train section), ``seed``, ``fingerprint``; plain values.
+
+    Returns
+    -------
+    dict
+        ``epochs``, ``best_epoch`` and its ``validation_roc_auc``.
+    """
+    report = partial(get_worker().log_event, TOPIC)
+    if job["settings"]["loader_workers"] and multiprocessing.current_process().daemon:
+        raise RunError(
+            f"train.loader_workers is {job['settings']['loader_workers']}, but this Dask worker may"
+            " not start processes: start the workers with DASK_DISTRIBUTED__WORKER__DAEMON=False"
+            " in their environment or with --no-nanny, or set train.loader_workers to 0"
+        )
+    gpus = job["gpus"] or visible_gpus()
+    processes = job["settings"]["processes"] or max(1, len(gpus))
+    if processes > 1:
+        return _torchrun(job, processes, gpus, report)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(CPU_COUNT)  # Dask gives a worker one, but training is alone
+    try:
+        return _train(job, report)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(job: dict, report: Callable[[dict], None]) -> dict:
+    settings, seed, folder = job["settings"], job["seed"], Path(job["folder"])
+    best = folder / "best"
+    datasets = {split: _dataset(job, split) for split in SPLITS}
+    steps = {
+        split: -(-settings[examples] // settings["batch_size"])
+        for split, examples in (
+            ("train", "epoch_examples"),
+            ("validation", "validation_examples"),
+        )
+    }
+    card = _card(job, datasets["train"].pool)
+    with distributed() as process:
+        read = partial(_read, process=process, settings=settings)
+        history = fit(
+            build_vgg16(settings["weights"], seed=seed),
+            train_batches=partial(read, datasets["train"]),
+            validation_batches=partial(read, datasets["validation"], 0, steps["validation"]),
+            prepare=partial(_prepare, seed=seed, settings=settings["augment"]),
+            folder=folder,
+            fingerprint=job["fingerprint"],
+            steps_per_epoch=steps["train"],
+            save_best=lambda module, row: save_model(
+                best, module, replace(card, training={**card.training, "best": row})
+            ),
+            device=process.device,
+            on_progress=_throttled(report) if process.rank == 0 else None,
+            **{name: settings[name] for name in FIT_SETTINGS},
+        )
+    if process.rank == 0:
+        for name in ("model.safetensors", "model.json"):  # the card last: it is the model's sign
+            with replace_atomically(folder / name) as part:
+                shutil.copyfile(best / name, part)
+    row = history.loc[history["validation_roc_auc"].idxmax()]
+    return {
+        "epochs": len(history),
+        "best_epoch": int(row["epoch"]),
+        "validation_roc_auc": float(row["validation_roc_auc"]),
+    }
+
+
+def _dataset(job: dict, split: str) -> PatchDataset:
+    slides = job["slides"][split]
+    pool = PatchPool.from_indexes(read_index(slide["index"]) for slide in slides)
+    if len(pool.labels) < 2:
+        only = "tumour" if pool.labels[0] else "no tumour"
+        raise RunError(
+            f"every labelled patch of the {len(slides)} slides in the {split} split is '{only}':"
+            " training needs both labels in it"
+        )
+    paths = [(slide["path"], slide["mpp"]) for slide in slides]
+    return PatchDataset(pool, paths, seed=job["seed"], name=split)
+
+
+def _read(dataset: PatchDataset, first_step: int, count: int, *, process: Process, settings: dict):
+    return batches(
+        dataset,
+        first_step=first_step,
+        steps=count,
+        batch_size=settings["batch_size"],
+        rank=process.rank,
+        world=process.count,
+        workers=settings["loader_workers"],
+        pin=process.device.type == "cuda",
+    )
+
+
+def _prepare(images, numbers, *, seed: int, settings: dict) -> torch.Tensor:
+    """A batch as the network takes it, augmented when it comes with its draw numbers."""
+    if numbers is not None:
+        images = augment(images, numbers, seed=seed, **settings)
+    return normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _card(job: dict, pool: PatchPool) -> ModelCard:
+    spacings = sorted(grid.mpp * grid.downsample for grid in pool.grids)
+    if spacings[-1] > SAME_MPP * spacings[0]:
+        raise RunError(
+            f"the training slides' working resolutions go from {spacings[0]:.4g} to"
+            f" {spacings[-1]:.4g} um per px: set tile.mpp instead of tile.level, and tile again"
+        )
+    return ModelCard(
+        architecture=job["settings"]["model"],
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        patch_px=pool.grids[0].patch_px,
+        mpp=spacings[len(spacings) // 2],
+        training={
+            "seed": job["seed"],
+            "settings": job["settings"],
+            "slides": {split: _column(job, split, "slide_id") for split in SPLITS},
+            "patients": {split: sorted(set(_column(job, split, "patient_id"))) for split in SPLITS},
+        },
+    )
+
+
+def _column(job: dict, split: str, name: str) -> list[str]:
+    return [slide[name] for slide in job["slides"][split]]
+
+
+def _throttled(report: Callable[[dict], None]) -> Callable[[dict], None]:
+    """Pass on the last of an epoch's steps and, of the others, one now and then."""
+    last = 0.0
+
+    def pass_on(now: dict) -> None:
+        nonlocal last
+        if time.monotonic() - last > SECONDS_BETWEEN_EVENTS or now["step"] == now["steps"]:
+            last = time.monotonic()
+            report(now)
+
+    return pass_on
+
+
+def _torchrun(job: dict, processes: int, gpus: list[str], report: Callable[[dict], None]) -> dict:
+    """Train in several processes: they get the job as a file and print JSON, a line an event."""
+    with tempfile.TemporaryDirectory() as folder:
+        job_file, log_file = Path(folder) / "job.json", Path(folder) / "log"
+        job_file.write_text(json.dumps(job))
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            f"--nproc-per-node={processes}", "-m", __name__, str(job_file),
+        ]  # fmt: skip
+        # A local worker sees one GPU alone; training takes all that its client was shown.
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        result = None
+        with (
+            log_file.open("w") as log,
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            ) as torchrun,
+        ):
+            for line in torchrun.stdout:
+                if line.startswith("{"):
+                    event = json.loads(line)
+                    result = event.pop("result", None)
+                    if event:
+                        report(event)
+        if torchrun.returncode or result is None:
+            raise RunError(
+                f"training in {processes} processes ended with status {torchrun.returncode}:"
+                f" {log_file.read_text()[-2000:]}"
+            )
+        return result
+
+
+def _main(job_file: str) -> None:
+    """What each process of torchrun does."""
+    first = os.environ["RANK"] == "0"
+    result = _train(json.loads(Path(job_file).read_text()), lambda event: _say(event, first))
+    _say({"result": result}, first)
+
+
+def _say(event: dict, first: bool) -> None:
+    if first:
+        print(json.dumps(event), flush=True)
+
+
+def _unit(config: Config) -> Unit:
+    slides = {split: _slides(config.out, split) for split in SPLITS}
+    settings = config.train.model_dump(mode="json")
+    inputs = {
+        "seed": config.seed,
+        "settings": _without(settings, DOES_NOT_CHANGE_THE_MODEL),
+        "weights_file": file_fingerprint(settings["weights"], content=True),
+        "slides": {split: [_slide_inputs(slide) for slide in slides[split]] for split in SPLITS},
+    }
+    steps = _without(inputs["settings"], DOES_NOT_CHANGE_THE_STEPS)
+    folder = model_folder(config.out, config.train.name)
+    job = {
+        "folder": str(folder),
+        "slides": slides,
+        "settings": settings,
+        "seed": config.seed,
+        "gpus": visible_gpus() if config.jobs.scheduler is None else [],
+        "fingerprint": hash_inputs({**inputs, "settings": steps}),
+    }
+    return Unit(
+        config.train.name, "", inputs, train_model, {"job": job}, output=folder / "model.json"
+    )
+
+
+def _without(settings: dict, names: set[str]) -> dict:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def _slide_inputs(slide: dict) -> list:
+    return [
+        slide["slide_id"],
+        slide["mpp"],
+        file_fingerprint(slide["path"]),
+        file_fingerprint(slide["index"], content=True),
+    ]
+
+
+def _slides(run_dir: Path, split: str) -> list[dict]:
+    return [
+        {
+            "slide_id": slide.slide_id,
+            "patient_id": slide.patient_id,
+            "path": slide.path,
+            "mpp": slide.mpp,
+            "index": str(index_path(run_dir, slide.slide_id)),
+        }
+        for slide in tiled_slides(run_dir, [split]).itertuples(index=False)
+    ]
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,393 @@
+"""The training loop: one process or several, resumable to the bit."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+
+from wsi_pipeline.errors import RunError
+from wsi_pipeline.models.inference import use_mixed_precision
+from wsi_pipeline.training.schedule import Schedule
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Images uint8 (N, 3, P, P), labels 0 or 1 (N,), numbers of the draws int (N,)."""
+
+LOOK_SECONDS = 1.0
+"""How often the loss is fetched within an epoch: each time the host waits for the device."""
+
+log = logging.getLogger(__name__)
+
+
+class Process(NamedTuple):
+    """Rank of a process, how many train together, and its device."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+
+@contextmanager
+def distributed() -> Iterator[Process]:
+    """Join the process group that torchrun's environment describes; alone without one.
+
+    NCCL with one GPU for each process, or gloo on the CPU.
+    """
+    cuda = torch.cuda.is_available()
+    if "RANK" not in os.environ:
+        yield Process(0, 1, torch.device("cuda" if cuda else "cpu"))
+        return
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Process(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def fit(
+    module: nn.Module,
+    *,
+    train_batches: Callable[[int, int], Iterable[Batch]],
+    validation_batches: Callable[[], Iterable[Batch]],
+    prepare: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+    folder: str | Path,
+    fingerprint: str,
+    steps_per_epoch: int,
+    max_epochs: int,
+    save_best: Callable[[nn.Module, dict], None],
+    learning_rate: float = 5e-5,
+    alpha: float = 0.9,
+    momentum: float = 0.9,
+    halve_after: int = 3,
+    stop_after: int = 5,
+    device: torch.device | str = "cpu",
+    mixed_precision: bool | None = None,
+    checkpoint_seconds: float = 300.0,
+    on_progress: Callable[[dict], None] | None = None,
+) -> pd.DataFrame:
+    """Train a binary classifier by the lecture's recipe (Lecture, VGG16).
+
+    Binary cross-entropy on logits, RMSprop, and `Schedule`'s halving and stopping; the defaults
+    are the lecture's. `folder` receives ``history.csv``, TensorBoard events and ``state.pt``,
+    from which a later call with the same `folder` and `fingerprint` goes on: on a CPU with the
+    same number of threads it ends with the same weights, bit for bit, as one never interrupted.
+
+    Under an initialised process group (`distributed`) every process calls `fit` with its share
+    of each batch and of the validation set; gradients and losses are averaged over the
+    processes, and only the first one writes. With shares of a batch of equal size, the result is
+    that of one process with the whole batch, up to rounding.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Images (N, 3, P, P) to logits (N,). Trained in place: afterwards it holds the last
+        epoch's weights, not the best. It must draw nothing at random.
+    train_batches : callable
+        ``(first_step, steps)`` to that many batches, from global step ``first_step`` on: step
+        ``s`` of epoch ``e``, both from 0, is step ``e * steps_per_epoch + s``. ``steps`` is 0
+        when training resumes at the validation after an epoch's last step.
+    validation_batches : callable
+        ``()`` to the validation set's batches, the same each time; their numbers are not used.
+    prepare : callable
+        ``(images, numbers)`` to normalised float images, on the device of ``images``: augmented
+        by their numbers, or, for ``numbers=None``, not at all.
+    folder : path-like
+        Made when missing.
+    fingerprint : str
+        Of all that the weights depend on. A state with another one is not resumed: training
+        starts anew, and the log says so.
+    steps_per_epoch, max_epochs : int
+    save_best : callable
+        ``(module, row)``, called in the first process when the validation ROC AUC improves, with
+        the epoch's row of the history.
+    learning_rate, alpha, momentum : float
+        RMSprop's; alpha is the lecture's forgetting rho.
+    halve_after, stop_after : int
+        Epochs; see `Schedule`.
+    device : torch.device or str
+    mixed_precision : bool or None
+        bfloat16 autocast; see `use_mixed_precision`.
+    checkpoint_seconds : float
+        How often the state is saved within an epoch; at its end it always is.
+    on_progress : callable, optional
+        After each step: ``epoch`` (from 1), ``epochs``, ``step`` (done in this epoch), ``steps``,
+        ``loss`` (the epoch's mean, as last fetched; NaN in its first second).
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``history.csv``, a row an epoch: ``epoch`` (from 1), ``train_loss`` (mean of the batches'),
+        ``validation_loss``, ``validation_roc_auc``, ``learning_rate`` (of this epoch),
+        ``seconds``, ``images_per_second`` (in training, all processes together).
+
+    Raises
+    ------
+    RunError
+        If a loss is not finite (the last state saved stays), the validation set lacks one of
+        the labels, or the state cannot be read.
+    """
+    folder, device = Path(folder), torch.device(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    mixed = use_mixed_precision(device, mixed_precision)
+    module.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.RMSprop(
+        module.parameters(), lr=learning_rate, alpha=alpha, momentum=momentum
+    )
+    schedule = Schedule(optimizer, halve_after=halve_after, stop_after=stop_after)
+    state = _State(folder / "state.pt", fingerprint, module, optimizer, schedule, steps_per_epoch)
+    state.load()
+    parallel = _parallel(module, device)
+    with _event_writer(folder, first_epoch=state.epoch + 1) as events:
+        while state.epoch < max_epochs and not schedule.stopped:
+            epoch, rate = state.epoch + 1, optimizer.param_groups[0]["lr"]
+            started = time.monotonic() - state.seconds
+            look, checkpoint, seen_loss = _Timer(LOOK_SECONDS), _Timer(checkpoint_seconds), math.nan
+            first_step = state.epoch * steps_per_epoch + state.step
+            batches = train_batches(first_step, steps_per_epoch - state.step)
+            for loss, images in _steps(parallel, optimizer, batches, prepare, device, mixed):
+                state.add_step(loss, images)
+                if look.due():
+                    seen_loss = state.mean_loss()
+                if checkpoint.due():
+                    state.save(seconds=time.monotonic() - started)
+                if on_progress:
+                    on_progress(
+                        {
+                            "epoch": epoch,
+                            "epochs": max_epochs,
+                            "step": state.step,
+                            "steps": steps_per_epoch,
+                            "loss": seen_loss,
+                        }
+                    )
+            train_loss = state.mean_loss()  # waits for the device, so the clock is right below
+            images_per_second = state.images / (time.monotonic() - started)
+            logits, labels = _predict(module, validation_batches(), prepare, device, mixed)
+            validation_loss, roc_auc = _measures(logits, labels, f"{folder}, epoch {epoch}")
+            improved = schedule.step(validation_loss, roc_auc)
+            row = {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "validation_loss": validation_loss,
+                "validation_roc_auc": roc_auc,
+                "learning_rate": rate,
+                "seconds": time.monotonic() - started,
+                "images_per_second": images_per_second,
+            }
+            if _is_first():
+                if improved:
+                    save_best(module, row)
+                _write_history([*state.history, row], folder, events)
+            state.end_epoch(row)  # last: if killed before, all above is repeated to the same end
+    return pd.DataFrame(state.history)
+
+
+class _State:
+    """How far training has come, in memory and in its file.
+
+    The epoch's losses stay on the device, one for each step: to fetch one is to wait for it.
+    """
+
+    def __init__(self, path, fingerprint, module, optimizer, schedule, steps_per_epoch):
+        self._path = path
+        self._fingerprint = fingerprint
+        self._parts = {"module": module, "optimizer": optimizer, "schedule": schedule}
+        self._losses = torch.zeros(steps_per_epoch, device=next(module.parameters()).device)
+        self.history = []
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        self.step, self.images, self.seconds = 0, 0, 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    def add_step(self, loss: torch.Tensor, images: int) -> None:
+        self._losses[self.step] = loss
+        self.step += 1
+        self.images += images
+
+    def mean_loss(self) -> float:
+        """Mean over the epoch's steps so far; RunError if one is not finite."""
+        losses = self._losses[: self.step].double().cpu()
+        finite = losses.isfinite()
+        if not finite.all():
+            step = int((~finite).nonzero()[0])
+            raise RunError(
+                f"{self._path}: the training loss is {losses[step]:g} at epoch {self.epoch + 1},"
+                f" step {step + 1}: it must be finite; try a lower learning rate."
+                " The last state saved is kept"
+            )
+        return losses.mean().item()
+
+    def end_epoch(self, row: dict) -> None:
+        self.history.append(row)
+        self._start_epoch()
+        self.save(seconds=0.0)
+
+    def save(self, seconds: float) -> None:
+        """Replace the file, in the first process; `seconds` of this epoch have gone by."""
+        if not _is_first():
+            return
+        self.mean_loss()  # nothing past a loss that is not finite is saved
+        state = {
+            "fingerprint": self._fingerprint,
+            "history": self.history,
+            "step": self.step,
+            "images": self.images,
+            "seconds": seconds,
+            "losses": self._losses,
+            **{name: part.state_dict() for name, part in self._parts.items()},
+        }
+        part = self._path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self._path)
+
+    def load(self) -> None:
+        """Take over the file's state, if there is one and it has our fingerprint."""
+        if not self._path.exists():
+            return
+        try:
+            state = torch.load(self._path, map_location="cpu", weights_only=True)
+            if state["fingerprint"] != self._fingerprint:
+                log.warning("%s is of other settings or data: training starts anew", self._path)
+                return
+            for name, part in self._parts.items():
+                part.load_state_dict(state[name])
+            self._losses.copy_(state["losses"])
+        except (OSError, EOFError, KeyError, RuntimeError, ValueError, UnpicklingError) as error:
+            raise RunError(
+                f"{self._path}: training cannot go on from this file: {error}."
+                " Delete it to start anew"
+            ) from error
+        self.history, self.step = state["history"], state["step"]
+        self.images, self.seconds = state["images"], state["seconds"]
+
+
+class _Timer:
+    """Due each time that so many seconds have passed."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        if time.monotonic() - self._last < self._seconds:
+            return False
+        self._last = time.monotonic()
+        return True
+
+
+def _steps(module, optimizer, batches, prepare, device, mixed):
+    """Optimise once for each batch; yield its loss, on the device, and its number of images."""
+    module.train()
+    for images, labels, numbers in batches:
+        images, labels = (_to(device, tensor) for tensor in (images, labels))
+        logits = _logits(module, prepare(images, numbers), mixed)
+        loss = binary_cross_entropy_with_logits(logits, labels.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield _mean_over_processes(loss.detach()), len(labels) * _process_count()
+
+
+def _predict(module, batches, prepare, device, mixed) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of the validation set, float64: all processes' shares together."""
+    module.eval()
+    columns = [np.empty((2, 0))]
+    with torch.inference_mode():
+        for images, labels, _ in batches:
+            logits = _logits(module, prepare(_to(device, images), None), mixed)
+            columns.append(np.stack([logits.cpu(), labels]).astype(np.float64))
+    logits, labels = np.concatenate(_gather(columns), axis=1)
+    return logits, labels
+
+
+def _logits(module, images, mixed) -> torch.Tensor:
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
+        return module(images).float()
+
+
+def _measures(logits, labels, where) -> tuple[float, float]:
+    """Binary cross-entropy and ROC AUC."""
+    present = np.unique(labels).astype(int).tolist()
+    if present != [0, 1]:
+        raise RunError(f"{where}: the validation set has the labels {present}: it needs 0 and 1")
+    if not np.isfinite(logits).all():
+        raise RunError(
+            f"{where}: {np.sum(~np.isfinite(logits))} of {len(logits)} validation outputs are not"
+            " finite; try a lower learning rate. The last state saved is kept"
+        )
+    loss = binary_cross_entropy_with_logits(torch.from_numpy(logits), torch.from_numpy(labels))
+    return loss.item(), float(roc_auc_score(labels, logits))
+
+
+def _event_writer(folder: Path, first_epoch: int) -> AbstractContextManager:
+    if not _is_first():
+        return nullcontext()
+    return SummaryWriter(folder / "tensorboard", purge_step=first_epoch)
+
+
+def _write_history(history: list[dict], folder: Path, events: SummaryWriter) -> None:
+    part = folder / ".history.csv.part"
+    pd.DataFrame(history).to_csv(part, index=False)
+    part.replace(folder / "history.csv")
+    row = history[-1]
+    for name, value in row.items():
+        if name != "epoch":
+            events.add_scalar(name, value, row["epoch"])
+    events.flush()
+
+
+def _parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    if not dist.is_initialized():
+        return module
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _process_count() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _mean_over_processes(value: torch.Tensor) -> torch.Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
+def _gather(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Give every process the arrays of all."""
+    if not dist.is_initialized():
+        return arrays
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, arrays)
+    return [array for part in parts for array in part]
+
+
+def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(device, non_blocking=True)
