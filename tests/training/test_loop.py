@@ -1,5 +1,6 @@
 """The loop against a plain one, its resuming to the bit, its files and its refusals."""
 
+import os
 import runpy
 import signal
 import subprocess
@@ -127,7 +128,10 @@ def test_interrupted_while_the_best_model_is_saved(tmp_path, uninterrupted):
 
 
 def test_a_killed_process_goes_on_to_the_same_end(tmp_path, uninterrupted):
-    process = subprocess.Popen([sys.executable, SCRIPT, tmp_path, "0.2"])
+    threads = str(torch.get_num_threads())  # a Dask nanny in this process may have set it to 1
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, tmp_path, "0.2"], env=os.environ | {"OMP_NUM_THREADS": threads}
+    )
     state = tmp_path / "state.pt"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (state.exists() and len(saved_history(state)) == 1):
