@@ -288,6 +288,11 @@ def test_a_folder_without_the_classes_is_refused(tiles, tmp_path):
         plan_cohort(2, 0, textures=tmp_path)
 
 
+def test_every_slide_of_a_cohort_has_room_for_its_lesions():
+    for plan in plan_cohort(20, 5, size=(3072, 3072), mpp=1.0):  # 3 mm: one piece or two
+        assert len(draw_layout(plan).lesions) == len(plan.lesion_diameters_um)
+
+
 def test_a_lesion_that_the_tissue_has_no_room_for_is_refused(plans):
     plan = replace(plans[0], lesion_diameters_um=(600.0, 600.0, 600.0))
     with pytest.raises(

@@ -12,6 +12,7 @@ from wsi_pipeline.phantom.plan import SlidePlan, generator
 
 TWO_PIECES_FROM_UM = 2500.0
 TISSUE_DETAIL_UM = 60.0  # wavelength of the finest detail of an outline
+ROOM = 2.5  # a piece is at least so many times as wide as its largest lesion is long
 CLEARANCE_UM = 40.0  # between a lesion and the edge of the tissue, or another lesion
 ARRANGEMENTS = 20  # of the lesions, tried until one fits
 AGGREGATES_PER_MM2 = 4.0
@@ -80,7 +81,11 @@ def _tissue(plan: SlidePlan) -> shapely.MultiPolygon:
     """One piece, or two side by side along the longer axis of a larger slide."""
     rng = generator(plan.seed, "tissue")
     longer = int(plan.size[1] > plan.size[0])
-    pieces = int(rng.integers(1, 3)) if max(plan.size) * plan.mpp > TWO_PIECES_FROM_UM else 1
+    half_um = max(plan.size) * plan.mpp / 2
+    room_for_two = half_um > max(
+        [TWO_PIECES_FROM_UM / 2, *ROOM * np.array(plan.lesion_diameters_um)]
+    )
+    pieces = int(rng.integers(1, 3)) if room_for_two else 1
     room = np.array(plan.size, float)
     room[longer] /= pieces
     outlines = []
