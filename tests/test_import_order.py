@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "wsi_pipeline"
 WITHOUT_TORCH = (
-    "errors", "geometry", "config", "cli", "slides", "patches.index", "patches.sampling",
+    "errors", "files", "geometry", "config", "cli", "slides", "patches.index", "patches.sampling",
     "heatmaps", "evaluation", "jobs", "phantom",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from distributed import get_worker
 
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.jobs.record import replace_atomically
+from wsi_pipeline.files import replace_atomically
 
 
 def square(number: int, out: str | None = None, log: str | None = None, seconds: float = 0) -> dict:

@@ -186,8 +186,8 @@ def _load(path: Path, out: Path | None, scheduler: str | None, **overrides) -> C
 
 def _run(config: Config, stages: tuple[str, ...]):
     """Run stages with one Dask client and leave with the status that their failures call for."""
+    from wsi_pipeline.files import replace_atomically
     from wsi_pipeline.jobs.cluster import connect
-    from wsi_pipeline.jobs.record import replace_atomically
     from wsi_pipeline.stages.run_directory import evaluation_folder
 
     try:

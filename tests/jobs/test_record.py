@@ -14,7 +14,6 @@ from wsi_pipeline.jobs.record import (
     hash_inputs,
     read_done,
     read_failures,
-    replace_atomically,
 )
 
 UNIT = Unit("a", "slide a", {"stride_px": 256}, dict)
@@ -184,16 +183,3 @@ def test_a_slide_is_known_by_size_and_time_and_a_small_file_by_content(tmp_path)
 def test_a_missing_file_has_a_fingerprint_so_that_opening_it_can_fail_elsewhere(tmp_path):
     assert file_fingerprint(tmp_path / "none") == "unreadable"
     assert file_fingerprint(tmp_path, content=True) == "unreadable"
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "index.parquet"
-    with replace_atomically(path) as part:
-        part.write_text("first")
-        assert part.parent == tmp_path
-        assert not path.exists()
-    with pytest.raises(OSError, match="disk full"), replace_atomically(path) as part:
-        part.write_text("sec")
-        raise OSError("disk full")
-    assert path.read_text() == "first"
-    assert list(tmp_path.iterdir()) == [path]

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from wsi_pipeline.evaluation import figures
 from wsi_pipeline.evaluation.froc import FrocCurve, vertices
 from wsi_pipeline.evaluation.patch_level import patch_metrics_by_slide
+from wsi_pipeline.files import replace_atomically
 
 VERDICTS = {
     (1, True): "found",
@@ -264,6 +265,5 @@ def _plain(value):
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with replace_atomically(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -9,14 +9,13 @@ import csv
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.files import replace_atomically
 
 
 @dataclass(frozen=True)
@@ -221,22 +220,6 @@ def file_fingerprint(path, content: bool = False) -> str:
     except OSError:
         return "unreadable"
     return f"{stat.st_size} bytes, {stat.st_mtime_ns} ns"
-
-
-@contextmanager
-def replace_atomically(path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; then rename it to `path`.
-
-    Readers see the old file or the new one, never half of one. After an exception the old file
-    stays and the temporary one is removed.
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _done_path(run_dir: Path, stage: str) -> Path:

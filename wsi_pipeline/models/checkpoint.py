@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wsi_pipeline.errors import ModelError
+from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.models.vgg16 import VGG16
 
 ARCHITECTURES = {"vgg16": VGG16}
@@ -83,13 +84,11 @@ def save_model(folder: str | Path, module: nn.Module, card: ModelCard) -> ModelC
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
-    part = folder / ".model.safetensors.part"
-    save_file(weights, part)
-    card = replace(card, weights_sha256=_sha256(part))
-    part.replace(folder / "model.safetensors")
-    part = folder / ".model.json.part"
-    part.write_text(json.dumps(asdict(card), indent=2) + "\n")
-    part.replace(folder / "model.json")
+    with replace_atomically(folder / "model.safetensors") as part:
+        save_file(weights, part)
+        card = replace(card, weights_sha256=_sha256(part))
+    with replace_atomically(folder / "model.json") as part:
+        part.write_text(json.dumps(asdict(card), indent=2) + "\n")
     return card
 
 

@@ -8,7 +8,6 @@ slide.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import shapely
 
 from wsi_pipeline.errors import CatalogError, ConfigError, RunError
+from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.slides.tissue import TissueMask
 
@@ -120,16 +120,14 @@ def uncovered_lesions(index: PatchIndex, lesions: Sequence[shapely.Polygon]) -> 
 
 def write_index(index: PatchIndex, path) -> None:
     """Write Parquet; whole or not at all."""
-    path = Path(path)
     metadata = {
         "schema_version": SCHEMA_VERSION,
         "slide_id": index.slide_id,
         "grid": index.grid.to_dict(),
     }
     table = index.table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)})
-    part = path.with_name(f".{path.name}.part")
-    pq.write_table(table, part, compression="zstd")
-    part.replace(path)
+    with replace_atomically(path) as part:
+        pq.write_table(table, part, compression="zstd")
 
 
 def read_index(path) -> PatchIndex:

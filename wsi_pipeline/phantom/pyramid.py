@@ -7,7 +7,6 @@ levels together to less than twice one of level 0 (256 rows: 77 MB).
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import tifffile
+
+from wsi_pipeline.files import replace_atomically
 
 TILE_PX = 256
 SMALLEST_LEVEL_PX = 1024
@@ -44,7 +45,7 @@ def write_slide_pyramid(
     levels = [_Level(width, height) for width, height in _level_sizes(size)]
     for level, smaller in pairwise(levels):
         level.smaller = smaller
-    with _replacing(path) as part, tifffile.TiffWriter(part, bigtiff=True) as tiff:
+    with replace_atomically(path) as part, tifffile.TiffWriter(part, bigtiff=True) as tiff:
         for number, level in enumerate(levels):
             tiff.write(
                 level.stream(strips) if number == 0 else iter(level.tiles),
@@ -68,7 +69,7 @@ def write_mask(path: Path, size: tuple[int, int], mpp: float, strips: Iterable[n
         As for `write_slide_pyramid`.
     strips : iterable of uint8 arrays, shape (256, width)
     """
-    with _replacing(path) as part, tifffile.TiffWriter(part, bigtiff=True) as tiff:
+    with replace_atomically(path) as part, tifffile.TiffWriter(part, bigtiff=True) as tiff:
         tiff.write(
             (tile for strip in strips for tile in _encoded_tiles(strip, _deflate)),
             shape=size[::-1],
@@ -158,14 +159,3 @@ def _resolution(mpp: float) -> dict:
         "metadata": None,
         "software": False,
     }
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` at the end."""
-    part = path.with_suffix(".part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

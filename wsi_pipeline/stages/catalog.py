@@ -7,7 +7,8 @@ from distributed import Client
 
 from wsi_pipeline.config import CatalogConfig, Config
 from wsi_pipeline.errors import CatalogError, SlideError
-from wsi_pipeline.jobs.record import file_fingerprint, replace_atomically
+from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.jobs.record import file_fingerprint
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.slides.annotations import Annotation, read_annotation, uses_bounds_origin
 from wsi_pipeline.slides.catalog import assign_splits, read_catalog, scan_folders

@@ -15,9 +15,10 @@ from wsi_pipeline.evaluation.froc import froc_metrics, lecture_froc, lesion_scor
 from wsi_pipeline.evaluation.patch_level import patch_metrics
 from wsi_pipeline.evaluation.report import SlidePanel, write_report
 from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics, slide_scores
+from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.heatmaps.render import heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
-from wsi_pipeline.jobs.record import file_fingerprint, read_failures, replace_atomically
+from wsi_pipeline.jobs.record import file_fingerprint, read_failures
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.slides.reader import Slide

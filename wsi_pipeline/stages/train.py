@@ -19,9 +19,10 @@ from distributed import Client, get_worker
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
 from wsi_pipeline.jobs.progress import step_progress
-from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs, replace_atomically
+from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.inference import normalise

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.models.inference import use_mixed_precision
 from wsi_pipeline.training.schedule import Schedule
 
@@ -258,9 +259,8 @@ class _State:
             "losses": self._losses,
             **{name: part.state_dict() for name, part in self._parts.items()},
         }
-        part = self._path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self._path)
+        with replace_atomically(self._path) as part:
+            torch.save(state, part)
 
     def load(self) -> None:
         """Take over the file's state, if there is one and it has our fingerprint."""
@@ -349,9 +349,8 @@ def _event_writer(folder: Path, first_epoch: int) -> AbstractContextManager:
 
 
 def _write_history(history: list[dict], folder: Path, events: SummaryWriter) -> None:
-    part = folder / ".history.csv.part"
-    pd.DataFrame(history).to_csv(part, index=False)
-    part.replace(folder / "history.csv")
+    with replace_atomically(folder / "history.csv") as part:
+        pd.DataFrame(history).to_csv(part, index=False)
     row = history[-1]
     for name, value in row.items():
         if name != "epoch":
