@@ -113,11 +113,16 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def scheduler():
-    """A scheduler and two workers started apart, as on a cluster: address and worker processes."""
+def scheduler(tmp_path):
+    """A scheduler and two workers started apart, in a folder of their own, as on a cluster.
+
+    Gives the address and the worker processes.
+    """
     address = f"tcp://127.0.0.1:{free_port()}"
     dask = (sys.executable, "-m", "dask")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": elsewhere}
     port = address.rpartition(":")[2]
     processes = [
         subprocess.Popen(
@@ -148,7 +153,7 @@ def wait_until(condition, seconds=120):
 def copy_before_heatmaps(finished: Path, out: Path) -> Path:
     """The run as it was before its heatmap stage."""
     shutil.copytree(finished, out, ignore=shutil.ignore_patterns("heatmaps", "evaluation"))
-    for stage in ("predict", "heatmap", "evaluate"):
+    for stage in ("predict-vgg16", "heatmap-vgg16", "evaluate-vgg16"):
         (out / "done" / f"{stage}.jsonl").unlink(missing_ok=True)
     return out
 
@@ -158,23 +163,39 @@ def test_workers_started_apart_give_the_same_outputs_though_one_is_killed(
     finished, cohort, scheduler, tmp_path
 ):
     address, workers = scheduler
-    path = settings(tmp_path / "run.yaml", tmp_path / "run", cohort)
-    wsi("tile", "-c", path, "--scheduler", address)
-    for index in sorted((finished / "patches").glob("*.parquet")):
-        assert (tmp_path / "run" / "patches" / index.name).read_bytes() == index.read_bytes()
-
-    run = copy_before_heatmaps(finished, tmp_path / "again")
+    run = tmp_path / "run"
+    path = settings(tmp_path / "run.yaml", run, cohort)
     client = subprocess.Popen(
-        [*WSI, "heatmap", "-c", run / "config.yaml", "--out", run, "--scheduler", address],
-        stderr=subprocess.PIPE,
-        text=True,
+        [*WSI, "run", "-c", path, "--scheduler", address], stderr=subprocess.PIPE, text=True
     )
-    wait_until(lambda: len(read_done(run, "predict")) >= 3)
-    assert client.poll() is None, "the stage ended before a worker could be killed"
+    wait_until(lambda: len(read_done(run, "predict-vgg16")) >= 3)
+    assert client.poll() is None, "the run ended before a worker could be killed"
     workers[0].send_signal(signal.SIGKILL)
     _, messages = client.communicate(timeout=300)
     assert client.returncode == 0, messages
+    same = ("patches/*.parquet", "models/vgg16/model.safetensors", "evaluation/vgg16/metrics.json")
+    for pattern in same:
+        expected = {file.name: file.read_bytes() for file in finished.glob(pattern)}
+        assert expected
+        assert {file.name: file.read_bytes() for file in run.glob(pattern)} == expected
     assert_same_heatmaps(run, finished)
+
+
+@pytest.mark.slow
+def test_training_in_two_processes_is_that_in_one(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("models", "heatmaps"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config |= {"out": str(run), "train": config["train"] | {"processes": 2}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(config))
+    wsi("train", "-c", tmp_path / "two.yaml")
+    found, expected = (
+        pd.read_csv(folder / "models/vgg16/history.csv") for folder in (run, finished)
+    )
+    losses = ["train_loss", "validation_loss"]
+    np.testing.assert_allclose(found[losses], expected[losses], rtol=1e-4)
+    assert (run / "models/vgg16/model.safetensors").is_file()
+    assert read_done(run, "train")["vgg16"]["result"]["failures"] == []
 
 
 @pytest.mark.slow
@@ -182,15 +203,15 @@ def test_a_run_killed_in_the_heatmap_stage_redoes_only_what_was_not_done(finishe
     run = copy_before_heatmaps(finished, tmp_path / "run")
     command = [*WSI, "heatmap", "-c", run / "config.yaml", "--out", run]
     client = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    wait_until(lambda: len(read_done(run, "predict")) >= 3)
+    wait_until(lambda: len(read_done(run, "predict-vgg16")) >= 3)
     assert client.poll() is None, "the stage ended before it could be killed"
     os.killpg(client.pid, signal.SIGKILL)
     client.wait()
-    before = read_done(run, "predict")
+    before = read_done(run, "predict-vgg16")
     assert not list((run / "heatmaps/vgg16").glob("[!.]*.zarr"))
 
     wsi("heatmap", "-c", run / "config.yaml", "--out", run)
-    after = read_done(run, "predict")
+    after = read_done(run, "predict-vgg16")
     assert len(after) > len(before)
     assert {key: after[key] for key in before} == before  # not recorded anew: not redone
     assert_same_heatmaps(run, finished)

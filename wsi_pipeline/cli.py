@@ -167,7 +167,8 @@ def status(run_dir):
         table.add_row(row.stage, str(row.done), str(row.failed), left)
     out = Console()
     out.print(table)
-    for slide_id, notes in notes_by_slide(run_dir).items():
+    model = load_config(run_dir / "config.yaml").train.name
+    for slide_id, notes in notes_by_slide(run_dir, model).items():
         for note in notes:
             out.print(f"note: {slide_id}: {note}", markup=False)
     failures = read_failures(run_dir)
@@ -202,7 +203,7 @@ def _run(config: Config, stages: tuple[str, ...]):
         for name in stages:
             stage = import_module(f"wsi_pipeline.stages.{name}")
             outcomes.append((name, stage.run(config, client)))
-            if name == "train" and outcomes[-1][1].failed:
+            if name == "train" and not outcomes[-1][1].results:
                 break  # a failed slide stops nothing, but there is no going on without a model
     if outcomes[-1][0] == "evaluate":
         report = evaluation_folder(config.out, config.train.name) / "report.html"

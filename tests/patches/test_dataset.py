@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -119,8 +120,9 @@ def test_missing_slide_is_named(dataset, tmp_path):
         list(batches(lost, first_step=0, steps=1, batch_size=100))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_patch_that_cannot_be_decoded_is_named_not_replaced(dataset, levels, tmp_path, workers):
+@pytest.fixture
+def torn(dataset, levels, tmp_path):
+    """The dataset with a first slide that opens, but none of its regions can be decoded."""
     path = write_pyramid_tiff(tmp_path / "torn.tiff", levels[0], tile=64)
     with tifffile.TiffFile(path) as file:
         pages = [(page.dataoffsets, page.databytecounts) for page in file.pages]
@@ -129,6 +131,23 @@ def test_patch_that_cannot_be_decoded_is_named_not_replaced(dataset, levels, tmp
             for offset, size in zip(offsets, sizes, strict=True):
                 file.seek(offset)
                 file.write(bytes(size))
-    torn = replace(dataset, slides=[(path, 0.5), *dataset.slides[1:]])
-    with pytest.raises(SlideReadError, match=r"torn\.tiff: the region at level-0 px \(\d+, \d+\)"):
-        list(batches(torn, first_step=0, steps=1, batch_size=100, workers=workers))
+    return replace(dataset, slides=[(path, 0.5), *dataset.slides[1:]])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_patches_that_cannot_be_decoded_are_left_out_and_told(dataset, torn, workers):
+    told = []
+    settings = {"first_step": 0, "steps": 1, "batch_size": 100}
+    [found] = batches(torn, **settings, workers=workers, on_unread=told.append)
+    [whole] = batches(dataset, **settings)
+    readable = draw(dataset.pool, seed=5, name="train", first=0, count=100).slide != 0
+    assert 0 < readable.sum() < 100
+    assert_same(found, [part[readable] for part in whole])
+    assert len(told) == 100 - readable.sum()
+    assert re.search(r"torn\.tiff: the region at level-0 px \(\d+, \d+\)", told[0])
+
+
+def test_a_batch_of_which_nothing_can_be_decoded_stops_the_reading(torn):
+    lost = replace(torn, slides=[torn.slides[0]] * 3)
+    with pytest.raises(SlideReadError, match=r"none of the 10 patches of a batch: .*torn\.tiff"):
+        list(batches(lost, first_step=0, steps=1, batch_size=10))

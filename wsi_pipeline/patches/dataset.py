@@ -1,7 +1,8 @@
 """Drawn patches as torch batches: read where they are drawn, straight from the slides."""
 
+import logging
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -10,12 +11,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.errors import ConfigError, SlideReadError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.patches.sampling import Draws, PatchPool, draw
 from wsi_pipeline.slides.reader import cached_slide
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Images uint8 (N, 3, P, P), labels 0 or 1 (N,), numbers of the draws int64 (N,)."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +52,14 @@ def batches(
     world: int = 1,
     workers: int = 0,
     pin: bool = False,
+    on_unread: Callable[[str], None] = log.warning,
 ) -> Iterator[Batch]:
     """Batches `first_step` to ``first_step + steps - 1`` of the dataset's draws.
 
     Batch ``s`` is draws ``s * batch_size`` to ``(s + 1) * batch_size - 1`` over all ranks; each
-    takes a consecutive share. What is drawn depends neither on ranks nor on workers.
+    takes a consecutive share. What is drawn depends neither on ranks nor on workers. A patch that
+    cannot be decoded is left out of its batch, which is then shorter: another one in its place
+    would bend the sampling.
 
     Parameters
     ----------
@@ -65,21 +72,25 @@ def batches(
         Loader processes; 0 reads in this one.
     pin : bool
         Page-locked memory, for copies to a GPU.
+    on_unread : callable
+        Is told of each patch that cannot be decoded: the slide, the place and the reason.
 
     Yields
     ------
-    images : uint8 tensor, shape (batch_size / world, 3, patch_px, patch_px)
-    labels : float32 tensor, shape (batch_size / world,)
-    numbers : int64 tensor, shape (batch_size / world,)
+    images : uint8 tensor, shape (N, 3, patch_px, patch_px)
+        N is ``batch_size / world``, less the patches that cannot be decoded.
+    labels : float32 tensor, shape (N,)
+    numbers : int64 tensor, shape (N,)
         The draws' numbers.
 
     Raises
     ------
     ConfigError
         If the ranks cannot share a batch evenly.
-    SlideError, SlideReadError
-        While iterating: a slide cannot be opened or a patch not be decoded. To replace the patch
-        in silence would bend the sampling.
+    SlideError
+        While iterating: a slide cannot be opened.
+    SlideReadError
+        While iterating: no patch of a batch can be decoded.
     """
     if batch_size % world:
         raise ConfigError(
@@ -95,7 +106,16 @@ def batches(
         # Its own, or starting to iterate would take a number from the global generator.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    return _telling(loader, on_unread)
+
+
+def _telling(
+    loader: Iterable[tuple[Batch, list[str]]], on_unread: Callable[[str], None]
+) -> Iterator[Batch]:
+    for batch, unread in loader:
+        for reason in unread:
+            on_unread(reason)
+        yield batch
 
 
 def _clean_processes() -> BaseContext:
@@ -129,15 +149,24 @@ class _Reader(Dataset):
         self.slides = slides
         self.grids = grids
 
-    def __getitems__(self, drawn: tuple[range, Draws]) -> Batch:
+    def __getitems__(self, drawn: tuple[range, Draws]) -> tuple[Batch, list[str]]:
         numbers, draws = drawn
+        images, read, unread = [], [], []
         patches = zip(draws.slide.tolist(), draws.x.tolist(), draws.y.tolist(), strict=True)
-        images = np.stack([self._read(*patch) for patch in patches])
-        return (
-            torch.from_numpy(images).permute(0, 3, 1, 2),
-            torch.from_numpy(draws.label.astype(np.float32)),
-            torch.tensor(numbers),
+        for position, patch in enumerate(patches):
+            try:
+                images.append(self._read(*patch))
+                read.append(position)
+            except SlideReadError as error:
+                unread.append(str(error))
+        if not images:
+            raise SlideReadError(f"none of the {len(unread)} patches of a batch: {unread[0]}")
+        batch = (
+            torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
+            torch.from_numpy(draws.label[read].astype(np.float32)),
+            torch.tensor(numbers)[read],
         )
+        return batch, unread
 
     def _read(self, slide: int, x: int, y: int) -> np.ndarray:
         grid = self.grids[slide]
@@ -146,6 +175,6 @@ class _Reader(Dataset):
         )
 
 
-def _as_read(batch: Batch) -> Batch:
+def _as_read(batch: tuple[Batch, list[str]]) -> tuple[Batch, list[str]]:
     """Batches come whole from the reader: nothing is left to collate."""
     return batch

@@ -28,6 +28,7 @@ from wsi_pipeline.stages.run_directory import (
     heatmap_folder,
     index_path,
     model_id,
+    of_model,
     read_model_card,
     tiled_slides,
 )
@@ -57,7 +58,7 @@ def run(config: Config, client: Client) -> Outcome:
         client,
         [_unit(slide, config, card, folder) for slide in slides.itertuples(index=False)],
         run_dir=config.out,
-        stage="evaluate",
+        stage=of_model("evaluate", config.train.name),
         schema_version=SCHEMA_VERSION,
         retries=config.jobs.retries,
         window=config.jobs.window,
@@ -201,7 +202,7 @@ def _report(
         },
         froc=froc,
         lesions=found,
-        slides=_panels(config.out, folder, slides, metrics["slide"]["threshold"]),
+        slides=_panels(config.out, config.train.name, slides, metrics["slide"]["threshold"]),
         failures=pd.DataFrame(read_failures(config.out)),
     )
 
@@ -218,10 +219,8 @@ def _patches(folder: Path, slides: pd.DataFrame) -> pd.DataFrame:
     return patches
 
 
-def _panels(
-    run_dir: Path, folder: Path, slides: pd.DataFrame, threshold: float
-) -> list[SlidePanel]:
-    notes = notes_by_slide(run_dir)
+def _panels(run_dir: Path, model: str, slides: pd.DataFrame, threshold: float) -> list[SlidePanel]:
+    notes, folder = notes_by_slide(run_dir, model), evaluation_folder(run_dir, model)
     return [
         SlidePanel(
             slide_id=slide.slide_id,

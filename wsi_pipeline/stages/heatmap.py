@@ -34,6 +34,7 @@ from wsi_pipeline.stages.run_directory import (
     index_path,
     model_folder,
     model_id,
+    of_model,
     tiled_slides,
 )
 
@@ -61,7 +62,8 @@ def run(config: Config, client: Client) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     slides = tiled_slides(config.out, config.heatmap.splits)
     plans = [_plan(slide, config, card, folder) for slide in slides.itertuples(index=False)]
-    record = Record(config.out, "heatmap")
+    predict, finish = (of_model(stage, config.train.name) for stage in ("predict", "heatmap"))
+    record = Record(config.out, finish)
     common = {
         "run_dir": config.out,
         "schema_version": SCHEMA,
@@ -78,7 +80,7 @@ def run(config: Config, client: Client) -> Outcome:
                     yield unit
 
     resources = {GPU: 1} if has_resource(client, GPU) else None
-    predicted = run_units(client, slab_units(), stage="predict", resources=resources, **common)
+    predicted = run_units(client, slab_units(), stage=predict, resources=resources, **common)
     unread, present = defaultdict(list), Counter()
     for key, result in predicted.results.items():
         slide_id = key.rpartition("/")[0]
@@ -86,7 +88,7 @@ def run(config: Config, client: Client) -> Outcome:
         unread[slide_id] += result["unread"]
     complete = [plan for plan in plans if present[plan.slide_id] == expected[plan.slide_id]]
     finish_units = [_finish_unit(plan, unread[plan.slide_id]) for plan in complete]
-    return predicted + run_units(client, finish_units, stage="heatmap", **common)
+    return predicted + run_units(client, finish_units, stage=finish, **common)
 
 
 def predict_chunk(

@@ -29,6 +29,11 @@ def model_folder(run_dir: Path, name: str) -> Path:
     return Path(run_dir) / "models" / name
 
 
+def of_model(stage: str, name: str) -> str:
+    """What the record calls a stage's work with one model: models do not undo each other's."""
+    return f"{stage}-{name}"
+
+
 def model_id(name: str, weights_sha256: str) -> str:
     """What a heatmap calls its model: name and weights."""
     return f"{name}@{weights_sha256[:12]}"

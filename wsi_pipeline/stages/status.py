@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wsi_pipeline.config import Config, load_config
 from wsi_pipeline.jobs.record import read_done, read_failures
-from wsi_pipeline.stages.run_directory import read_slides, slides_path
+from wsi_pipeline.stages.run_directory import of_model, read_slides, slides_path
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,28 @@ def stage_status(run_dir: Path) -> list[StageStatus]:
     return found
 
 
-def notes_by_slide(run_dir: Path) -> dict[str, list[str]]:
+def notes_by_slide(run_dir: Path, model: str) -> dict[str, list[str]]:
     """What a stage did not fail on but wants known: repaired outlines, lesions without tissue."""
     notes = defaultdict(list)
-    for stage in ("catalog", "tile", "heatmap"):
+    for stage in ("catalog", "tile", of_model("heatmap", model)):
         for slide_id, line in read_done(run_dir, stage).items():
             notes[slide_id] += line["result"].get("notes", [])
     return {slide_id: of_slide for slide_id, of_slide in notes.items() if of_slide}
 
 
 def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
+    predict, heatmap, evaluate = (
+        of_model(stage, config.train.name) for stage in ("predict", "heatmap", "evaluate")
+    )
     if not slides_path(run_dir).exists():
-        return dict.fromkeys(("catalog", "tile", "train", "heatmap", "evaluate"))
+        return dict.fromkeys(("catalog", "tile", "train", predict, heatmap, evaluate))
     slides = read_slides(run_dir)
     predicted = int(slides["split"].isin(config.heatmap.splits).sum())
     return {
         "catalog": len(read_done(run_dir, "catalog")),
         "tile": len(slides),
         "train": 1,
-        "heatmap": predicted,
-        "evaluate": predicted,
+        predict: None,  # slabs: how many there are is known while they are made
+        heatmap: predicted,
+        evaluate: predicted,
     }

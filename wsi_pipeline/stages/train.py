@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD, build_vgg16
 from wsi_pipeline.patches.augment import augment
-from wsi_pipeline.patches.dataset import PatchDataset, batches
+from wsi_pipeline.patches.dataset import Batch, PatchDataset, batches
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool
 from wsi_pipeline.stages.run_directory import index_path, model_folder, tiled_slides
@@ -85,7 +85,8 @@ def train_model(job: dict) -> dict:
     Returns
     -------
     dict
-        ``epochs``, ``best_epoch`` and its ``validation_roc_auc``.
+        ``epochs``, ``best_epoch`` and its ``validation_roc_auc``; ``failures``: the patches that
+        could not be decoded, and were left out of their batches.
     """
     report = partial(get_worker().log_event, TOPIC)
     if job["settings"]["loader_workers"] and multiprocessing.current_process().daemon:
@@ -118,8 +119,9 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
         )
     }
     card = _card(job, datasets["train"].pool)
+    unread = {}  # as an ordered set: a patch may be drawn again
     with distributed() as process:
-        read = partial(_read, process=process, settings=settings)
+        read = partial(_read, process=process, settings=settings, on_unread=unread.setdefault)
         history = fit(
             build_vgg16(settings["weights"], seed=seed),
             train_batches=partial(read, datasets["train"]),
@@ -144,6 +146,7 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
         "epochs": len(history),
         "best_epoch": int(row["epoch"]),
         "validation_roc_auc": float(row["validation_roc_auc"]),
+        "failures": list(unread),
     }
 
 
@@ -160,7 +163,10 @@ def _dataset(job: dict, split: str) -> PatchDataset:
     return PatchDataset(pool, paths, seed=job["seed"], name=split)
 
 
-def _read(dataset: PatchDataset, first_step: int, count: int, *, process: Process, settings: dict):
+def _read(
+    dataset: PatchDataset, first_step: int, count: int, *, process: Process, settings: dict,
+    on_unread: Callable[[str], None],
+) -> Iterator[Batch]:  # fmt: skip
     return batches(
         dataset,
         first_step=first_step,
@@ -170,6 +176,7 @@ def _read(dataset: PatchDataset, first_step: int, count: int, *, process: Proces
         world=process.count,
         workers=settings["loader_workers"],
         pin=process.device.type == "cuda",
+        on_unread=on_unread,
     )
 
 
@@ -230,7 +237,7 @@ def _torchrun(job: dict, processes: int, gpus: list[str], report: Callable[[dict
         ]  # fmt: skip
         # A local worker sees one GPU alone; training takes all that its client was shown.
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        result = None
+        results = []
         with (
             log_file.open("w") as log,
             subprocess.Popen(
@@ -240,27 +247,26 @@ def _torchrun(job: dict, processes: int, gpus: list[str], report: Callable[[dict
             for line in torchrun.stdout:
                 if line.startswith("{"):
                     event = json.loads(line)
-                    result = event.pop("result", None)
-                    if event:
+                    if "result" in event:
+                        results.append(event["result"])
+                    else:
                         report(event)
-        if torchrun.returncode or result is None:
+        if torchrun.returncode or len(results) != processes:
             raise RunError(
                 f"training in {processes} processes ended with status {torchrun.returncode}:"
                 f" {log_file.read_text()[-2000:]}"
             )
-        return result
+        failures = {reason: None for result in results for reason in result["failures"]}
+        return {**results[0], "failures": list(failures)}
 
 
 def _main(job_file: str) -> None:
     """What each process of torchrun does."""
-    first = os.environ["RANK"] == "0"
-    result = _train(json.loads(Path(job_file).read_text()), lambda event: _say(event, first))
-    _say({"result": result}, first)
+    _say({"result": _train(json.loads(Path(job_file).read_text()), _say)})
 
 
-def _say(event: dict, first: bool) -> None:
-    if first:
-        print(json.dumps(event), flush=True)
+def _say(event: dict) -> None:
+    print(json.dumps(event), flush=True)
 
 
 def _unit(config: Config) -> Unit:

@@ -23,10 +23,8 @@ from torch.utils.tensorboard import SummaryWriter
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.models.inference import use_mixed_precision
+from wsi_pipeline.patches.dataset import Batch
 from wsi_pipeline.training.schedule import Schedule
-
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Images uint8 (N, 3, P, P), labels 0 or 1 (N,), numbers of the draws int (N,)."""
 
 LOOK_SECONDS = 1.0
 """How often the loss is fetched within an epoch: each time the host waits for the device."""
