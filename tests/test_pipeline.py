@@ -52,6 +52,7 @@ def settings(path: Path, out: Path, cohort: Path, **sections) -> Path:
             "validation_examples": 64,
             "max_epochs": 2,
             "batch_size": 16,
+            "mixed_precision": False,
         },
         "heatmap": {"chunk": 4},
         "jobs": {"workers": 2},

@@ -8,99 +8,103 @@ from PIL import Image
 from shapely import Point, box
 
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.heatmaps.render import annotation_outlines, heatmap_figure, heatmap_overlay
+from wsi_pipeline.heatmaps.render import heatmap_figure
 
 
-@pytest.fixture
-def grid():
-    # Cells of 16 working px = 64 level-0 px = 4 thumbnail px at downsample 16; 5 x 7 of them.
-    return PatchGrid(Bounds(300, 900, 7 * 64, 5 * 64), 0.25, 4.0, 32, 16, 16)
+def picture(image, shown, lesions, values, grid, **settings):
+    data = heatmap_figure(image, shown, lesions, values, grid, **settings)
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
-@pytest.fixture
-def thumbnail():
-    return np.random.default_rng(0).integers(0, 256, (20, 28, 3), np.uint8)
+def is_yellow(pixels):
+    return (pixels[..., 0] > 190) & (pixels[..., 1] > 190) & (pixels[..., 2] < 120)
 
 
-def test_without_values_the_slide_stays_as_it_is(grid, thumbnail):
-    nothing = np.full(grid.shape, np.nan, np.float32)
-    np.testing.assert_array_equal(heatmap_overlay(thumbnail, 16.0, nothing, grid), thumbnail)
-
-
-def test_each_cell_colours_exactly_its_own_inner_square(grid, thumbnail):
-    values = np.full(grid.shape, np.nan, np.float32)
-    values[1, 5] = 0.5
-    picture = heatmap_overlay(thumbnail, 16.0, values, grid)
-    changed = np.zeros((20, 28), bool)
-    changed[4:8, 20:24] = True
-    np.testing.assert_array_equal(picture[~changed], thumbnail[~changed])
-    assert picture.dtype == np.uint8
-    assert (picture != thumbnail).any(axis=2)[changed].mean() > 0.9
-
-
-def test_a_cell_wins_where_it_is_the_nearest_of_overlapping_inner_squares(thumbnail):
-    # Inner squares of 32 px every 16: the centre of cell 2 is at 48, so it is the nearest from
-    # 40 to 56 working px, which are thumbnail px 10 to 14.
-    grid = PatchGrid(Bounds(0, 0, 7 * 64, 5 * 64), 0.25, 4.0, 32, 16, 32)
-    values = np.full(grid.shape, np.nan, np.float32)
-    values[:, 2] = 1.0
-    changed = (heatmap_overlay(thumbnail, 16.0, values, grid) != thumbnail).any(axis=(0, 2))
-    assert np.flatnonzero(changed).tolist() == [10, 11, 12, 13]
-
-
-def test_colours_have_a_fixed_scale(grid):
-    white = np.full((20, 28, 3), 255, np.uint8)
-    low = heatmap_overlay(white, 16.0, np.full(grid.shape, 0.2, np.float32), grid)
-    mixed = np.full(grid.shape, 0.2, np.float32)
-    mixed[0, 0] = 0.9
-    np.testing.assert_array_equal(heatmap_overlay(white, 16.0, mixed, grid)[4:], low[4:])
-    red, _, blue = low[0, 0].astype(int)
-    assert blue > red
-    red, _, blue = heatmap_overlay(white, 16.0, mixed, grid)[0, 0].astype(int)
-    assert red > blue
-
-
-def test_outlines_are_placed_in_the_thumbnail_and_include_holes(grid):
-    ring = box(332, 932, 620, 1220) - box(396, 996, 460, 1060)
-    outer, inner = annotation_outlines([ring], grid.bounds, 16.0)
-    assert (outer.min(axis=0).tolist(), outer.max(axis=0).tolist()) == ([2, 2], [20, 20])
-    assert (inner.min(axis=0).tolist(), inner.max(axis=0).tolist()) == ([6, 6], [10, 10])
-    np.testing.assert_array_equal(outer[0], outer[-1])
+def extent(mask):
+    y, x = np.nonzero(mask)
+    return x.min(), x.max(), y.min(), y.max()
 
 
 @pytest.mark.parametrize(("height", "width"), [(200, 280), (900, 60), (60, 900)])
 @pytest.mark.parametrize("lesions", [[], [Point(500, 1100).buffer(80)]])
-def test_the_figure_is_a_png_and_leaves_no_global_state(height, width, lesions):
+def test_the_figure_is_a_jpeg_and_leaves_no_global_state(height, width, lesions):
     grid = PatchGrid(Bounds(300, 900, width * 8, height * 8), 0.25, 1.0, 128, 64, 64)
-    thumbnail = np.full((height, width, 3), 230, np.uint8)
+    image = np.full((height, width, 3), 230, np.uint8)
     values = np.random.default_rng(0).random(grid.shape, np.float32)
     backend = matplotlib.get_backend()
-    png = heatmap_figure(thumbnail, 8.0, lesions, values, grid, "tumor_001")
-    image = Image.open(io.BytesIO(png))
-    assert image.format == "PNG"
-    assert image.width == 1100
+    data = heatmap_figure(image, grid.bounds, lesions, values, grid, width_inches=8)
+    found = Image.open(io.BytesIO(data))
+    assert found.format == "JPEG"
+    assert found.width == 880
     assert plt.get_fignums() == []
     assert matplotlib.get_backend() == backend
 
 
-def test_the_figure_shows_outline_and_heatmap_where_they_belong():
-    grid = PatchGrid(Bounds(0, 0, 6400, 6400), 0.25, 1.0, 128, 64, 64)
-    thumbnail = np.full((400, 400, 3), 255, np.uint8)
-    lesion = box(4000, 800, 5600, 2400)
+@pytest.mark.parametrize("inner_px", [64, 128], ids=["tiling squares", "overlapping squares"])
+@pytest.mark.parametrize(
+    "shown", [Bounds(100, 200, 6400, 6400), Bounds(3300, 200, 3200, 3200)], ids=["slide", "place"]
+)
+def test_outline_and_heatmap_lie_where_they_belong(shown, inner_px):
+    """The same square in both panels, for the whole slide and for a part of it."""
+    grid = PatchGrid(Bounds(100, 200, 6400, 6400), 0.25, 1.0, 128, 64, inner_px)
+    image = np.full((400, 400, 3), 255, np.uint8)
     values = np.full(grid.shape, np.nan, np.float32)
-    values[13:37, 63:87] = 1.0
+    # The cells whose centres, 64 px apart from inner_px / 2 on, lie in the lesion.
+    centres = inner_px / 2 + 64 * np.arange(values.shape[0])
+    rows, cols = (centres > 640) & (centres < 2240), (centres > 4000) & (centres < 5600)
+    values[np.ix_(rows, cols)] = 1.0
+    lesion = box(4100, 840, 5700, 2440)
 
-    def drawn(lesions, values):
-        png = heatmap_figure(thumbnail, 16.0, lesions, values, grid, "slide")
-        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    plain = picture(image, shown, [lesion], np.full(grid.shape, np.nan), grid)
+    found = picture(image, shown, [lesion], values, grid)
+    middle = found.shape[1] // 2
+    coloured = np.abs(found - plain).max(axis=2) > 60
+    assert not coloured[:, :middle].any()
+    x0, x1, y0, y1 = extent(is_yellow(found[:, :middle]))
+    u0, u1, v0, v1 = extent(coloured)
+    px_of_cell = (x1 - x0) * 64 / 1600
+    assert max(abs(y0 - v0), abs(y1 - v1)) <= 1.1 * px_of_cell + 2
+    assert abs((x1 - x0) - (u1 - u0)) <= 1.1 * px_of_cell + 4
 
-    plain = drawn([lesion], np.full(grid.shape, np.nan))
-    picture = drawn([lesion], values)
-    yellow = (picture[..., 0] > 200) & (picture[..., 1] > 200) & (picture[..., 2] < 80)
-    yellow[:, picture.shape[1] // 2 :] = False
-    coloured = (picture != plain).any(axis=2)
-    assert not coloured[:, : picture.shape[1] // 2].any()
-    (y, x), (v, u) = np.nonzero(yellow), np.nonzero(coloured)
-    # The same square in both panels: equal height and size.
-    assert abs(y.min() - v.min()) <= 4 and abs(y.max() - v.max()) <= 4
-    assert abs(np.ptp(x) - np.ptp(u)) <= 6
+
+def test_without_values_the_slide_stays_as_it_is():
+    grid = PatchGrid(Bounds(0, 0, 640, 640), 0.25, 1.0, 128, 64, 64)
+    image = np.full((64, 64, 3), (200, 100, 200), np.uint8)
+    found = picture(image, grid.bounds, [], np.full(grid.shape, np.nan), grid)
+    left, right = found[200:300, 150:250], found[200:300, 600:700]
+    assert np.abs(left - (200, 100, 200)).max() < 8
+    np.testing.assert_allclose(left.mean(axis=(0, 1)), right.mean(axis=(0, 1)), atol=2)
+
+
+def test_colours_have_a_fixed_scale():
+    grid = PatchGrid(Bounds(0, 0, 640, 640), 0.25, 1.0, 128, 64, 64)
+    white = np.full((64, 64, 3), 255, np.uint8)
+    low = np.full(grid.shape, 0.2, np.float32)
+    mixed = low.copy()
+    mixed[:3] = 0.9
+    flat, found = (picture(white, grid.bounds, [], v, grid)[:, 600:700] for v in (low, mixed))
+    np.testing.assert_allclose(found[300:400], flat[300:400], atol=8)
+    red, _, blue = found[350].mean(axis=0)
+    assert blue > red + 30
+    red, _, blue = found[120].mean(axis=0)
+    assert red > blue + 30
+
+
+def test_holes_have_outlines_and_marks_a_circle():
+    grid = PatchGrid(Bounds(0, 0, 640, 640), 0.25, 1.0, 128, 64, 64)
+    image = np.zeros((64, 64, 3), np.uint8)
+    nothing = np.full(grid.shape, np.nan)
+    ring = box(64, 64, 576, 576) - box(256, 256, 384, 384)
+    found = picture(image, grid.bounds, [ring], nothing, grid)
+    yellow = is_yellow(found[:, : found.shape[1] // 2])
+    x0, x1, y0, y1 = extent(yellow)
+    inside = yellow[y0 + 40 : y1 - 40, x0 + 40 : x1 - 40]
+    assert inside.any()
+    u0, u1, _, _ = extent(inside)
+    assert (u1 - u0) / (x1 - x0) == pytest.approx(128 / 512, abs=0.05)
+
+    marked = picture(image, grid.bounds, [], nothing, grid, marks=[(320, 320)])
+    plain = picture(image, grid.bounds, [], nothing, grid)
+    middle = marked.shape[1] // 2
+    for half in (np.s_[:, :middle], np.s_[:, middle:]):
+        assert (np.abs(marked - plain).max(axis=2)[half] > 120).any()

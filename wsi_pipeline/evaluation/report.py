@@ -43,7 +43,7 @@ class SlidePanel:
     called : bool or None
         Whether it is called positive; None if it has no score.
     picture : bytes, optional
-        PNG: the slide with its annotation beside its heatmap.
+        JPEG: the slide with its annotation beside its heatmap.
     notes : tuple of str
         What a reader should know: repairs of its annotation, unreadable patches.
     """

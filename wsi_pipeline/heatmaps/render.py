@@ -1,7 +1,7 @@
-"""Pictures for the report: a slide with its annotation beside its heatmap.
+"""Pictures for the report: a slide, or a place in it, with its annotation beside its heatmap.
 
-All of it in the thumbnail's frame: the slide's bounds at `downsample` level-0 px a pixel, corner
-convention. Colours stand for 0 to 1 on every slide, so that pictures can be compared.
+Everything is drawn in level-0 px. Colours stand for 0 to 1 in every picture, so that pictures can
+be compared.
 """
 
 import io
@@ -11,127 +11,112 @@ import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from shapely import Polygon
 
 from wsi_pipeline.geometry import Bounds, PatchGrid
 
 COLORMAP = matplotlib.colormaps["RdYlBu_r"]
+SCALE = Normalize(0, 1)
 OPACITY = 0.6
-
-
-def heatmap_overlay(
-    thumbnail: np.ndarray, downsample: float, values: np.ndarray, grid: PatchGrid
-) -> np.ndarray:
-    """Lay a heatmap over the slide's thumbnail; each pixel takes the nearest cell's colour.
-
-    Parameters
-    ----------
-    thumbnail : uint8 array, shape (h, w, 3)
-        The slide's bounds.
-    downsample : float
-        Level-0 px per thumbnail px.
-    values : float array, shape `grid.shape`
-        Level 0 of the heatmap, in [0, 1]; where it is NaN the slide stays as it is.
-    grid : PatchGrid
-
-    Returns
-    -------
-    uint8 array, shape (h, w, 3)
-    """
-    rows = _nearest_cells(thumbnail.shape[0], downsample, values.shape[0], grid)
-    cols = _nearest_cells(thumbnail.shape[1], downsample, values.shape[1], grid)
-    shown = values[np.ix_(rows, cols)]
-    blended = (1 - OPACITY) * thumbnail + OPACITY * 255 * COLORMAP(shown)[..., :3]
-    return np.where(np.isnan(shown)[..., np.newaxis], thumbnail, blended.round()).astype(np.uint8)
-
-
-def _nearest_cells(pixels: int, downsample: float, cells: int, grid: PatchGrid) -> np.ndarray:
-    """Along one axis: the cell whose centre is nearest to each thumbnail pixel's centre."""
-    centres_px = (np.arange(pixels) + 0.5) * downsample / grid.downsample
-    nearest = np.floor((centres_px - grid.inner_px / 2) / grid.stride_px + 0.5)
-    return np.clip(nearest, 0, cells - 1).astype(int)
-
-
-def annotation_outlines(
-    lesions: Sequence[Polygon], bounds: Bounds, downsample: float
-) -> list[np.ndarray]:
-    """Outer and inner rings of the lesions in the thumbnail's frame.
-
-    Parameters
-    ----------
-    lesions : sequence of Polygon
-        Level-0 px.
-    bounds : Bounds
-        The part of the slide that the thumbnail shows.
-    downsample : float
-        Level-0 px per thumbnail px.
-
-    Returns
-    -------
-    list of float64 arrays, shape (N, 2)
-        x, y of each ring's corners, the first repeated at the end.
-    """
-    rings = [ring for lesion in lesions for ring in (lesion.exterior, *lesion.interiors)]
-    corner = (bounds.x, bounds.y)
-    return [(np.array(ring.coords)[:, :2] - corner) / downsample for ring in rings]
+JPEG_QUALITY = 85
+DPI = 110
 
 
 def heatmap_figure(
-    thumbnail: np.ndarray,
-    downsample: float,
+    image: np.ndarray,
+    shown: Bounds,
     lesions: Sequence[Polygon],
     values: np.ndarray,
     grid: PatchGrid,
-    title: str,
+    *,
+    marks: Sequence[tuple[float, float]] = (),
+    width_inches: float = 10.0,
 ) -> bytes:
-    """Draw the slide with its annotation beside the slide with its heatmap.
+    """Draw a part of a slide with its annotation beside the same part with its heatmap.
+
+    Each heatmap cell covers the square of one stride around its patch's centre; where an image
+    pixel is coarser than that, the colour is the mean of the cells under it.
 
     Parameters
     ----------
-    thumbnail, downsample, values, grid
-        As for `heatmap_overlay`.
+    image : uint8 array, shape (h, w, 3)
+        The part, at any resolution.
+    shown : Bounds
+        The part, level-0 px.
     lesions : sequence of Polygon
-        Level-0 px; may be empty.
-    title : str
+        Level-0 px; may be empty, or lie outside the part.
+    values : float array, shape `grid.shape`
+        Level 0 of the heatmap, in [0, 1]; where it is NaN the slide stays as it is.
+    grid : PatchGrid
+    marks : sequence of (x, y)
+        Places to mark with a circle, level-0 px.
+    width_inches : float
 
     Returns
     -------
     bytes
-        A PNG image, 10 inches wide.
+        A JPEG image, 110 px an inch.
     """
-    height, width = thumbnail.shape[:2]
+    panel_width = 0.46 * width_inches
+    panel_height = np.clip(panel_width * shown.height / shown.width, 1.5, 1.75 * panel_width)
     # Figure, not pyplot: no state shared between the threads of a worker.
-    panel_height = np.clip(4.6 * height / width, 1.5, 8)
-    figure = Figure(figsize=(10, panel_height + 0.7), layout="constrained")
+    figure = Figure(figsize=(width_inches, panel_height + 0.7), layout="constrained")
     left, right = figure.subplots(1, 2)
-    figure.suptitle(title)
-    frame = (0, width, height, 0)
-    left.imshow(thumbnail, extent=frame)
-    outlines = annotation_outlines(lesions, grid.bounds, downsample)
+    frame = (shown.x, shown.x + shown.width, shown.y + shown.height, shown.y)
+    for axes in (left, right):
+        axes.imshow(image, extent=frame, interpolation="antialiased")
+    outlines = _rings(lesions)
     left.add_collection(LineCollection(outlines, colors="black", linewidths=2.2))
     left.add_collection(LineCollection(outlines, colors="yellow", linewidths=1.1))
-    left.set_title(f"annotation ({len(lesions)} lesion{'' if len(lesions) == 1 else 's'})")
-    right.imshow(heatmap_overlay(thumbnail, downsample, values, grid), extent=frame)
+    left.set_title("annotation" if lesions else "no annotation")
+    right.imshow(
+        np.ma.masked_invalid(values), cmap=COLORMAP, norm=SCALE, alpha=OPACITY,
+        extent=_heatmap_frame(values.shape, grid), interpolation="antialiased",
+    )  # fmt: skip
     right.set_title("heatmap")
-    scale = ScalarMappable(matplotlib.colors.Normalize(0, 1), COLORMAP)
-    figure.colorbar(scale, ax=right, label="probability of tumour", shrink=0.8, alpha=OPACITY)
-    _draw_scale_bar(left, width, height, downsample * grid.mpp / 1000)
+    figure.colorbar(
+        ScalarMappable(SCALE, COLORMAP), ax=right, label="probability of tumour", shrink=0.8,
+        alpha=OPACITY,
+    )  # fmt: skip
+    _draw_scale_bar(left, shown, grid.mpp)
     for axes in (left, right):
-        axes.set(xlim=(0, width), ylim=(height, 0))
+        for x, y in marks:
+            axes.plot(x, y, "o", mfc="none", mec="black", mew=2.4, markersize=15)
+            axes.plot(x, y, "o", mfc="none", mec="white", mew=1.1, markersize=15)
+        axes.set(xlim=frame[:2], ylim=frame[2:])
         axes.set_axis_off()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    return png.getvalue()
+    picture = io.BytesIO()
+    quality = {"quality": JPEG_QUALITY}
+    figure.savefig(picture, format="jpeg", dpi=DPI, pil_kwargs=quality)
+    return picture.getvalue()
 
 
-def _draw_scale_bar(axes, width_px: int, height_px: int, mm_per_px: float) -> None:
-    """Draw the longest bar of 1, 2 or 5 x 10^n mm that is under a quarter of the width."""
-    longest = width_px * mm_per_px / 4
-    decade = 10.0 ** np.floor(np.log10(longest))
-    length = max(step * decade for step in (1, 2, 5) if step * decade <= longest)
-    x, y = 0.04 * width_px, 0.95 * height_px
-    axes.plot(
-        [x, x + length / mm_per_px], [y, y], color="black", linewidth=3, solid_capstyle="butt"
-    )
-    axes.annotate(f"{length:g} mm", (x, y), xytext=(0, 4), textcoords="offset points", fontsize=9)
+def _heatmap_frame(shape: tuple[int, int], grid: PatchGrid) -> tuple[float, float, float, float]:
+    """Left, right, bottom, top of the cells' squares, level-0 px."""
+    step = grid.stride_px * grid.downsample
+    margin = (grid.inner_px - grid.stride_px) / 2 * grid.downsample
+    left, top = grid.bounds.x + margin, grid.bounds.y + margin
+    return left, left + shape[1] * step, top + shape[0] * step, top
+
+
+def _rings(lesions: Sequence[Polygon]) -> list[np.ndarray]:
+    """Outer and inner rings: x, y of the corners, shape (N, 2) each."""
+    rings = (ring for lesion in lesions for ring in (lesion.exterior, *lesion.interiors))
+    return [np.asarray(ring.coords)[:, :2] for ring in rings]
+
+
+def _draw_scale_bar(axes, shown: Bounds, mpp: float) -> None:
+    """Draw the longest bar of 1, 2 or 5 x 10^n um that is under a quarter of the width."""
+    longest_um = shown.width * mpp / 4
+    decade = 10.0 ** np.floor(np.log10(longest_um))
+    length_um = max(step * decade for step in (1, 2, 5) if step * decade <= longest_um)
+    label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} um"
+    x, y = shown.x + 0.04 * shown.width, shown.y + 0.95 * shown.height
+    axes.plot([x, x + length_um / mpp], [y, y], color="white", lw=5, solid_capstyle="butt")
+    axes.plot([x, x + length_um / mpp], [y, y], color="black", lw=3, solid_capstyle="butt")
+    axes.annotate(
+        label, (x, y), xytext=(0, 5), textcoords="offset points", fontsize=9,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
+    )  # fmt: skip

@@ -91,7 +91,7 @@ def score_slide(
     """Look up each patch's probability and draw the slide's picture: the work of a unit.
 
     Writes Parquet with the index's columns and ``score`` (float32, NaN where the patch could not
-    be read), and a PNG: the slide with its annotation beside its heatmap.
+    be read), and a JPEG: the slide with its annotation beside its heatmap.
 
     Returns
     -------
@@ -108,13 +108,12 @@ def score_slide(
     with replace_atomically(scores) as part:
         pq.write_table(patches.table.append_column("score", pa.array(score)), part)
     with Slide(path, mpp) as slide:
-        thumbnail, downsample = slide.thumbnail(thumbnail_px)
+        thumbnail, _ = slide.thumbnail(thumbnail_px)
         lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
-    png = heatmap_figure(
-        thumbnail, downsample, lesions, probabilities.values(), patches.grid, title=""
-    )
+    grid = patches.grid
+    jpeg = heatmap_figure(thumbnail, grid.bounds, lesions, probabilities.values(), grid)
     with replace_atomically(picture) as part:
-        part.write_bytes(png)
+        part.write_bytes(jpeg)
     return {"lesions": len(lesions)}
 
 
@@ -153,7 +152,7 @@ def _scores_path(folder: Path, slide_id: str) -> Path:
 
 
 def _picture_path(folder: Path, slide_id: str) -> Path:
-    return folder / "slides" / f"{slide_id}.png"
+    return folder / "slides" / f"{slide_id}.jpg"
 
 
 def _report(
