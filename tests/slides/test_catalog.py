@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import CatalogError
-from wsi_pipeline.slides.catalog import assign_splits, read_catalog, scan_folders
+from wsi_pipeline.slides.catalog import (
+    assign_splits,
+    read_catalog,
+    read_measured_slides,
+    scan_folders,
+)
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
@@ -313,3 +318,37 @@ def test_splits_hold_their_properties(cohort_of, weights, seed, data):
     tumour = split[split["label"].eq(1).fillna(False)]
     for name, n in patients(tumour).items():
         assert abs(n - len(tumour) * count[name] / total) < 1
+
+
+def test_measured_slides_need_no_files(tmp_path):
+    table = tmp_path / "slides.csv"
+    table.write_text("slide_id,label,width,height,mpp,patient_id\na,1,300,200,0.25,p\nb,0,9,8,1,\n")
+    found = read_measured_slides(table)
+    assert found.to_dict("list") == {
+        "slide_id": ["a", "b"],
+        "width": [300, 9],
+        "height": [200, 8],
+        "mpp": [0.25, 1.0],
+        "label": [1, 0],
+        "patient_id": ["p", "b"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "slide_id,width,height,label\na,1,1,1\n",
+            r"slides\.csv: the columns \['mpp'\] are missing",
+        ),
+        ("slide_id,width,height,mpp,label\na,1,1,1,2\n", r"line 2: label is '2'"),
+        ("slide_id,width,height,mpp,label\na,0,1,1,1\n", r"line 2: width is '0'"),
+        ("slide_id,width,height,mpp,label\na,1,1,,1\n", r"line 2: mpp is ''"),
+        ("slide_id,width,height,mpp,label\na,1,1,1,1\nA,1,1,1,1\n", r"lines 2, 3: the same slide"),
+    ],
+)
+def test_measured_slides_that_break_a_rule_are_refused(tmp_path, text, message):
+    table = tmp_path / "slides.csv"
+    table.write_text(text)
+    with pytest.raises(CatalogError, match=message):
+        read_measured_slides(table)

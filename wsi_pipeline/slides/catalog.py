@@ -51,6 +51,19 @@ class _Row(BaseModel):
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
+class _MeasuredRow(BaseModel):
+    """A slide that is evaluated without its file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    slide_id: Annotated[str, AfterValidator(_safe_as_file_name)]
+    width: Annotated[int, Field(gt=0)]
+    height: Annotated[int, Field(gt=0)]
+    mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    label: Annotated[int, Field(ge=0, le=1)]
+    patient_id: str | None = None
+
+
 def read_catalog(path) -> pd.DataFrame:
     """Read a table of slides.
 
@@ -77,22 +90,49 @@ def read_catalog(path) -> pd.DataFrame:
         slides, or a patient in two splits; the message names the table and the line.
     """
     path = Path(path)
-    lines, rows = _read_rows(path)
+    lines, rows = _read_rows(path, _Row)
     frame = _to_frame(rows, folder=path.parent.absolute())
-    _refuse_duplicates(frame, path, lines)
+    _refuse_duplicates(frame, path, lines, ("slide_id", "path"))
     _check_splits(frame, path, lines)
     return frame
 
 
-def _read_rows(path: Path) -> tuple[list[int], list[_Row]]:
+def read_measured_slides(path) -> pd.DataFrame:
+    """Read a table of slides whose files need not be at hand: their size is stated instead.
+
+    Parameters
+    ----------
+    path : path-like
+        A CSV file with a header. Columns ``slide_id``, ``width`` and ``height`` (level-0 px),
+        ``mpp`` (um per level-0 px) and ``label`` (1 tumour, 0 normal); optionally ``patient_id``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        These columns, one row a slide, in the table's order; a slide without a patient is its own.
+
+    Raises
+    ------
+    CatalogError
+        If the table cannot be read, holds no slide, has unknown or missing columns, a bad value,
+        or a slide id twice; the message names the table and the line.
+    """
+    path = Path(path)
+    lines, rows = _read_rows(path, _MeasuredRow)
+    frame = pd.DataFrame([row.model_dump() for row in rows])
+    _refuse_duplicates(frame, path, lines, ("slide_id",))
+    return frame.assign(patient_id=frame["patient_id"].fillna(frame["slide_id"]))
+
+
+def _read_rows(path: Path, kind: type[BaseModel]) -> tuple[list[int], list[BaseModel]]:
     lines, rows = [], []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
-            _check_columns(path, reader.fieldnames or [])
+            _check_columns(path, reader.fieldnames or [], kind)
             for cells in reader:
                 lines.append(reader.line_num)
-                rows.append(_parse_row(cells, f"{path}, line {reader.line_num}"))
+                rows.append(_parse_row(cells, f"{path}, line {reader.line_num}", kind))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CatalogError(f"{path}: cannot be read as a CSV table: {error}") from error
     if not rows:
@@ -100,22 +140,23 @@ def _read_rows(path: Path) -> tuple[list[int], list[_Row]]:
     return lines, rows
 
 
-def _check_columns(path: Path, columns):
-    known = list(_Row.model_fields)
+def _check_columns(path: Path, columns, kind: type[BaseModel]):
+    known = list(kind.model_fields)
+    required = [name for name, field in kind.model_fields.items() if field.is_required()]
     if unknown := [column for column in columns if column not in known]:
         raise CatalogError(f"{path}: unknown columns {unknown}; known ones are {known}")
-    if missing := [column for column in ("slide_id", "path") if column not in columns]:
+    if missing := [column for column in required if column not in columns]:
         raise CatalogError(f"{path}: the columns {missing} are missing")
     if len(set(columns)) < len(columns):
         raise CatalogError(f"{path}: a column is there twice among {list(columns)}")
 
 
-def _parse_row(cells: dict, where: str) -> _Row:
+def _parse_row(cells: dict, where: str, kind: type[BaseModel] = _Row) -> BaseModel:
     if None in cells or None in cells.values():
         raise CatalogError(f"{where}: the row has more or fewer cells than the header")
     cells = {column: value.strip() for column, value in cells.items()}
     try:
-        return _Row(**{column: value for column, value in cells.items() if value})
+        return kind(**{column: value for column, value in cells.items() if value})
     except ValidationError as error:
         first = error.errors()[0]
         column = first["loc"][0]
@@ -131,11 +172,9 @@ def _to_frame(rows: list[_Row], folder: Path) -> pd.DataFrame:
     return frame.astype(DTYPES)
 
 
-def _refuse_duplicates(frame: pd.DataFrame, path: Path, lines: list[int]):
-    for column, values in (
-        ("slide_id", frame["slide_id"].str.casefold()),
-        ("path", frame["path"]),
-    ):
+def _refuse_duplicates(frame: pd.DataFrame, path: Path, lines: list[int], columns):
+    for column in columns:
+        values = frame[column].str.casefold() if column == "slide_id" else frame[column]
         if (twice := values.duplicated(keep=False)).any():
             at = np.flatnonzero(values == values[twice].iloc[0])
             raise CatalogError(
