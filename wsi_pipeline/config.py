@@ -184,6 +184,23 @@ class HeatmapConfig(Section):
     ngff: Literal["0.5", "0.4"] = Field("0.5", description="OME-Zarr version")
 
 
+class DetectionConfig(Section):
+    """Detections from the heatmaps: the candidates of CAMELYON16's FROC."""
+
+    method: Literal["peaks", "components"] = Field(
+        "peaks",
+        description="peaks: the highest cells, none within radius_um of a higher one that is kept;"
+        " components: the highest cell of each connected group",
+    )
+    radius_um: float = Field(
+        150.0,
+        ge=0,
+        description="nothing else is kept around a peak; 150 is twice the 75 um by which the"
+        " challenge widens lesions: a peak within one lesion hides no other that is counted apart",
+    )
+    min_probability: Fraction = Field(0.1, description="cells from here on are candidates")
+
+
 class EvaluateConfig(Section):
     """Patch metrics, slide accuracy, FROC, report."""
 
@@ -192,6 +209,7 @@ class EvaluateConfig(Section):
         (0.25, 0.5, 1, 2, 4, 8), description="average false positives at which FROC is read off"
     )
     thumbnail_px: int = Field(640, gt=0, description="longest side of the report's slide pictures")
+    detections: DetectionConfig = DetectionConfig()
 
 
 class JobsConfig(Section):
