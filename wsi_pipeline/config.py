@@ -155,6 +155,14 @@ class TrainConfig(Section):
     stop_after: int = Field(
         5, gt=0, description="epochs without a better validation ROC AUC until training stops"
     )
+    hard_negatives: Path | None = Field(
+        None,
+        description="Parquet table slide_id, x, y of patches without tumour that an earlier model"
+        " took for tumour, to draw more often; null: none",
+    )
+    hard_negative_share: Fraction = Field(
+        0.5, description="share of the examples without tumour that is drawn from hard_negatives"
+    )
     augment: AugmentConfig = AugmentConfig()
     mixed_precision: bool | None = Field(
         None, description="bfloat16 autocast: true, false, or null: where the device gains"
@@ -271,11 +279,13 @@ def load_config(path, **overrides) -> Config:
     weights = config.train.weights
     if weights not in ("imagenet", "none"):
         weights = str(Path(weights).expanduser().absolute())
+    hard = config.train.hard_negatives
+    files = {"weights": weights, "hard_negatives": hard and hard.expanduser().absolute()}
     return config.model_copy(
         update={
             "out": config.out.expanduser().absolute(),
             "catalog": config.catalog.model_copy(update=paths),
-            "train": config.train.model_copy(update={"weights": weights}),
+            "train": config.train.model_copy(update=files),
         }
     )
 
