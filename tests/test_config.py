@@ -53,6 +53,11 @@ def test_defaults_are_the_lectures(tmp_path):
         ),
         ({"evaluate": {"patch_threshold": 1.5}}, r"evaluate\.patch_threshold.*found 1\.5"),
         ({"train": {"name": "../x"}}, r"train\.name"),
+        ({"train": {"hard_negative_share": 1.1}}, r"train\.hard_negative_share.*found 1\.1"),
+        (
+            {"evaluate": {"detections": {"radius_um": -1}}},
+            r"evaluate\.detections\.radius_um.*found -1",
+        ),
     ],
 )
 def test_bad_settings_are_named_with_value_rule_and_file(tmp_path, values, message):
@@ -76,12 +81,13 @@ def test_overrides_replace_single_settings_of_a_section(tmp_path):
 
 
 def test_paths_come_back_absolute_for_workers_in_other_folders(tmp_path, monkeypatch):
-    path = write(tmp_path, train={"weights": "vgg16.pth"})
+    path = write(tmp_path, train={"weights": "vgg16.pth", "hard_negatives": "hard.parquet"})
     monkeypatch.chdir(tmp_path)
     config = load_config(path)
     assert config.out == tmp_path / "run"
     assert config.catalog.csv == tmp_path / "slides.csv"
     assert config.train.weights == str(tmp_path / "vgg16.pth")
+    assert config.train.hard_negatives == tmp_path / "hard.parquet"
     assert load_config(write(tmp_path, train={"weights": "none"})).train.weights == "none"
 
 

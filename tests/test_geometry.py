@@ -38,6 +38,26 @@ def test_first_inner_square_starts_at_the_bounds_and_its_patch_before_them():
     ]
 
 
+def test_centre_pixels_are_those_that_hold_the_centres():
+    a_grid = grid(x=1000, y=3000, downsample=2.0)
+    # 1000..1512 has its centre at 1256, the corner at which pixel 1256 begins; so 2024..2536
+    x, y = a_grid.centre_pixels([0, 1], [0, 2])
+    assert x.tolist() == [1256, 2280]
+    assert y.tolist() == [3256, 3768]
+    odd = grid(patch_px=33, stride_px=33, inner_px=33)
+    assert odd.centre_pixels([1], [0])[0].tolist() == [16]  # 16.5, the middle of pixel 16
+    assert odd.centre_pixels([1], [0])[1].tolist() == [49]  # 33 + 16.5
+
+
+def test_centre_pixels_stay_on_the_slide():
+    a_grid = grid(300, 700, x=10, y=20)
+    # Column 1 is 266..522, row 2 is 532..788: their centres are at 394 and 660; the slide's last
+    # pixels are 309 and 719.
+    assert [int(v[0]) for v in a_grid.centre_pixels([2], [1])] == [309, 660]
+    tiny = grid(3, 2)
+    assert [int(v[0]) for v in tiny.centre_pixels([0], [0])] == [2, 1]
+
+
 def test_patches_without_overlap_and_with_full_inner_square():
     a_grid = grid(100, 70, patch_px=32, stride_px=32, inner_px=32)
     assert a_grid.shape == (3, 4)

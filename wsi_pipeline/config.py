@@ -155,6 +155,14 @@ class TrainConfig(Section):
     stop_after: int = Field(
         5, gt=0, description="epochs without a better validation ROC AUC until training stops"
     )
+    hard_negatives: Path | None = Field(
+        None,
+        description="Parquet table slide_id, x, y of patches without tumour that an earlier model"
+        " took for tumour, to draw more often; null: none",
+    )
+    hard_negative_share: Fraction = Field(
+        0.5, description="share of the examples without tumour that is drawn from hard_negatives"
+    )
     augment: AugmentConfig = AugmentConfig()
     mixed_precision: bool | None = Field(
         None, description="bfloat16 autocast: true, false, or null: where the device gains"
@@ -184,6 +192,23 @@ class HeatmapConfig(Section):
     ngff: Literal["0.5", "0.4"] = Field("0.5", description="OME-Zarr version")
 
 
+class DetectionConfig(Section):
+    """Detections from the heatmaps: the candidates of CAMELYON16's FROC."""
+
+    method: Literal["peaks", "components"] = Field(
+        "peaks",
+        description="peaks: the highest cells, none within radius_um of a higher one that is kept;"
+        " components: the highest cell of each connected group",
+    )
+    radius_um: float = Field(
+        150.0,
+        ge=0,
+        description="nothing else is kept around a peak; 150 is twice the 75 um by which the"
+        " challenge widens lesions: a peak within one lesion hides no other that is counted apart",
+    )
+    min_probability: Fraction = Field(0.1, description="cells from here on are candidates")
+
+
 class EvaluateConfig(Section):
     """Patch metrics, slide accuracy, FROC, report."""
 
@@ -192,6 +217,7 @@ class EvaluateConfig(Section):
         (0.25, 0.5, 1, 2, 4, 8), description="average false positives at which FROC is read off"
     )
     thumbnail_px: int = Field(640, gt=0, description="longest side of the report's slide pictures")
+    detections: DetectionConfig = DetectionConfig()
 
 
 class JobsConfig(Section):
@@ -253,11 +279,13 @@ def load_config(path, **overrides) -> Config:
     weights = config.train.weights
     if weights not in ("imagenet", "none"):
         weights = str(Path(weights).expanduser().absolute())
+    hard = config.train.hard_negatives
+    files = {"weights": weights, "hard_negatives": hard and hard.expanduser().absolute()}
     return config.model_copy(
         update={
             "out": config.out.expanduser().absolute(),
             "catalog": config.catalog.model_copy(update=paths),
-            "train": config.train.model_copy(update={"weights": weights}),
+            "train": config.train.model_copy(update=files),
         }
     )
 

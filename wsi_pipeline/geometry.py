@@ -138,6 +138,27 @@ class PatchGrid:
         side = self.inner_px * self.downsample
         return np.stack([x, y, x + side, y + side], axis=-1).astype(np.float64)
 
+    def centre_pixels(self, rows, cols) -> tuple[np.ndarray, np.ndarray]:
+        """Level-0 pixels at the centres of the inner squares.
+
+        A centre on the border of two pixels is in the second. Of an inner square that reaches so
+        far over the edge that its centre is off the slide, it is the nearest pixel of the bounds.
+
+        Parameters
+        ----------
+        rows, cols : array_like of int, shape (N,)
+
+        Returns
+        -------
+        x, y : int64 arrays, shape (N,)
+        """
+        boxes = self.inner_boxes(rows, cols)
+        x, y = np.floor((boxes[..., :2] + boxes[..., 2:]).T / 2).astype(np.int64)
+        return (
+            np.minimum(x, self.bounds.x + self.bounds.width - 1),
+            np.minimum(y, self.bounds.y + self.bounds.height - 1),
+        )
+
     def pixel_spacing_um(self, reduction: int = 1) -> float:
         """Micrometres between neighbouring heatmap pixels, `reduction` cells to a pixel."""
         return reduction * self.stride_px * self.downsample * self.mpp

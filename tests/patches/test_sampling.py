@@ -2,7 +2,9 @@ import time
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,13 @@ from scipy.stats import chi2_contingency, chisquare
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.patches.index import PatchIndex
-from wsi_pipeline.patches.sampling import PatchPool, _below, draw
+from wsi_pipeline.patches.sampling import (
+    PatchPool,
+    _below,
+    add_hard_negatives,
+    draw,
+    read_hard_negatives,
+)
 
 N = 1_000_000
 # (patches labelled 0, 1, -1) of each slide: very uneven, labels missing, one slide of no use
@@ -157,6 +165,237 @@ def test_pool_of_two_patch_sizes_is_refused():
 def test_slide_given_twice_is_refused():
     with pytest.raises(RunError, match=r"\['slide_0'\] come twice"):
         PatchPool.from_indexes([an_index(0, (1, 1, 0)), an_index(0, (1, 1, 0))])
+
+
+# Hard negatives of each slide, of which 7 is in no split that is trained on: (0, 1, -1) patches.
+OTHER = (50, 4, 3)
+HARD = {0: 200, 1: 3, 7: 20}
+SHARE = 0.3
+
+
+def labelled(slide, label):
+    """``y`` of the patches of a slide with a label; their x is the slide's number."""
+    index = an_index(slide, OTHER if slide == 7 else COUNTS[slide])
+    return np.flatnonzero(index.table["label"].to_numpy() == label)
+
+
+def a_hard_table(patches):
+    """Rows of ``{slide: [y, ...]}``."""
+    rows = [(f"slide_{slide}", slide, y) for slide, ys in patches.items() for y in ys]
+    table = pd.DataFrame(rows, columns=["slide_id", "x", "y"])
+    return table.astype({"slide_id": "str", "x": np.int32, "y": np.int32})
+
+
+def with_hard(pool, patches, share=SHARE, slides=(0, 1, 7)):
+    indexes = (an_index(slide, OTHER if slide == 7 else COUNTS[slide]) for slide in slides)
+    table = a_hard_table(patches)
+    return add_hard_negatives(pool, table, indexes, share=share, path="hard.parquet")
+
+
+@pytest.fixture(scope="module")
+def hard_patches():
+    """Every so manieth of the patches without tumour, slides and patches in mixed order."""
+    rng = np.random.default_rng(7)
+    return {slide: rng.permutation(labelled(slide, 0))[:n] for slide, n in [*HARD.items()][::-1]}
+
+
+@pytest.fixture(scope="module")
+def hard_pool(pool, hard_patches):
+    return with_hard(pool, hard_patches)
+
+
+@pytest.fixture(scope="module")
+def hard_draws(hard_pool):
+    return draw(hard_pool, seed=3, name="train", first=0, count=N)
+
+
+def test_hard_negatives_change_no_label_and_no_tumour_patch(draws, hard_draws):
+    np.testing.assert_array_equal(hard_draws.label, draws.label)
+    for field in ("slide", "x", "y"):
+        np.testing.assert_array_equal(
+            getattr(hard_draws, field)[draws.label == 1], getattr(draws, field)[draws.label == 1]
+        )
+
+
+def test_draws_without_tumour_follow_both_laws_in_their_shares(hard_draws, hard_patches):
+    """Share s: slide of 3, patch of its rows; 1 - s: slide of 5 with label 0, patch of them."""
+    ordinary = [slide for slide, counts in enumerate(COUNTS) if counts[0]]
+    assert len(ordinary) == 5
+    expected = {}
+    for slide in ordinary:
+        for y in labelled(slide, 0):
+            expected[slide, y] = (1 - SHARE) / 5 / COUNTS[slide][0]
+    for slide, ys in hard_patches.items():
+        for y in ys:
+            expected[slide, y] = expected.get((slide, y), 0) + SHARE / 3 / HARD[slide]
+    assert sum(expected.values()) == pytest.approx(1)
+
+    without = hard_draws.label == 0
+    np.testing.assert_array_equal(hard_draws.slide[without], hard_draws.x[without])
+    drawn = pd.MultiIndex.from_arrays([hard_draws.slide[without], hard_draws.y[without]])
+    counts = drawn.value_counts()
+    assert set(counts.index) <= set(expected)
+    expected = pd.Series(expected) * without.sum()
+    assert expected.min() > 5  # as the test below needs
+    assert chisquare(counts.reindex(expected.index, fill_value=0), expected).pvalue > 1e-3
+
+
+def test_draws_that_are_not_replaced_are_those_of_the_pool_alone(draws, hard_draws, hard_patches):
+    changed = (hard_draws.slide != draws.slide) | (hard_draws.y != draws.y)
+    drawn = pd.MultiIndex.from_arrays([hard_draws.slide[changed], hard_draws.y[changed]])
+    table = a_hard_table(hard_patches)
+    assert drawn.isin(pd.MultiIndex.from_frame(table[["x", "y"]])).all()
+    # Of the half without tumour the share is replaced, now and then by the same patch.
+    assert changed.mean() == pytest.approx(SHARE / 2, abs=0.002)  # 5 standard deviations
+
+
+def test_whether_a_draw_is_replaced_is_independent_of_the_draw_before(hard_draws):
+    replaced = (hard_draws.slide == 7).astype(int)
+    table = np.zeros((2, 2))
+    np.add.at(table, (replaced[1:], replaced[:-1]), 1)
+    assert chi2_contingency(table).pvalue > 1e-3
+
+
+def test_share_0_draws_as_the_pool_alone_and_share_1_never_so(pool, draws, hard_patches):
+    none = draw(with_hard(pool, hard_patches, 0.0), seed=3, name="train", first=0, count=N)
+    assert_same(none, draws)
+    every = draw(with_hard(pool, hard_patches, 1.0), seed=3, name="train", first=0, count=N)
+    without = every.label == 0
+    assert_uniform(every.slide[without], sorted(HARD))
+    for slide, ys in hard_patches.items():
+        assert_uniform(every.y[without & (every.slide == slide)], np.sort(ys))
+
+
+@settings(deadline=None, max_examples=50)
+@given(cuts=st.lists(st.integers(0, 200)), start=st.integers(0, 2**62))
+def test_any_partition_gives_the_same_hard_negatives(hard_pool, cuts, start):
+    """So the draws do not depend on the number of loader workers, processes or resumptions."""
+    whole = draw(hard_pool, seed=1, name="train", first=start, count=200)
+    bounds = [0, *sorted(cuts), 200]
+    parts = [
+        draw(hard_pool, seed=1, name="train", first=start + a, count=b - a)
+        for a, b in pairwise(bounds)
+    ]
+    for field in ("label", "slide", "x", "y"):
+        np.testing.assert_array_equal(
+            np.concatenate([getattr(part, field) for part in parts]), getattr(whole, field)
+        )
+
+
+def test_first_hard_draws_never_change(hard_pool):
+    first = draw(hard_pool, seed=0, name="train", first=0, count=6)
+    np.testing.assert_array_equal(first.label, [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(first.slide, [3, 4, 5, 1, 0, 0])
+    np.testing.assert_array_equal(first.y, [318, 139, 1, 37, 1882, 4423])
+
+
+def test_hard_negatives_take_8_bytes_each(pool):
+    hard = with_hard(pool, {0: labelled(0, 0)}, slides=[0]).hard
+    held = sum(value.nbytes for value in vars(hard).values() if isinstance(value, np.ndarray))
+    assert held / 5000 < 8.01  # with the pool, under 16 a patch even if all without tumour are hard
+
+
+def test_slides_of_hard_negatives_alone_are_appended_to_the_pools(pool, hard_pool):
+    assert hard_pool.slide_ids == (*pool.slide_ids, "slide_7")
+    assert len(hard_pool.grids) == len(hard_pool.slide_ids)
+    assert hard_pool.hard.slide.tolist() == [0, 1, 7]
+    assert hard_pool.x is pool.x  # nothing of the pool is copied
+
+
+def test_indexes_of_other_slides_are_passed_over(pool, hard_patches, hard_pool):
+    more = with_hard(pool, hard_patches, slides=(0, 1, 2, 4, 7))
+    assert more.slide_ids == hard_pool.slide_ids
+    np.testing.assert_array_equal(more.hard.slide, hard_pool.hard.slide)
+    np.testing.assert_array_equal(more.hard.x, hard_pool.hard.x)
+
+
+@pytest.mark.parametrize(
+    ("slide", "label", "fault"),
+    [
+        (0, 1, "1 rows are tumour patches"),
+        (1, -1, "1 rows are patches of unknown label"),
+        (7, 1, "1 rows are tumour patches"),
+        (0, None, "1 rows are no patches of their slide"),
+        (4, 0, "1 rows are of unknown slides"),  # its index is not given
+    ],
+)
+def test_what_is_no_patch_without_tumour_is_refused_by_row(pool, slide, label, fault):
+    y = 99_999 if label is None else labelled(slide, label)[0]
+    patches = {1: labelled(1, 0)[:3], slide: [*(labelled(1, 0)[:3] if slide == 1 else []), y]}
+    message = rf"^hard\.parquet: {fault}: 3 \(slide slide_{slide}, x {slide}, y {y}\);"
+    with pytest.raises(RunError, match=message):
+        with_hard(pool, patches)
+
+
+def test_hard_negatives_of_another_patch_size_are_refused(pool):
+    index = an_index(7, OTHER, patch_px=256)
+    table = a_hard_table({7: labelled(7, 0)[:1]})
+    with pytest.raises(RunError, match=r"\[256, 512\] px"):
+        add_hard_negatives(pool, table, [index], share=SHARE, path="hard.parquet")
+
+
+def test_a_table_of_hard_negatives_is_read_from_parquet(tmp_path):
+    path = tmp_path / "hard.parquet"
+    written = a_hard_table({3: [5, 1], 0: [2]})
+    pq.write_table(
+        pa.table(
+            {
+                "score": [0.9, 0.8, 0.7],
+                "y": pa.array(written["y"], pa.int64()),
+                "x": pa.array(written["x"], pa.int64()),
+                "slide_id": pa.array(written["slide_id"]).dictionary_encode(),
+            }
+        ),
+        path,
+    )
+    pd.testing.assert_frame_equal(read_hard_negatives(path, test_slides={"slide_9"}), written)
+
+
+def test_rows_of_the_test_split_are_refused(tmp_path):
+    path = tmp_path / "hard.parquet"
+    a_hard_table({3: [5], 0: range(7), 4: [1]}).to_parquet(path)
+    first, fifth = r"1 \(slide slide_0, x 0, y 0\)", r"5 \(slide slide_0, x 0, y 4\)"
+    with pytest.raises(
+        RunError, match=rf"7 rows are of the test split: {first}, .*, {fifth} \.\.\."
+    ):
+        read_hard_negatives(path, test_slides={"slide_0", "slide_9"})
+
+
+@pytest.mark.parametrize(
+    ("columns", "fault"),
+    [
+        (
+            {"slide_id": ["a"], "x": [1]},
+            "no table of hard negatives with the columns slide_id, x, y",
+        ),
+        ({"slide_id": ["a"], "x": [1], "y": [0.5]}, "no table of hard negatives"),
+        ({"slide_id": ["a"], "x": [1], "y": [2**40]}, "no table of hard negatives"),
+        (
+            {"slide_id": ["a", "b"], "x": [1, None], "y": [1, 1]},
+            r"1 rows lack a value: 1 \(slide b",
+        ),
+        ({"slide_id": ["a", None], "x": [1, 1], "y": [1, 1]}, "1 rows lack a value: 1 "),
+        (
+            {"slide_id": ["a", "b", "a"], "x": [1, 1, 1], "y": [2, 2, 2]},
+            r"2 rows name a patch more than once: 0 \(slide a, x 1, y 2\), 2 \(",
+        ),
+        ({"slide_id": pa.array([], pa.string()), "x": [], "y": []}, "holds no hard negative"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused(tmp_path, columns, fault):
+    path = tmp_path / "hard.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(RunError, match=f"^{path}: {fault}"):
+        read_hard_negatives(path, test_slides=())
+
+
+@pytest.mark.parametrize("content", [None, b"slide_id,x,y"])
+def test_a_missing_or_damaged_table_is_named(tmp_path, content):
+    path = tmp_path / "hard.parquet"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=f"^{path}: no table of hard negatives"):
+        read_hard_negatives(path, test_slides=())
 
 
 def test_the_lectures_cohort_takes_under_16_bytes_a_patch_and_draws_fast(capsys):
