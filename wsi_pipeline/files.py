@@ -1,9 +1,14 @@
 """Files that are there whole or not at all."""
 
+import json
+import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 
 @contextmanager
@@ -20,3 +25,28 @@ def replace_atomically(path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_whole(path, data: bytes) -> None:
+    """Write `data`, whole or not at all."""
+    with replace_atomically(path) as part:
+        part.write_bytes(data)
+
+
+def write_csv(path, table: pd.DataFrame) -> None:
+    """Write a table without its index; lines end with LF."""
+    write_whole(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def write_json(path, values: Mapping) -> None:
+    """Write values in JSON's own types; NaN and infinity become null."""
+    write_whole(path, (json.dumps(_plain(values), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

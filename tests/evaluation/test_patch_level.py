@@ -24,6 +24,10 @@ def test_hand_worked_patches():
     # Precision at the three tumour patches in falling order: 1/1, 2/3, 3/4.
     assert metrics["average_precision"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
     assert metrics["undefined"] is None
+    # Squares of score minus label: 0.01, 0.0625, 0.64, 0.64, 0.01. Each patch has a bin of its
+    # own but for 0.75 and 0.8 (mean 0.775, half of them tumour).
+    assert metrics["brier"] == pytest.approx(1.3625 / 5)
+    assert metrics["calibration_error"] == pytest.approx((0.1 + 0.8 + 0.1 + 2 * 0.275) / 5)
 
 
 def test_a_score_equal_to_the_threshold_is_positive():

@@ -1,6 +1,7 @@
 """Figures of a yes-or-no call at a threshold, shared by patches and slides."""
 
 import numpy as np
+import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from wsi_pipeline.errors import RunError
@@ -81,6 +82,80 @@ def binary_metrics(labels, scores, threshold: float) -> dict:
         "average_precision": float(average_precision_score(truth, finite)) if both else None,
         "undefined": None if both else _why(n, positives),
     }
+
+
+def reliability_table(labels, probabilities, bins: int = 10) -> pd.DataFrame:
+    """How often rows of each predicted probability are positive.
+
+    Parameters
+    ----------
+    labels : array_like of int, shape (N,)
+        1, 0, or -1 (unknown: left out).
+    probabilities : array_like of float, shape (N,)
+        In [0, 1]; NaN: not scored, left out.
+    bins : int
+        Of equal width. A bin holds its upper edge, the first one 0 as well.
+
+    Returns
+    -------
+    DataFrame
+        ``low, high`` (a bin's edges), ``n``, ``mean_probability``, ``share_positive``; a row for
+        each bin, the last two NaN in an empty one.
+
+    Raises
+    ------
+    RunError
+        If a probability is outside [0, 1].
+    """
+    truth, probability = _probabilities(labels, probabilities)
+    edges = np.linspace(0, 1, bins + 1)
+    row = np.searchsorted(edges[1:-1], probability)
+    n = np.bincount(row, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(row, weights=probability, minlength=bins) / n
+        share = np.bincount(row, weights=truth, minlength=bins) / n
+    columns = {"low": edges[:-1], "high": edges[1:], "n": n}
+    return pd.DataFrame({**columns, "mean_probability": mean, "share_positive": share})
+
+
+def calibration_metrics(labels, probabilities, bins: int = 10) -> dict:
+    """Whether probabilities can be taken at their word.
+
+    Parameters
+    ----------
+    labels, probabilities, bins
+        See `reliability_table`.
+
+    Returns
+    -------
+    dict
+        ``brier``: mean of (p - y)^2 over the rows, y being 1 or 0. ``calibration_error``: the
+        expected calibration error, sum over bins of n_b / n |mean p - share positive| (Guo et
+        al., On calibration of modern neural networks, ICML 2017, there of the confidence in the
+        predicted class, here of the probability of the positive one). None without rows.
+
+    Raises
+    ------
+    RunError
+        If a probability is outside [0, 1].
+    """
+    truth, probability = _probabilities(labels, probabilities)
+    if not len(truth):
+        return {"brier": None, "calibration_error": None}
+    table = reliability_table(labels, probabilities, bins)
+    gap = (table["mean_probability"] - table["share_positive"]).abs()
+    return {
+        "brier": float(np.mean((probability - truth) ** 2)),
+        "calibration_error": float((table["n"] * gap).sum() / len(truth)),
+    }
+
+
+def _probabilities(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
+    truth, probability = evaluated(labels, probabilities)
+    outside = probability[(probability < 0) | (probability > 1)]
+    if len(outside):
+        raise RunError(f"probability {outside[0]:g}: a probability is in [0, 1]")
+    return truth, probability
 
 
 def _share(part: int, whole: int) -> float | None:

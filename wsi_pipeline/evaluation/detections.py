@@ -25,6 +25,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from wsi_pipeline.errors import CatalogError, RunError
+from wsi_pipeline.files import replace_atomically
 
 COLUMNS = ("probability", "x", "y")
 LISTED = 20
@@ -50,16 +51,12 @@ def write_detections(path, detections: pd.DataFrame) -> None:
     path = Path(path)
     table = detections[list(COLUMNS)].astype(np.float64)
     _check(table, None, lambda row: f"{path}, line {row + 1}")
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with replace_atomically(path) as part:
         csv.write_csv(
             pa.Table.from_pandas(table, preserve_index=False),
             part,
             csv.WriteOptions(include_header=False),
         )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_detections(path, size: tuple[int, int] | None = None) -> pd.DataFrame:

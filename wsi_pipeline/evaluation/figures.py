@@ -4,7 +4,7 @@ Figures are made without pyplot: no state is shared between threads or with the 
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -19,6 +19,7 @@ from wsi_pipeline.evaluation.froc import FrocCurve, sensitivity_at, vertices
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 TUMOUR, NORMAL, THIRD, GREY = "#D55E00", "#0072B2", "#009E73", "#6B7280"
+COLORS = (NORMAL, TUMOUR, THIRD, "#CC79A7", "#56B4E9", "#E69F00")
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -122,6 +123,36 @@ def roc_figure(labels, scores, threshold: float) -> Picture:
         axes.legend(loc="lower right")
 
     return Picture(_svg(draw), "ROC curve of patches")
+
+
+def slide_roc_figure(curves: Mapping[str, tuple]) -> Picture:
+    """ROC of slides by several scores; the point of each one's threshold marked.
+
+    Parameters
+    ----------
+    curves : mapping
+        For each name the labels, the scores and their `slide_metrics` with ``intervals``; of
+        slides with both classes.
+    """
+
+    def draw(axes):
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
+        for number, (name, (labels, scores, found)) in enumerate(curves.items()):
+            truth, score = evaluated(labels, scores)
+            ends = found["intervals"]["roc_auc"]
+            label = f"{name}: AUC {found['roc_auc']:.3f}"
+            if ends["low"] is not None:
+                label += f" ({ends['low']:.3f} to {ends['high']:.3f})"
+            color = COLORS[number % len(COLORS)]
+            line = ("-", "--", "-.", ":")[number // len(COLORS) % 4]
+            axes.plot(*roc_curve(truth, score)[:2], color=color, ls=line, label=label)
+            point = 1 - found["specificity"], found["sensitivity"]
+            axes.plot(*point, "o", color=color, markersize=5, clip_on=False, zorder=3)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.set(xlabel="false-positive rate (1 - specificity)", ylabel="sensitivity")
+        axes.legend(loc="lower right", fontsize=8)
+
+    return Picture(_svg(draw), f"ROC curves of slides by {', '.join(curves)}")
 
 
 def precision_recall_figure(labels, scores, threshold: float) -> Picture:

@@ -13,6 +13,7 @@ interpolation between thresholds and no score: see `sensitivity_at` and `froc_me
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -180,3 +181,35 @@ def vertices(curve: FrocCurve) -> pd.DataFrame:
         same = np.diff(table[column].to_numpy()) == 0
         inside[1:-1] |= same[:-1] & same[1:]
     return table[~inside].reset_index(drop=True)
+
+
+@dataclass(frozen=True, eq=False)
+class FrocHits:
+    """What the detections of a cohort hit and miss: the input of a FROC curve.
+
+    Parameters
+    ----------
+    mode : "lecture", "official" or "corrected"
+    slide_ids : tuple of str, S of them
+        The slides evaluated, those without detections included.
+    lesions : int64 array, shape (S,)
+        Counted lesions of each slide (isolated tumour cells not counted).
+    averaged : bool array, shape (S,)
+        The slides over which false positives are averaged.
+    lesion_slide : int64 array, shape (L,)
+        Which slide (index into `slide_ids`) an entry of `lesion_score` is of.
+    lesion_score : float64 array, shape (L,)
+        Highest confidence that hit the lesion; never found: -inf (lecture, corrected), 0
+        (official).
+    fp_slide : int64 array, shape (F,)
+    fp_score : float64 array, shape (F,)
+    """
+
+    mode: Literal["lecture", "official", "corrected"]
+    slide_ids: tuple[str, ...]
+    lesions: np.ndarray
+    averaged: np.ndarray
+    lesion_slide: np.ndarray
+    lesion_score: np.ndarray
+    fp_slide: np.ndarray
+    fp_score: np.ndarray

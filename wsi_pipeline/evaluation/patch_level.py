@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from wsi_pipeline.evaluation.binary import binary_metrics
+from wsi_pipeline.evaluation.binary import binary_metrics, calibration_metrics
 
 
 def patch_metrics(labels, scores, threshold: float = 0.75) -> dict:
-    """Accuracy, ROC AUC, average precision and confusion of patches.
+    """Accuracy, ROC AUC, average precision, confusion and calibration of patches.
 
     A patch I is called positive iff F(I) >= `threshold`, in the Lecture 0.75.
 
@@ -21,9 +21,17 @@ def patch_metrics(labels, scores, threshold: float = 0.75) -> dict:
     Returns
     -------
     dict
-        See `binary_metrics`.
+        See `binary_metrics`; and ``brier, calibration_error``, see `calibration_metrics`.
+
+    Raises
+    ------
+    RunError
+        If a score is outside [0, 1].
     """
-    return binary_metrics(labels, scores, threshold)
+    return {
+        **binary_metrics(labels, scores, threshold),
+        **calibration_metrics(labels, scores),
+    }
 
 
 def patch_metrics_by_slide(patches: pd.DataFrame, threshold: float = 0.75) -> pd.DataFrame:
@@ -46,5 +54,6 @@ def patch_metrics_by_slide(patches: pd.DataFrame, threshold: float = 0.75) -> pd
         for slide_id, slide in patches.groupby("slide_id", observed=True)
     ]
     columns = ["slide_id", *patch_metrics([], [], threshold)]
-    shares = ["accuracy", "sensitivity", "specificity", "roc_auc", "average_precision"]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(shares, "float64"))
+    figures = ["accuracy", "sensitivity", "specificity", "roc_auc", "average_precision"]
+    figures += ["brier", "calibration_error"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(figures, "float64"))

@@ -1,6 +1,5 @@
 """The report of an evaluation: one HTML page to read, and the same figures as JSON and CSV."""
 
-import json
 import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from wsi_pipeline.evaluation import figures
 from wsi_pipeline.evaluation.froc import FrocCurve, vertices
 from wsi_pipeline.evaluation.patch_level import patch_metrics_by_slide
-from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.files import write_csv, write_json, write_whole
 
 VERDICTS = {
     (1, True): "found",
@@ -122,8 +120,8 @@ def write_report(
         "lesions": lesions,
     }
     for name, table in tables.items():
-        _write(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
-    _write(folder / "metrics.json", json.dumps(_plain(metrics), indent=2, allow_nan=False) + "\n")
+        write_csv(folder / f"{name}.csv", table)
+    write_json(folder / "metrics.json", metrics)
     page = _environment().get_template("report.html.j2")
     html = page.render(
         title=title,
@@ -136,7 +134,7 @@ def write_report(
         failures=failures,
         csv_names=list(tables),
     )
-    _write(folder / "report.html", html)
+    write_whole(folder / "report.html", html.encode())
     return folder / "report.html"
 
 
@@ -252,18 +250,3 @@ def _environment() -> Environment:
 
 def _missing(value) -> bool:
     return pd.isna(value) or value == -math.inf
-
-
-def _plain(value):
-    """JSON's own values; NaN and infinity become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    with replace_atomically(path) as part:
-        part.write_text(text, encoding="utf-8")
