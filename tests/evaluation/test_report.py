@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from wsi_pipeline.evaluation.froc import froc_metrics, lecture_froc, lesion_scores
+from wsi_pipeline.evaluation.froc import froc_curve, froc_metrics, lecture_hits, lesion_scores
 from wsi_pipeline.evaluation.patch_level import patch_metrics
 from wsi_pipeline.evaluation.report import SlidePanel, slide_table, write_report
 from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics, slide_scores
@@ -40,8 +40,7 @@ def report_arguments(patches=PATCHES, labels=(1, 1, 0), validation=VALIDATION):
     scores = slide_scores(slide_ids, patches).to_numpy()
     test = pd.DataFrame({"slide_id": slide_ids, "label": labels, "score": scores})
     lesions = lesion_scores(patches, {"t1": [1, 2], "t2": [1]} if 1 in labels else {})
-    normal = patches["slide_id"].isin(test["slide_id"][test["label"] == 0])
-    froc = lecture_froc(lesions["score"], patches["score"][normal], labels.count(0))
+    froc = froc_curve(lecture_hits(patches, lesions, test.set_index("slide_id")["label"]))
     slide = slide_metrics(validation, test)
     panels = [
         SlidePanel(

@@ -55,12 +55,16 @@ def froc_figure(curve: FrocCurve, average_fps: Sequence[float]) -> Picture:
     """
     first, last = min(average_fps), 2 * max(average_fps)
     table = vertices(curve)
+    drawstyle, false_positives = {
+        "step": ("steps-post", "false-positive patches per slide without tumour"),
+        "linear": ("default", "false positives per slide"),
+    }[curve.interpolation]
 
     def draw(axes):
-        # Past its last threshold the curve goes on: no patch of a normal slide is left to add.
+        # Past its last threshold the curve goes on: no false positive is left to add.
         fps = np.append(table["average_fps"], max(last, table["average_fps"].iloc[-1]))
         sensitivity = np.append(table["sensitivity"], table["sensitivity"].iloc[-1])
-        axes.plot(fps, sensitivity, color=NORMAL, drawstyle="steps-post", clip_on=True)
+        axes.plot(fps, sensitivity, color=NORMAL, drawstyle=drawstyle, clip_on=True)
         marked = [sensitivity_at(curve, point) for point in average_fps]
         axes.plot(average_fps, marked, "o", color=TUMOUR, markersize=5, clip_on=False, zorder=3)
         axes.set_xscale("symlog", base=2, linthresh=first, linscale=1)
@@ -68,7 +72,7 @@ def froc_figure(curve: FrocCurve, average_fps: Sequence[float]) -> Picture:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set(xlim=(0, last), ylim=(0, 1.02))
-        axes.set(xlabel="average false-positive patches per slide without tumour")
+        axes.set(xlabel=f"average {false_positives}")
         axes.set(ylabel="sensitivity (share of tumours found)")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
 

@@ -1,14 +1,37 @@
-"""FROC, the Lecture's third attempt: is each tumour found, and with how many false positives.
+"""FROC: is each lesion found, and at the price of how many false positives.
 
-With F(I) the probability that the model gives patch I:
+A *lesion* is found at a threshold t by a *hit* of confidence t or more; whatever has confidence t
+or more and hits no lesion is a false positive (FP). With L lesions and N averaged slides
 
-- sensitivity(t) = share of all tumours, over all slides, that hold at least one patch I with
-  F(I) >= t;
-- AvgFP(t) = mean number of patches I with F(I) >= t in a non-cancerous slide.
+    sensitivity(t) = (lesions whose best hit has confidence >= t) / L
+    average_fps(t) = (false positives of confidence >= t) / N
 
-A tumour (lesion) is one connected annotated region; it holds a patch iff the patch's inner square
-intersects it. False positives within tumour slides are not counted. The Lecture defines no
-interpolation between thresholds and no score: see `sensitivity_at` and `froc_metrics`.
+and the score is the mean sensitivity at 1/4, 1/2, 1, 2, 4 and 8 average FP. What counts as a
+lesion, a hit and a false positive is told by a `FrocHits`; three definitions fill one.
+
+*lecture*: the Lecture's third attempt, on patches. A lesion is one connected annotated region,
+hit by each patch whose inner square intersects it, with the patch's F(I) as confidence. Patches
+of slides without tumour are the false positives, averaged over these slides; within tumour slides
+none are counted. Sensitivity is read as a step: the largest that some threshold reaches with at
+most so many FP. The Lecture defines neither the reading nor a score.
+
+*official*: on detections (confidence, x, y), number for number what the CAMELYON16 organisers'
+script gives (github.com/computationalpathologygroup/Camelyon16, Python/Evaluation_FROC.py), its
+faults included; lesions and hits are those of `wsi_pipeline.evaluation.evaluation_mask`. FP of all
+slides, averaged over all slides.
+
+- The lowest of the distinct confidences is left out, and the point (0, 0) is put to the curve.
+  Where the lowest confidence is a real one its hits and false positives are lost.
+- A lesion never found, and each region of isolated tumour cells (ITC), stays among the
+  confidences as 0. Without negative confidences that 0 is the lowest and so does no harm.
+- Best hits are kept as float32, false positives as float64. A threshold is rounded to float32
+  where it meets a best hit, so that equal confidences written as 0.3 stay equal there.
+- Deviation: the script ends with the curve. Its sensitivities at 1/4 to 8 are read here by linear
+  interpolation between the vertices (`numpy.interp`, constant beyond the last), the common
+  practice for challenge results. Without lesions it divides by 0; here the curve is undefined.
+
+*corrected*: as official without its faults. Every threshold counts, confidences are float64, a
+lesion never found is never found (-inf), and the evaluation mask's faults are mended too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +44,50 @@ import pandas as pd
 from wsi_pipeline.errors import RunError
 
 AVERAGE_FPS = (0.25, 0.5, 1, 2, 4, 8)
+COLUMNS = ("threshold", "sensitivity", "average_fps")
+NO_LESION = {
+    "lecture": "lesion",
+    "official": 'lesion (ITC aside, in slides named "Tumor...")',
+    "corrected": "lesion (ITC aside)",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FrocHits:
+    """What the detections of a cohort hit and miss: the input of a FROC curve.
+
+    S slides, L entries of lesions, F false positives.
+
+    Parameters
+    ----------
+    mode : "lecture", "official" or "corrected"
+        The definition that filled it, see the module.
+    slide_ids : tuple of str, length S
+        The slides evaluated, those without detections included.
+    lesions : int64 array, shape (S,)
+        Lesions of each slide that sensitivity is a share of; regions of isolated tumour cells
+        are not counted.
+    averaged : bool array, shape (S,)
+        The slides over which false positives are averaged.
+    lesion_slide : int64 array, shape (L,)
+        Which slide (index into `slide_ids`) an entry of `lesion_score` is of.
+    lesion_score : float64 array, shape (L,)
+        Highest confidence that hit the lesion. Never found: -inf, in official 0. Official has
+        entries of 0 for isolated tumour cells too, so that L may exceed the sum of `lesions`.
+    fp_slide : int64 array, shape (F,)
+        Which slide a false positive is of.
+    fp_score : float64 array, shape (F,)
+        Its confidence.
+    """
+
+    mode: Literal["lecture", "official", "corrected"]
+    slide_ids: tuple[str, ...]
+    lesions: np.ndarray
+    averaged: np.ndarray
+    lesion_slide: np.ndarray
+    lesion_score: np.ndarray
+    fp_slide: np.ndarray
+    fp_score: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,19 +97,22 @@ class FrocCurve:
     Parameters
     ----------
     table : DataFrame
-        ``threshold`` (falling, the first inf), ``sensitivity`` in [0, 1], ``average_fps``; both
-        rise from 0. Empty if undefined.
+        ``threshold`` (falling, the first inf), ``sensitivity``, ``average_fps``; both rise from
+        0. Empty if undefined.
     lesions : int
         The lesions that sensitivity is a share of.
-    normal_slides : int
+    slides_averaged : int
         The slides that false positives are averaged over.
+    interpolation : "step" or "linear"
+        How the curve runs from row to row: level up to the next, or straight to it.
     undefined : str, optional
         Why there is no curve.
     """
 
     table: pd.DataFrame
     lesions: int
-    normal_slides: int
+    slides_averaged: int
+    interpolation: Literal["step", "linear"]
     undefined: str | None = None
 
 
@@ -86,47 +156,103 @@ def lesion_scores(patches: pd.DataFrame, lesion_ids: Mapping[str, Sequence[int]]
     ).reset_index()
 
 
-def lecture_froc(lesion_scores, normal_scores, normal_slides: int) -> FrocCurve:
-    """The FROC curve at every distinct threshold.
+def lecture_hits(patches: pd.DataFrame, lesions: pd.DataFrame, slide_labels: pd.Series) -> FrocHits:
+    """Hits and false positives of the lecture's definition.
 
     Parameters
     ----------
-    lesion_scores : array_like of float, shape (L,)
-        The largest F of each lesion, over all slides; -inf: never found.
-    normal_scores : array_like of float, shape (N,)
-        F of all patches of all non-cancerous slides together; NaN (unreadable) is no false
-        positive.
-    normal_slides : int
-        How many these slides are, those without patches included.
+    patches : DataFrame
+        ``slide_id, score`` of all patches; a score of NaN (unreadable) is no false positive.
+    lesions : DataFrame
+        ``slide_id, score`` of all lesions, as `lesion_scores` gives them.
+    slide_labels : Series of int, indexed by slide id
+        The label of each slide evaluated, those without patches included: 0 is a slide without
+        tumour.
+
+    Raises
+    ------
+    RunError
+        If a patch or a lesion is of a slide that is not among `slide_labels`.
+    """
+    normal = slide_labels.to_numpy() == 0
+    slide = _slide_numbers(patches["slide_id"], slide_labels.index)
+    score = patches["score"].to_numpy(np.float64)
+    false_positive = normal[slide] & ~np.isnan(score)
+    lesion_slide = _slide_numbers(lesions["slide_id"], slide_labels.index)
+    return FrocHits(
+        mode="lecture",
+        slide_ids=tuple(slide_labels.index),
+        lesions=np.bincount(lesion_slide, minlength=len(normal)),
+        averaged=normal,
+        lesion_slide=lesion_slide,
+        lesion_score=lesions["score"].to_numpy(np.float64),
+        fp_slide=slide[false_positive],
+        fp_score=score[false_positive],
+    )
+
+
+def _slide_numbers(slide_id: pd.Series, slide_ids: pd.Index) -> np.ndarray:
+    """Position of each slide id among all; by category, for ten million patches."""
+    names = slide_id.astype("category").cat
+    number = slide_ids.get_indexer(names.categories)[names.codes]
+    if (number < 0).any():
+        strange = slide_id[number < 0].unique()[:5].tolist()
+        raise RunError(f"there are patches or lesions of slides {strange} that are not evaluated")
+    return number.astype(np.int64)
+
+
+def froc_curve(hits: FrocHits, weights=None) -> FrocCurve:
+    """The FROC curve at every distinct threshold, see the module for the definitions.
+
+    Parameters
+    ----------
+    hits : FrocHits
+    weights : array_like of int, shape (S,), optional
+        How many times each slide is there, as in a bootstrap's cohort; once by default.
 
     Returns
     -------
     FrocCurve
-        Undefined without lesions or without non-cancerous slides.
+        Undefined without lesions or without slides to average over.
     """
-    lesion = np.sort(np.asarray(lesion_scores, np.float64))
-    normal = np.asarray(normal_scores, np.float64)
-    normal = np.sort(normal[~np.isnan(normal)])
-    if not len(lesion) or not normal_slides:
-        missing = "lesion" if not len(lesion) else "slide without tumour"
-        empty = pd.DataFrame(columns=["threshold", "sensitivity", "average_fps"], dtype="float64")
-        return FrocCurve(empty, len(lesion), normal_slides, f"there is no {missing} to evaluate")
-    scores = np.concatenate([lesion[np.isfinite(lesion)], normal])
-    threshold = np.append(np.unique(scores), np.inf)[::-1]
-    table = pd.DataFrame(
-        {
-            "threshold": threshold,
-            "sensitivity": (len(lesion) - np.searchsorted(lesion, threshold)) / len(lesion),
-            "average_fps": (len(normal) - np.searchsorted(normal, threshold)) / normal_slides,
-        }
-    )
-    return FrocCurve(table, len(lesion), normal_slides)
+    times = np.ones(len(hits.slide_ids), int) if weights is None else np.asarray(weights)
+    lesions, slides = int(times @ hits.lesions), int(times @ hits.averaged)
+    interpolation = "step" if hits.mode == "lecture" else "linear"
+    if not lesions or not slides:
+        missing = "slide without tumour" if lesions else NO_LESION[hits.mode]
+        empty = pd.DataFrame(columns=COLUMNS, dtype="float64")
+        return FrocCurve(
+            empty, lesions, slides, interpolation, f"there is no {missing} to evaluate"
+        )
+    lesion = _sorted(hits.lesion_score, hits.lesion_slide, weights)
+    fp = _sorted(hits.fp_score, hits.fp_slide, weights)
+    threshold = _thresholds(lesion, fp, hits.mode)
+    dtype = np.float32 if hits.mode == "official" else np.float64
+    found = len(lesion) - np.searchsorted(lesion.astype(dtype), threshold.astype(dtype))
+    false_positives = len(fp) - np.searchsorted(fp, threshold)
+    columns = np.stack([threshold, found / lesions, false_positives / slides])
+    table = pd.DataFrame(columns[:, ::-1].T, columns=COLUMNS)
+    return FrocCurve(table, lesions, slides, interpolation)
+
+
+def _sorted(score: np.ndarray, slide: np.ndarray, weights) -> np.ndarray:
+    return np.sort(score if weights is None else np.repeat(score, np.asarray(weights)[slide]))
+
+
+def _thresholds(lesion: np.ndarray, fp: np.ndarray, mode: str) -> np.ndarray:
+    """Distinct confidences of two sorted arrays, rising to inf; official leaves the lowest out."""
+    # numpy's stable sort only merges what comes in sorted runs.
+    both = np.sort(np.concatenate([lesion[np.isfinite(lesion)], fp]), kind="stable")
+    distinct = both[np.append(True, both[1:] != both[:-1])] if len(both) else both
+    return np.append(distinct[1:] if mode == "official" else distinct, np.inf)
 
 
 def sensitivity_at(curve: FrocCurve, average_fps: float) -> float | None:
-    """The largest sensitivity that is reached with at most `average_fps` false positives.
+    """The sensitivity at so many average false positives.
 
-    A step function: only what some threshold does reach counts, nothing is interpolated.
+    "step": the largest that some threshold reaches with at most `average_fps`. "linear":
+    interpolated between the vertices; where several have the same false positives the highest
+    counts, and beyond the last vertex its own.
 
     Returns
     -------
@@ -135,8 +261,10 @@ def sensitivity_at(curve: FrocCurve, average_fps: float) -> float | None:
     """
     if curve.undefined:
         return None
-    last = np.searchsorted(curve.table["average_fps"], average_fps, side="right") - 1
-    return float(curve.table["sensitivity"].iloc[last])
+    fps, sensitivity = (curve.table[name].to_numpy() for name in ("average_fps", "sensitivity"))
+    if curve.interpolation == "linear":
+        return float(np.interp(average_fps, fps, sensitivity))
+    return float(sensitivity[np.searchsorted(fps, average_fps, side="right") - 1])
 
 
 def froc_metrics(curve: FrocCurve, slides: int, average_fps: Sequence[float] = AVERAGE_FPS) -> dict:
@@ -148,14 +276,14 @@ def froc_metrics(curve: FrocCurve, slides: int, average_fps: Sequence[float] = A
     slides : int
         All slides evaluated, for the record.
     average_fps : sequence of float
-        Average false positives per non-cancerous slide at which sensitivity is read off; by
-        default CAMELYON16's.
+        Average false positives per averaged slide at which sensitivity is read off; by default
+        CAMELYON16's.
 
     Returns
     -------
     dict
         ``score``: mean of ``sensitivity_at`` (keyed by `average_fps` as text); ``lesions``,
-        ``slides``, ``normal_slides``; ``undefined``: why score and sensitivities are None, or
+        ``slides``, ``slides_averaged``; ``undefined``: why score and sensitivities are None, or
         None.
     """
     found = {f"{fps:g}": sensitivity_at(curve, fps) for fps in average_fps}
@@ -164,7 +292,7 @@ def froc_metrics(curve: FrocCurve, slides: int, average_fps: Sequence[float] = A
         "sensitivity_at": found,
         "lesions": curve.lesions,
         "slides": slides,
-        "normal_slides": curve.normal_slides,
+        "slides_averaged": curve.slides_averaged,
         "undefined": curve.undefined,
     }
 
@@ -172,8 +300,8 @@ def froc_metrics(curve: FrocCurve, slides: int, average_fps: Sequence[float] = A
 def vertices(curve: FrocCurve) -> pd.DataFrame:
     """The curve's table without the rows inside its horizontal and vertical runs.
 
-    Drawn, or read by `sensitivity_at`, it is the same curve; with a million patches in normal
-    slides it has at most two rows for each sensitivity.
+    Drawn, or read by `sensitivity_at`, it is the same curve, by steps and by straight lines; with
+    a million false positives it has at most two rows for each sensitivity.
     """
     table = curve.table
     inside = np.zeros(len(table), bool)
@@ -181,35 +309,3 @@ def vertices(curve: FrocCurve) -> pd.DataFrame:
         same = np.diff(table[column].to_numpy()) == 0
         inside[1:-1] |= same[:-1] & same[1:]
     return table[~inside].reset_index(drop=True)
-
-
-@dataclass(frozen=True, eq=False)
-class FrocHits:
-    """What the detections of a cohort hit and miss: the input of a FROC curve.
-
-    Parameters
-    ----------
-    mode : "lecture", "official" or "corrected"
-    slide_ids : tuple of str, S of them
-        The slides evaluated, those without detections included.
-    lesions : int64 array, shape (S,)
-        Counted lesions of each slide (isolated tumour cells not counted).
-    averaged : bool array, shape (S,)
-        The slides over which false positives are averaged.
-    lesion_slide : int64 array, shape (L,)
-        Which slide (index into `slide_ids`) an entry of `lesion_score` is of.
-    lesion_score : float64 array, shape (L,)
-        Highest confidence that hit the lesion; never found: -inf (lecture, corrected), 0
-        (official).
-    fp_slide : int64 array, shape (F,)
-    fp_score : float64 array, shape (F,)
-    """
-
-    mode: Literal["lecture", "official", "corrected"]
-    slide_ids: tuple[str, ...]
-    lesions: np.ndarray
-    averaged: np.ndarray
-    lesion_slide: np.ndarray
-    lesion_score: np.ndarray
-    fp_slide: np.ndarray
-    fp_score: np.ndarray

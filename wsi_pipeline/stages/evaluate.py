@@ -11,7 +11,12 @@ from distributed import Client
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.evaluation.froc import froc_metrics, lecture_froc, lesion_scores
+from wsi_pipeline.evaluation.froc import (
+    froc_curve,
+    froc_metrics,
+    lecture_hits,
+    lesion_scores,
+)
 from wsi_pipeline.evaluation.patch_level import patch_metrics
 from wsi_pipeline.evaluation.report import SlidePanel, write_report
 from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics, slide_scores
@@ -168,13 +173,10 @@ def _report(
     test = by_split["test"]
     patches = patches[patches["slide_id"].isin(test["slide_id"])]
     patches["slide_id"] = patches["slide_id"].cat.remove_unused_categories()
-    normal = test.loc[test["label"] == 0, "slide_id"]
     found = lesion_scores(
         patches, {slide_id: range(1, lesions[slide_id] + 1) for slide_id in test["slide_id"]}
     )
-    froc = lecture_froc(
-        found["score"], patches.loc[patches["slide_id"].isin(normal), "score"], len(normal)
-    )
+    froc = froc_curve(lecture_hits(patches, found, test.set_index("slide_id")["label"]))
     metrics = {
         "patch": patch_metrics(patches["label"], patches["score"], settings.patch_threshold),
         "slide": slide_metrics(
