@@ -227,13 +227,13 @@ def test_a_gap_open_to_the_edge_is_no_hole(mode):
 
 
 def test_an_empty_mask_makes_official_see_tumour_cells_in_the_corner():
-    # SciPy measures to row -1, column 0: pixel (0, 3) is 3.2 px away, (0, 5) 5.1 of 4.8 px.
-    pixels = [(0, 0), (0, 3), (0, 5), (50, 50)]
+    # SciPy measures to row -1, column 0: pixel (0, 4) is 4.1 of 4.8 px away, (4, 0) is 5.
+    pixels = [(0, 0), (0, 4), (0, 5), (3, 0), (4, 0), (50, 50)]
     official = hits(blank(), "official", pixels)
-    assert official.hit.tolist() == [-1, -1, 0, 0]
+    assert official.hit.tolist() == [-1, -1, 0, -1, 0, 0]
     assert (official.lesions, official.lesion_score.tolist()) == (0, [0])
     corrected = hits(blank(), "corrected", pixels)
-    assert corrected.hit.tolist() == [0, 0, 0, 0]
+    assert corrected.hit.tolist() == [0] * 6
     assert (corrected.lesions, len(corrected.lesion_score)) == (0, 0)
 
 
