@@ -152,6 +152,113 @@ def demo(out, scheduler):
 DEMO_COHORT = {"slides": 26, "size": (3072, 3072), "mpp": 0.5}
 
 
+folder_type = click.Path(path_type=Path, exists=True, file_okay=False)
+file_type = click.Path(path_type=Path, exists=True, dir_okay=False)
+results_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the results; made when missing.",
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+
+
+@main.command()
+@click.option("--detections", type=folder_type, required=True, help="Folder of SLIDE.csv files.")
+@click.option("--annotations", type=folder_type, help="Folder of annotation files.")
+@click.option("--masks", type=folder_type, help="Or: folder of the challenge's mask TIFFs.")
+@click.option(
+    "--slides",
+    type=file_type,
+    required=True,
+    help="CSV: slide_id, width, height, mpp, label and optionally patient_id.",
+)
+@click.option(
+    "--mode",
+    "modes",
+    type=click.Choice(["official", "corrected", "lecture"]),
+    multiple=True,
+    help="A definition of FROC; both that detections have unless given.",
+)
+@results_option
+@seed_option
+@scheduler_option
+def froc(scheduler, modes, out, **settings):
+    """FROC of anybody's detections against annotations or masks."""
+    from wsi_pipeline.jobs.cluster import connect
+    from wsi_pipeline.stages import froc as stage
+
+    if "lecture" in modes:
+        raise RunError(
+            "mode is lecture: it is defined on patches, which a folder of detections does not"
+            " hold; `wsi evaluate` gives it for a run, here there are official and corrected"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with _only_one(out), connect(scheduler) as client:
+        outcome = stage.run(out=out, client=client, modes=modes or stage.MODES, **settings)
+    if not outcome.failed:
+        for mode, found in stage.scores(out).items():
+            console.print(f"{mode}: {found}", markup=False)
+    _finish([("froc", outcome)], out)
+
+
+@main.command("slide-scores")
+@click.argument("csv", type=file_type)
+@click.option("--slide", required=True, metavar="COL", help="Column of slide ids.")
+@click.option("--label", required=True, metavar="COL", help="Column of labels.")
+@click.option(
+    "--score", "scores", required=True, multiple=True, metavar="COL", help="Column of scores."
+)
+@click.option("--split", metavar="COL", help="Column of splits.")
+@click.option("--patient", metavar="COL", help="Column of patients.")
+@results_option
+@seed_option
+def slide_scores(csv, out, scores, **columns):
+    """Slide accuracy and ROC AUC from any table of slide scores."""
+    from wsi_pipeline.evaluation.score_table import write_slide_scores
+
+    console.print(f"figures: {write_slide_scores(csv, out, scores=scores, **columns)}")
+
+
+@main.command()
+@click.argument("first", type=folder_type)
+@click.argument("second", type=folder_type)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file of the figures."
+)
+@seed_option
+def compare(first, second, out, seed):
+    """Two evaluations of the same slides: what differs, and by more than chance."""
+    from wsi_pipeline.files import write_json
+    from wsi_pipeline.stages import compare as stage
+
+    found = stage.run(first, second, seed=seed)
+    table = Table("figure", str(first), str(second), "difference", "95 % interval", "p")
+    for part, figures in found.items():
+        for name, row in figures.items():
+            table.add_row(f"{part} {name}", *stage.cells(row))
+    Console().print(table)
+    if out is not None:
+        write_json(out, found)
+
+
+@main.command()
+@config_option
+@out_option
+def mine(path, out):
+    """Hard negatives: what the model took for tumour in validation slides."""
+    from wsi_pipeline.stages import mine as stage
+
+    config = _load(path, out, None)
+    with _only_one(config.out):
+        mined, table = stage.run(config)
+    console.print(
+        f"{len(table)} hard negatives of {table['slide_id'].nunique()} slides in {mined}:"
+        " set train.hard_negatives to this file, and train.name to another name",
+        soft_wrap=True,
+    )
+
+
 @main.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
 def status(run_dir):

@@ -216,8 +216,30 @@ class EvaluateConfig(Section):
     false_positives: tuple[float, ...] = Field(
         (0.25, 0.5, 1, 2, 4, 8), description="average false positives at which FROC is read off"
     )
+    replicates: int = Field(
+        2000,
+        gt=0,
+        description="resampled cohorts behind the 95 % intervals (bootstrap of patients)",
+    )
     thumbnail_px: int = Field(640, gt=0, description="longest side of the report's slide pictures")
+    gallery: int = Field(
+        40, ge=0, description="lesions, and false positives, shown in pictures of their own"
+    )
     detections: DetectionConfig = DetectionConfig()
+
+
+class MineConfig(Section):
+    """Hard negatives from the validation split, for `train.hard_negatives` of another training."""
+
+    patients: Fraction = Field(
+        0.5,
+        description="share of the validation patients that are mined; another training that uses"
+        " them validates on the others alone",
+    )
+    count: int = Field(2000, gt=0, description="hard negatives at most, the most probable first")
+    min_probability: Fraction = Field(
+        0.5, description="a patch without tumour is mined from here on"
+    )
 
 
 class JobsConfig(Section):
@@ -241,6 +263,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     heatmap: HeatmapConfig = HeatmapConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    mine: MineConfig = MineConfig()
     jobs: JobsConfig = JobsConfig()
 
 

@@ -18,7 +18,8 @@ that is the major axis of the ellipse with the region's second moments, as sciki
 - always level 5 and 0.243 um, s = 7.776, whatever the slide's spacing;
 - r = 75 / 2 = 37.5 um, though the script's text says 75;
 - holes of binary are filled, exclusions within a lesion with them;
-- a slide is a tumour slide iff its name begins with "Tumor" (so, with a capital);
+- a slide is a tumour slide iff its name begins with "Tumor" (so, with a capital): see
+  `official_labels`;
 - in an empty mask SciPy takes pixel (row -1, column 0), which does not exist, for the nearest
   lesion pixel. That makes a region of ITC in the upper left corner, in which detections are
   no false positives.
@@ -31,7 +32,7 @@ so; an empty mask holds no lesion. The 275 um are kept: the script reaches them 
 and 2 * 37.5 of dilation, so that with 2 * 75 they stand for cells of under 125 um.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,6 +47,7 @@ from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation.froc import FrocHits
 
 OFFICIAL_LEVEL = 5
+TUMOUR_NAME = "Tumor"
 OFFICIAL_MPP = 0.243
 OFFICIAL_PIXEL_UM = OFFICIAL_MPP * 2**OFFICIAL_LEVEL
 OFFICIAL_RADIUS_UM = 37.5
@@ -103,6 +105,27 @@ class SlideHits:
     lesion_score: np.ndarray
     fp_score: np.ndarray
     hit: np.ndarray
+
+
+def official_labels(labels: Mapping[str, int]) -> dict[str, int]:
+    """Which slides the official mode takes for tumour slides.
+
+    Those whose name begins with "Tumor", as in the organisers' script, whatever they hold. Where
+    no slide is named so the script sees no lesion at all; here (a deviation) the labels then
+    count, so that cohorts of other names have an official score too.
+
+    Parameters
+    ----------
+    labels : mapping of str to int
+        Of each slide: 1 tumour, 0 or -1 not.
+
+    Returns
+    -------
+    dict
+        1 or 0 for each slide.
+    """
+    by_name = {slide_id: int(slide_id.startswith(TUMOUR_NAME)) for slide_id in labels}
+    return by_name if any(by_name.values()) else {s: int(label == 1) for s, label in labels.items()}
 
 
 def raster_downsample(mpp: float) -> float:
@@ -343,16 +366,14 @@ def detection_hits(
 ) -> SlideHits:
     """What the detections of one slide hit; the highest confidence in a lesion counts.
 
-    Official goes by the slide's name: detections of a slide whose name does not begin with
-    "Tumor" are all false positives, whatever its mask.
-
     Parameters
     ----------
     slide_id : str
     score, x_level0, y_level0 : array_like of float, shape (d,)
         Confidence and place, level-0 px, of each detection.
     mask : EvaluationMask or None
-        None for a slide without tumour: all detections are false positives.
+        None for a slide without tumour: all detections are false positives. Which these are in
+        official, see `official_labels`.
     mode : "official" or "corrected"
     size_level0 : (int, int), optional
         Width and height of the slide, for detections to be checked against.
@@ -360,16 +381,13 @@ def detection_hits(
     Raises
     ------
     RunError
-        If a confidence is not finite, if a detection lies off the slide or its mask, or if
-        official names a tumour slide that has no mask.
+        If a confidence is not finite, or a detection lies off the slide or its mask.
     """
     score = np.asarray(score, np.float64)
     if not np.isfinite(score).all():
         raise RunError(f"{slide_id}: a detection's confidence is {score[~np.isfinite(score)][0]}")
     place = np.stack([np.asarray(x_level0, np.float64), np.asarray(y_level0, np.float64)], axis=-1)
     _refuse_off(slide_id, place, place, size_level0 or (np.inf, np.inf), "slide")
-    if mode == "official":
-        mask = _mask_by_name(slide_id, mask)
     label_at = np.zeros(len(score), np.int64) if mask is None else _look_up(slide_id, place, mask)
     counted = np.zeros(0, bool) if mask is None else mask.counted
     best = np.full(len(counted) + 1, 0.0 if mode == "official" else -np.inf)
@@ -385,14 +403,6 @@ def detection_hits(
         fp_score=score[label_at == 0],
         hit=np.where(np.append(True, counted)[label_at], label_at, -1),
     )
-
-
-def _mask_by_name(slide_id: str, mask: EvaluationMask | None) -> EvaluationMask | None:
-    if not slide_id.startswith("Tumor"):
-        return None
-    if mask is None:
-        raise RunError(f"{slide_id}: official takes it for a tumour slide, by its name: no mask")
-    return mask
 
 
 def _look_up(slide_id: str, place: np.ndarray, mask: EvaluationMask) -> np.ndarray:

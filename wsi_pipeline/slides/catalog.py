@@ -225,10 +225,10 @@ def scan_folders(slides, annotations=None) -> pd.DataFrame:
         If a folder is missing or holds no slide, a name is no slide id, two slides or two
         annotations have the same name, or an annotation has no slide.
     """
-    slide_files = _by_stem(slides, SLIDE_SUFFIXES, "slides")
+    slide_files = files_by_stem(slides, SLIDE_SUFFIXES, "slides")
     annotation_files = {}
     if annotations is not None:
-        annotation_files = _by_stem(annotations, ANNOTATION_SUFFIXES, "annotations")
+        annotation_files = files_by_stem(annotations, ANNOTATION_SUFFIXES, "annotations")
     if orphans := sorted(set(annotation_files) - set(slide_files)):
         raise CatalogError(
             f"{annotation_files[orphans[0]]}: no slide of this name under {slides}"
@@ -243,7 +243,28 @@ def scan_folders(slides, annotations=None) -> pd.DataFrame:
     return _to_frame(rows, folder=Path(slides))
 
 
-def _by_stem(folder, suffixes, what) -> dict[str, Path]:
+def files_by_stem(folder, suffixes, what: str) -> dict[str, Path]:
+    """Find files by name, in a folder and its subfolders, those of MIRAX slides left out.
+
+    Parameters
+    ----------
+    folder : path-like
+    suffixes : set of str
+        In lower case; upper case counts too.
+    what : str
+        What the files are, in the plural, for messages.
+
+    Returns
+    -------
+    dict of str to Path
+        By name without the suffix, sorted.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such folder or no such file in it, or two of the same name (upper and
+        lower case alike), or several DICOM files in one folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise CatalogError(f"{folder}: no such folder of {what}")

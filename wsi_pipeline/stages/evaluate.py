@@ -1,5 +1,7 @@
-"""The evaluate stage: patch metrics, slide accuracy, FROC and the report."""
+"""The evaluate stage: patch metrics, slide accuracy, FROC, each lesion, and the report."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,16 +13,24 @@ from distributed import Client
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.evaluation.detections import read_detections, write_detections
+from wsi_pipeline.evaluation.evaluation_mask import official_labels
 from wsi_pipeline.evaluation.froc import (
+    FrocCurve,
+    FrocHits,
     froc_curve,
     froc_metrics,
     lecture_hits,
     lesion_scores,
 )
+from wsi_pipeline.evaluation.lesions import found_or_missed
 from wsi_pipeline.evaluation.patch_level import patch_metrics
 from wsi_pipeline.evaluation.report import SlidePanel, write_report
 from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics, slide_scores
+from wsi_pipeline.evaluation.uncertainty import froc_band, froc_intervals, intervals
+from wsi_pipeline.evaluation.weighted import binary_statistic
 from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.heatmaps.detect import component_detections, peak_detections
 from wsi_pipeline.heatmaps.render import heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.record import file_fingerprint, read_failures
@@ -28,6 +38,15 @@ from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.gallery import picture_units, read_pictures
+from wsi_pipeline.stages.hits import (
+    MODES,
+    cohort_hits,
+    cohort_lesions,
+    false_positives,
+    save_froc_hits,
+    write_hits,
+)
 from wsi_pipeline.stages.run_directory import (
     evaluation_folder,
     heatmap_folder,
@@ -39,7 +58,7 @@ from wsi_pipeline.stages.run_directory import (
 )
 from wsi_pipeline.stages.status import notes_by_slide
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SPLITS = ("validation", "test")
 LIBRARIES = ("wsi_pipeline", "torch", "torchvision", "openslide-python", "zarr", "scikit-learn")
 
@@ -47,7 +66,8 @@ LIBRARIES = ("wsi_pipeline", "torch", "torchvision", "openslide-python", "zarr",
 def run(config: Config, client: Client) -> Outcome:
     """Write ``RUN/evaluation/NAME/``: the report and its tables.
 
-    Slides of unknown label are predicted but not evaluated.
+    Slides of unknown label are predicted but not evaluated. FROC on detections needs lesions to
+    be drawn: tumour slides without annotation are left out of it.
 
     Raises
     ------
@@ -55,28 +75,54 @@ def run(config: Config, client: Client) -> Outcome:
         If no slide of the test split has a heatmap.
     """
     folder = evaluation_folder(config.out, config.train.name)
-    (folder / "slides").mkdir(parents=True, exist_ok=True)
+    for part in ("slides", "detections", "hits", "gallery"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
     card = read_model_card(config.out, config.train.name)
     slides = tiled_slides(config.out, [s for s in SPLITS if s in config.heatmap.splits])
+    mined = card["training"].get("patients", {}).get("hard_negatives", [])
+    slides = slides[~slides["patient_id"].isin(mined)]  # trained on: nothing to validate with
     _refuse_leakage(slides[slides["split"] == "test"], card)
+    labels = dict(zip(slides["slide_id"], slides["label"].astype(int), strict=True))
+    official = official_labels(labels)
+    common = {
+        "run_dir": config.out,
+        "schema_version": SCHEMA_VERSION,
+        "retries": config.jobs.retries,
+        "window": config.jobs.window,
+    }
     outcome = run_units(
         client,
-        [_unit(slide, config, card, folder) for slide in slides.itertuples(index=False)],
-        run_dir=config.out,
+        [
+            _unit(slide, config, card, folder, official[slide.slide_id])
+            for slide in slides.itertuples(index=False)
+        ],
         stage=of_model("evaluate", config.train.name),
-        schema_version=SCHEMA_VERSION,
-        retries=config.jobs.retries,
-        window=config.jobs.window,
+        **common,
     )
-    slides = slides[slides["slide_id"].isin(outcome.results)]
-    if not (slides["split"] == "test").any():
+    slides = slides[slides["slide_id"].isin(outcome.results)].reset_index(drop=True)
+    slides["lesions"] = [outcome.results[s]["lesions"] for s in slides["slide_id"]]
+    test = slides[slides["split"] == "test"]
+    if test.empty:
         raise RunError(
             f"{config.out}: no slide of the test split could be evaluated: run the heatmap stage,"
             f" and see {config.out / 'failures.csv'}"
         )
-    lesions = {slide_id: result["lesions"] for slide_id, result in outcome.results.items()}
-    _report(config, folder, slides.reset_index(drop=True), lesions, card)
-    return outcome
+    judged = _judge(config, folder, test)
+    pictures = run_units(
+        client,
+        picture_units(
+            test,
+            judged.lesions.head(config.evaluate.gallery),
+            judged.false_positives.head(config.evaluate.gallery),
+            heatmap_folder(config.out, config.train.name),
+            folder / "gallery",
+            config.catalog.annotation.model_dump(),
+        ),
+        stage=of_model("pictures", config.train.name),
+        **common,
+    )
+    _report(config, folder, slides, judged, card)
+    return outcome + pictures
 
 
 def _refuse_leakage(test: pd.DataFrame, card: dict):
@@ -90,13 +136,15 @@ def _refuse_leakage(test: pd.DataFrame, card: dict):
 
 
 def score_slide(
-    slide_id: str, path: str, mpp: float, annotation: str | None, annotation_rules: dict,
-    index: str, heatmap: str, model: str, scores: str, picture: str, thumbnail_px: int,
+    slide_id: str, path: str, mpp: float, size: list[int], labels: dict, annotation: str | None,
+    annotation_rules: dict, index: str, heatmap: str, model: str, detections: dict,
+    thumbnail_px: int, folder: str,
 ) -> dict:  # fmt: skip
-    """Look up each patch's probability and draw the slide's picture: the work of a unit.
+    """Look up each patch's probability, find and judge detections, draw the slide: a unit's work.
 
-    Writes Parquet with the index's columns and ``score`` (float32, NaN where the patch could not
-    be read), and a JPEG: the slide with its annotation beside its heatmap.
+    Writes, in `folder`: ``slides/SLIDE.parquet``, the index's columns and ``score`` (float32, NaN
+    where the patch could not be read); ``detections/SLIDE.csv``; ``hits/SLIDE.*``, see
+    `write_hits`; and ``slides/SLIDE.jpg``: the slide with its annotation beside its heatmap.
 
     Returns
     -------
@@ -104,30 +152,43 @@ def score_slide(
         ``lesions``: their number.
     """
     patches, probabilities = read_index(index), open_heatmap(heatmap)
-    if probabilities.grid != patches.grid or probabilities.model != model:
+    grid, values, folder = patches.grid, probabilities.values(), Path(folder)
+    if probabilities.grid != grid or probabilities.model != model:
         raise RunError(
             f"{heatmap}: made by model {probabilities.model} from other patches or another model"
             f" than today's ({model}): run the heatmap stage again"
         )
     score = probabilities.at(patches.table["x"].to_numpy(), patches.table["y"].to_numpy())
-    with replace_atomically(scores) as part:
+    with replace_atomically(_scores_path(folder, slide_id)) as part:
         pq.write_table(patches.table.append_column("score", pa.array(score)), part)
+    found = _detect(values, grid, **detections)
+    write_detections(_detections_path(folder, slide_id), found)
     with Slide(path, mpp) as slide:
         thumbnail, _ = slide.thumbnail(thumbnail_px)
         lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
-    grid = patches.grid
-    jpeg = heatmap_figure(thumbnail, grid.bounds, lesions, probabilities.values(), grid)
-    with replace_atomically(picture) as part:
+    write_hits(
+        folder / "hits", slide_id, found, size=tuple(size), mpp=mpp, labels=labels, truth=lesions
+    )
+    jpeg = heatmap_figure(thumbnail, grid.bounds, lesions, values, grid)
+    with replace_atomically(_picture_path(folder, slide_id)) as part:
         part.write_bytes(jpeg)
     return {"lesions": len(lesions)}
 
 
-def _unit(slide, config: Config, card: dict, folder: Path) -> Unit:
+def _detect(values: np.ndarray, grid, method: str, radius_um: float, min_probability: float):
+    if method == "components":
+        return component_detections(values, grid, min_probability=min_probability)
+    return peak_detections(values, grid, radius_um=radius_um, min_probability=min_probability)
+
+
+def _unit(slide, config: Config, card: dict, folder: Path, official_label: int) -> Unit:
     index = index_path(config.out, slide.slide_id)
     heatmap = heatmap_folder(config.out, config.train.name) / f"{slide.slide_id}.zarr"
     settings = {
         "annotation_rules": config.catalog.annotation.model_dump(),
+        "detections": config.evaluate.detections.model_dump(),
         "thumbnail_px": config.evaluate.thumbnail_px,
+        "labels": {"official": official_label, "corrected": int(slide.label == 1)},
         "model": model_id(config.train.name, card["weights_sha256"]),
     }
     inputs = {
@@ -142,11 +203,11 @@ def _unit(slide, config: Config, card: dict, folder: Path) -> Unit:
         "slide_id": slide.slide_id,
         "path": slide.path,
         "mpp": slide.mpp,
+        "size": [int(slide.width), int(slide.height)],
         "annotation": slide.annotation,
         "index": str(index),
         "heatmap": str(heatmap),
-        "scores": str(_scores_path(folder, slide.slide_id)),
-        "picture": str(_picture_path(folder, slide.slide_id)),
+        "folder": str(folder),
     }
     output = _picture_path(folder, slide.slide_id)
     return Unit(slide.slide_id, slide.slide_id, inputs, score_slide, arguments, output)
@@ -160,31 +221,62 @@ def _picture_path(folder: Path, slide_id: str) -> Path:
     return folder / "slides" / f"{slide_id}.jpg"
 
 
-def _report(
-    config: Config, folder: Path, slides: pd.DataFrame, lesions: dict[str, int], card: dict
-):
-    """Put the slides' scores together and write the report."""
-    settings = config.evaluate
-    patches = _patches(folder, slides)
-    slides = slides.assign(
-        score=slide_scores(slides["slide_id"].tolist(), patches[["slide_id", "score"]]).to_numpy()
+def _detections_path(folder: Path, slide_id: str) -> Path:
+    return folder / "detections" / f"{slide_id}.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """What the model found in the test split, and what it missed."""
+
+    patches: pd.DataFrame
+    hits: dict[str, FrocHits]
+    curves: dict[str, FrocCurve]
+    lesions: pd.DataFrame
+    false_positives: pd.DataFrame
+
+
+def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
+    """Put the slides' hits together; FROC on detections leaves out who has no lesions drawn."""
+    patches = read_patches(folder, test["slide_id"].tolist())
+    lesion_ids = {row.slide_id: range(1, row.lesions + 1) for row in test.itertuples()}
+    labels = test.set_index("slide_id")["label"].astype(int)
+    by_patch = lesion_scores(patches, lesion_ids)
+    drawn = test.loc[(test["label"] == 0) | (test["lesions"] > 0), "slide_id"].tolist()
+    hits = {"lecture": lecture_hits(patches, by_patch, labels)}
+    hits |= {mode: cohort_hits(folder / "hits", drawn, mode) for mode in MODES}
+    for of_mode in hits.values():
+        save_froc_hits(folder / "hits", of_mode)
+    curves = {mode: froc_curve(of_mode) for mode, of_mode in hits.items()}
+    lesions = found_or_missed(
+        cohort_lesions(folder / "hits", drawn),
+        curves["corrected"],
+        max(config.evaluate.false_positives),
+    ).merge(
+        by_patch.rename(columns={"score": "patch_score"}),
+        on=["slide_id", "lesion_id"],
+        how="left",
     )
-    by_split = {split: slides[slides["split"] == split] for split in SPLITS}
-    test = by_split["test"]
-    patches = patches[patches["slide_id"].isin(test["slide_id"])]
-    patches["slide_id"] = patches["slide_id"].cat.remove_unused_categories()
-    found = lesion_scores(
-        patches, {slide_id: range(1, lesions[slide_id] + 1) for slide_id in test["slide_id"]}
-    )
-    froc = froc_curve(lecture_hits(patches, found, test.set_index("slide_id")["label"]))
-    metrics = {
-        "patch": patch_metrics(patches["label"], patches["score"], settings.patch_threshold),
-        "slide": slide_metrics(
-            *(by_split[split][["slide_id", "label", "score"]] for split in SPLITS),
-            settings.patch_threshold,
-        ),
-        "froc": {"lecture": froc_metrics(froc, len(test), settings.false_positives)},
+    detections = {
+        slide_id: read_detections(_detections_path(folder, slide_id)) for slide_id in drawn
     }
+    return _Judged(
+        patches, hits, curves, lesions, false_positives(folder / "hits", drawn, detections)
+    )
+
+
+def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged, card: dict):
+    """Put the figures together and write the report."""
+    settings = config.evaluate
+    scores = read_patches(folder, slides["slide_id"].tolist())
+    slides = slides.assign(score=slide_scores(slides["slide_id"].tolist(), scores).to_numpy())
+    by_split = {
+        split: slides.loc[slides["split"] == split, ["slide_id", "label", "score"]]
+        for split in SPLITS
+    }
+    metrics = _metrics(config, slides, by_split, judged)
+    bootstrap = {"replicates": settings.replicates, "seed": config.seed}
+    shown = (judged.lesions.head(settings.gallery), judged.false_positives.head(settings.gallery))
     write_report(
         folder,
         title=f"{config.train.name} on {config.out.name}",
@@ -196,27 +288,70 @@ def _report(
             "settings": config.model_dump(mode="json"),
         },
         metrics=metrics,
-        patches=patches,
+        patches=judged.patches,
         slide_curves={
             split: accuracy_curve(of_split["label"], of_split["score"])
             for split, of_split in by_split.items()
         },
-        froc=froc,
-        lesions=found,
+        curves=judged.curves,
+        bands={
+            mode: froc_band(hits, _patients(slides), **bootstrap)
+            for mode, hits in judged.hits.items()
+        },
+        lesions=judged.lesions,
+        false_positives=judged.false_positives,
+        lesion_pictures=read_pictures(folder / "gallery", "lesion", shown[0], "lesion_id"),
+        false_positive_pictures=read_pictures(folder / "gallery", "false-positive", shown[1]),
         slides=_panels(config.out, config.train.name, slides, metrics["slide"]["threshold"]),
         failures=pd.DataFrame(read_failures(config.out)),
     )
 
 
-def _patches(folder: Path, slides: pd.DataFrame) -> pd.DataFrame:
-    """``slide_id, label, lesions, score`` of every patch of the slides."""
+def _metrics(
+    config: Config, slides: pd.DataFrame, by_split: dict[str, pd.DataFrame], judged: _Judged
+) -> dict:
+    """Every figure with its interval."""
+    settings, patients = config.evaluate, _patients(slides)
+    bootstrap = {"replicates": settings.replicates, "seed": config.seed}
+    patches = judged.patches
+    patch = patch_metrics(patches["label"], patches["score"], settings.patch_threshold)
+    slide = slide_metrics(by_split["validation"], by_split["test"], settings.patch_threshold)
+    statistics = {
+        "patch": binary_statistic(patches, patch["threshold"], "patches"),
+        "slide": binary_statistic(by_split["test"], slide["threshold"], "slides"),
+    }
+    return {
+        **{
+            name: figures | {"intervals": intervals(statistics[name], patients, **bootstrap)}
+            for name, figures in (("patch", patch), ("slide", slide))
+        },
+        "froc": {
+            mode: froc_metrics(judged.curves[mode], len(hits.slide_ids), settings.false_positives)
+            | {"intervals": froc_intervals(hits, patients, settings.false_positives, **bootstrap)}
+            for mode, hits in judged.hits.items()
+        },
+    }
+
+
+def _patients(slides: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
+
+
+def read_patches(folder: Path, slide_ids: Sequence[str]) -> pd.DataFrame:
+    """Read what `score_slide` wrote of the patches of some slides.
+
+    Returns
+    -------
+    DataFrame
+        ``label, lesions, score`` and ``slide_id`` (categorical, in the order given).
+    """
     tables = [
         pq.read_table(_scores_path(folder, slide_id), columns=["label", "lesions", "score"])
-        for slide_id in slides["slide_id"]
+        for slide_id in slide_ids
     ]
     patches = pa.concat_tables(tables).to_pandas()
     number = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
-    patches["slide_id"] = pd.Categorical.from_codes(number, slides["slide_id"].tolist())
+    patches["slide_id"] = pd.Categorical.from_codes(number, list(slide_ids))
     return patches
 
 

@@ -59,6 +59,11 @@ def heatmap_folder(run_dir: Path, name: str) -> Path:
     return Path(run_dir) / "heatmaps" / name
 
 
+def mined_path(run_dir: Path, name: str) -> Path:
+    """Where the hard negatives of a model lie."""
+    return Path(run_dir) / "mined" / f"{name}.parquet"
+
+
 def evaluation_folder(run_dir: Path, name: str) -> Path:
     """Where the report on a model lies."""
     return Path(run_dir) / "evaluation" / name

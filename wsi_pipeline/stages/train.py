@@ -30,8 +30,13 @@ from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD, build_vgg16
 from wsi_pipeline.patches.augment import augment
 from wsi_pipeline.patches.dataset import Batch, PatchDataset, batches
 from wsi_pipeline.patches.index import read_index
-from wsi_pipeline.patches.sampling import PatchPool
-from wsi_pipeline.stages.run_directory import index_path, model_folder, tiled_slides
+from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
+from wsi_pipeline.stages.run_directory import (
+    index_path,
+    model_folder,
+    read_slides,
+    tiled_slides,
+)
 from wsi_pipeline.training.loop import Process, distributed, fit
 
 SCHEMA_VERSION = 1
@@ -153,13 +158,24 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
 def _dataset(job: dict, split: str) -> PatchDataset:
     slides = job["slides"][split]
     pool = PatchPool.from_indexes(read_index(slide["index"]) for slide in slides)
+    hard = job["slides"]["hard_negatives"] if split == "train" else []
+    if hard:
+        path = job["settings"]["hard_negatives"]
+        pool = add_hard_negatives(
+            pool,
+            read_hard_negatives(path, test_slides=()),  # refused when the unit was made
+            (read_index(slide["index"]) for slide in hard),
+            share=job["settings"]["hard_negative_share"],
+            path=path,
+        )
     if len(pool.labels) < 2:
         only = "tumour" if pool.labels[0] else "no tumour"
         raise RunError(
             f"every labelled patch of the {len(slides)} slides in the {split} split is '{only}':"
             " training needs both labels in it"
         )
-    paths = [(slide["path"], slide["mpp"]) for slide in slides]
+    places = {slide["slide_id"]: (slide["path"], slide["mpp"]) for slide in [*slides, *hard]}
+    paths = [places[slide_id] for slide_id in pool.slide_ids]
     return PatchDataset(pool, paths, seed=job["seed"], name=split)
 
 
@@ -203,8 +219,10 @@ def _card(job: dict, pool: PatchPool) -> ModelCard:
         training={
             "seed": job["seed"],
             "settings": job["settings"],
-            "slides": {split: _column(job, split, "slide_id") for split in SPLITS},
-            "patients": {split: sorted(set(_column(job, split, "patient_id"))) for split in SPLITS},
+            "slides": {part: _column(job, part, "slide_id") for part in job["slides"]},
+            "patients": {
+                part: sorted(set(_column(job, part, "patient_id"))) for part in job["slides"]
+            },
         },
     )
 
@@ -271,12 +289,16 @@ def _say(event: dict) -> None:
 
 def _unit(config: Config) -> Unit:
     slides = {split: _slides(config.out, split) for split in SPLITS}
+    slides["hard_negatives"] = _hard_negative_slides(config, slides)
+    mined = set(_column({"slides": slides}, "hard_negatives", "patient_id"))
+    slides["validation"] = [s for s in slides["validation"] if s["patient_id"] not in mined]
     settings = config.train.model_dump(mode="json")
     inputs = {
         "seed": config.seed,
         "settings": _without(settings, DOES_NOT_CHANGE_THE_MODEL),
         "weights_file": file_fingerprint(settings["weights"], content=True),
-        "slides": {split: [_slide_inputs(slide) for slide in slides[split]] for split in SPLITS},
+        "hard_negatives_file": file_fingerprint(settings["hard_negatives"] or "", content=True),
+        "slides": {part: [_slide_inputs(slide) for slide in slides[part]] for part in slides},
     }
     steps = _without(inputs["settings"], DOES_NOT_CHANGE_THE_STEPS)
     folder = model_folder(config.out, config.train.name)
@@ -291,6 +313,16 @@ def _unit(config: Config) -> Unit:
     return Unit(
         config.train.name, "", inputs, train_model, {"job": job}, output=folder / "model.json"
     )
+
+
+def _hard_negative_slides(config: Config, slides: dict[str, list[dict]]) -> list[dict]:
+    """The slides that hard negatives are read from; none of the test split."""
+    path = config.train.hard_negatives
+    if path is None:
+        return []
+    test = set(read_slides(config.out, ["test"])["slide_id"])
+    wanted = set(read_hard_negatives(path, test_slides=test)["slide_id"])
+    return [s for split in SPLITS for s in slides[split] if s["slide_id"] in wanted]
 
 
 def _without(settings: dict, names: set[str]) -> dict:

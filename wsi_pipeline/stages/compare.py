@@ -1,0 +1,93 @@
+"""Two evaluations of the same slides, side by side: which figures differ by more than chance."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from wsi_pipeline.errors import RunError
+from wsi_pipeline.evaluation.froc import AVERAGE_FPS
+from wsi_pipeline.evaluation.uncertainty import REPLICATES, compare
+from wsi_pipeline.evaluation.weighted import Statistic, binary_statistic, froc_statistic
+from wsi_pipeline.stages.evaluate import read_patches
+from wsi_pipeline.stages.hits import FROC_MODES, load_froc_hits
+
+
+def run(first: Path, second: Path, *, replicates: int = REPLICATES, seed: int = 0) -> dict:
+    """Compare two evaluations by a paired bootstrap over patients.
+
+    Parameters
+    ----------
+    first, second : Path
+        Run directories, or where these hold evaluations of several models one of these:
+        ``RUN/evaluation/NAME``.
+    replicates, seed : int
+
+    Returns
+    -------
+    dict
+        For each of ``patch``, ``slide``, ``froc.lecture``, ``froc.official``, ``froc.corrected``
+        what `wsi_pipeline.evaluation.uncertainty.compare` gives.
+
+    Raises
+    ------
+    RunError
+        If there is no evaluation, or the two are not of the same slides with the same truth.
+    """
+    folders = [evaluation_of(path) for path in (first, second)]
+    slides = _slides(folders[0])
+    patients = dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
+    one, other = (_statistics(folder) for folder in folders)
+    return {
+        name: compare(one[name], other[name], patients, replicates=replicates, seed=seed)
+        for name in one
+    }
+
+
+def evaluation_of(path: Path) -> Path:
+    """The evaluation that a path names: itself, or the only one of a run directory.
+
+    Raises
+    ------
+    RunError
+        If there is none, or several.
+    """
+    if (path / "metrics.json").is_file():
+        return path
+    found = sorted(file.parent for file in path.glob("evaluation/*/metrics.json"))
+    if len(found) != 1:
+        several = ": name one of " + ", ".join(map(str, found)) if found else ""
+        raise RunError(f"{path}: it holds {len(found)} evaluations, not one{several}")
+    return found[0]
+
+
+def cells(row: dict) -> list[str]:
+    """A compared figure as text: first, second, difference, interval, p."""
+
+    def text(value):
+        return "undefined" if value is None else f"{value:.3f}"
+
+    ends = "undefined" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+    return [
+        *(text(row[name]) for name in ("first", "second", "difference")),
+        ends,
+        text(row["p_value"]),
+    ]
+
+
+def _slides(folder: Path) -> pd.DataFrame:
+    slides = pd.read_csv(folder / "slides.csv", dtype={"slide_id": str, "patient_id": str})
+    return slides[slides["split"] == "test"]
+
+
+def _statistics(folder: Path) -> dict[str, Statistic]:
+    metrics, slides = json.loads((folder / "metrics.json").read_text()), _slides(folder)
+    patches = read_patches(folder, slides["slide_id"].tolist())
+    return {
+        "patch": binary_statistic(patches, metrics["patch"]["threshold"], "patches"),
+        "slide": binary_statistic(slides, metrics["slide"]["threshold"], "slides"),
+        **{
+            f"froc.{mode}": froc_statistic(load_froc_hits(folder / "hits", mode), AVERAGE_FPS)
+            for mode in FROC_MODES
+        },
+    }

@@ -1,0 +1,230 @@
+"""FROC of anybody's detections: CSV files, annotations or masks, and a table of slides."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from distributed import Client
+
+from wsi_pipeline.config import AnnotationConfig
+from wsi_pipeline.errors import CatalogError, RunError
+from wsi_pipeline.evaluation.detections import read_detection_folder, read_detections
+from wsi_pipeline.evaluation.evaluation_mask import official_labels
+from wsi_pipeline.evaluation.figures import froc_figure
+from wsi_pipeline.evaluation.froc import AVERAGE_FPS, froc_curve, froc_metrics, vertices
+from wsi_pipeline.evaluation.lesions import found_or_missed
+from wsi_pipeline.evaluation.uncertainty import REPLICATES, froc_band, froc_intervals
+from wsi_pipeline.files import write_csv, write_json, write_whole
+from wsi_pipeline.jobs.record import file_fingerprint
+from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.slides.annotations import read_annotation
+from wsi_pipeline.slides.catalog import ANNOTATION_SUFFIXES, files_by_stem, read_measured_slides
+from wsi_pipeline.stages.hits import (
+    MODES,
+    cohort_hits,
+    cohort_lesions,
+    false_positives,
+    write_hits,
+)
+
+SCHEMA_VERSION = 1
+MASK_SUFFIXES = frozenset((".tif", ".tiff"))
+
+
+def run(
+    detections: Path,
+    slides: Path,
+    out: Path,
+    client: Client,
+    *,
+    annotations: Path | None = None,
+    masks: Path | None = None,
+    modes: Sequence[str] = MODES,
+    average_fps: Sequence[float] = AVERAGE_FPS,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Outcome:
+    """Write ``froc.json``, ``froc.svg``, the curves, the lesions and the false positives as CSV.
+
+    Nothing is written but the hits of the slides that went well when one failed: a score over
+    part of a cohort is not the cohort's.
+
+    Parameters
+    ----------
+    detections : Path
+        Folder of ``SLIDE.csv``, see `wsi_pipeline.evaluation.detections`.
+    slides : Path
+        See `read_measured_slides`.
+    out : Path
+        Made when missing.
+    client : Client
+    annotations : Path, optional
+        Folder of annotation files named as the slides are, in level-0 px.
+    masks : Path, optional
+        Instead of annotations: folder of mask TIFFs, ``SLIDE.tif`` or ``SLIDE_Mask.tif``.
+    modes : sequence of str
+        Of "official" and "corrected".
+    average_fps : sequence of float
+    replicates, seed : int
+        Of the bootstrap.
+
+    Raises
+    ------
+    CatalogError, RunError
+        If the slides, detections and annotations do not fit together; the message names them.
+    """
+    if (annotations is None) == (masks is None):
+        raise RunError("give the lesions either as annotations or as masks, one of the two")
+    table = read_measured_slides(slides)
+    sizes = {row.slide_id: (row.width, row.height) for row in table.itertuples()}
+    found = read_detection_folder(detections, table["slide_id"], sizes)
+    truth = _truth(table, annotations, masks)
+    files = {path.stem.casefold(): path for path in Path(detections).iterdir()}
+    labels = dict(zip(table["slide_id"], table["label"].astype(int), strict=True))
+    by_mode = {"official": official_labels(labels), "corrected": labels}
+    hits = out / "hits"
+    hits.mkdir(parents=True, exist_ok=True)
+    outcome = run_units(
+        client,
+        [
+            _unit(
+                row,
+                files[row.slide_id.casefold()],
+                truth.get(row.slide_id),
+                {mode: of_mode[row.slide_id] for mode, of_mode in by_mode.items()},
+                hits,
+            )
+            for row in table.itertuples(index=False)
+        ],
+        run_dir=out,
+        stage="froc",
+        schema_version=SCHEMA_VERSION,
+    )
+    if not outcome.failed:
+        _write(out, table, found, modes, average_fps, {"replicates": replicates, "seed": seed})
+    return outcome
+
+
+def scores(out: Path) -> dict[str, str]:
+    """What ``froc.json`` says, in a line for each mode."""
+    lines = {}
+    for mode, found in json.loads((out / "froc.json").read_text()).items():
+        ends = found["intervals"]["score"]
+        interval = "" if ends["low"] is None else f" ({ends['low']:.4f} to {ends['high']:.4f})"
+        lines[mode] = (
+            f"undefined: {found['undefined']}"
+            if found["undefined"]
+            else f"{found['score']:.4f}{interval}, {found['lesions']} lesions in"
+            f" {found['slides']} slides"
+        )
+    return lines
+
+
+def slide_hits(
+    slide_id: str, detections: str, size: list[int], mpp: float, labels: dict, truth: str | None,
+    is_mask: bool, annotation_rules: dict, folder: str,
+) -> dict:  # fmt: skip
+    """Hold one slide's detections against its lesions: the work of a unit.
+
+    Returns
+    -------
+    dict
+        ``lesions``: their number; ``notes``: what was repaired in the annotation.
+    """
+    size = tuple(size)
+    lesions, notes = (), []
+    if truth is not None and is_mask:
+        lesions = Path(truth)
+    elif truth is not None:
+        annotation = read_annotation(truth, **annotation_rules, size=size)
+        lesions, notes = annotation.lesions, list(annotation.repairs)
+    if not labels["corrected"] and lesions:
+        raise CatalogError(
+            f"{truth} annotates slide {slide_id}, whose label is 0: which of the two is right?"
+        )
+    number = write_hits(
+        Path(folder), slide_id, read_detections(detections, size),
+        size=size, mpp=mpp, labels=labels, truth=lesions,
+    )  # fmt: skip
+    return {"lesions": number, "notes": notes}
+
+
+def _truth(table: pd.DataFrame, annotations: Path | None, masks: Path | None) -> dict[str, Path]:
+    """The annotation or mask of each slide that has one; every tumour slide must."""
+    folder = masks or annotations
+    files = files_by_stem(
+        folder,
+        MASK_SUFFIXES if masks else ANNOTATION_SUFFIXES,
+        "masks" if masks else "annotations",
+    )
+    by_name = {stem.casefold().removesuffix("_mask"): path for stem, path in files.items()}
+    truth = {
+        slide_id: by_name.pop(slide_id.casefold())
+        for slide_id in table["slide_id"]
+        if slide_id.casefold() in by_name
+    }
+    tumour = table.loc[table["label"] == 1, "slide_id"]
+    if lacking := [slide_id for slide_id in tumour if slide_id not in truth]:
+        raise CatalogError(
+            f"{folder}: nothing for the slides {', '.join(lacking[:5])} ({len(lacking)} in all),"
+            " whose label is 1: their detections cannot be told from false positives"
+        )
+    if by_name:
+        raise CatalogError(
+            f"{next(iter(by_name.values()))}: no slide of this name in the table of slides"
+            f" ({len(by_name)} such files)"
+        )
+    return truth
+
+
+def _unit(row, detections: Path, truth: Path | None, labels: dict[str, int], hits: Path) -> Unit:
+    rules = AnnotationConfig()
+    arguments = {
+        "slide_id": row.slide_id,
+        "detections": str(detections.absolute()),
+        "size": [int(row.width), int(row.height)],
+        "mpp": float(row.mpp),
+        "labels": labels,
+        "truth": truth and str(truth.absolute()),
+        "is_mask": truth is not None and truth.suffix.lower() in MASK_SUFFIXES,
+        "annotation_rules": {"positive": rules.positive, "exclusion": rules.exclusion},
+        "folder": str(hits.absolute()),
+    }
+    inputs = {
+        **arguments,
+        "detections_file": file_fingerprint(detections, content=True),
+        "truth_file": truth and file_fingerprint(truth, content=True),
+    }
+    output = hits / f"{row.slide_id}.lesions.parquet"
+    return Unit(row.slide_id, row.slide_id, inputs, slide_hits, arguments, output)
+
+
+def _write(
+    out: Path,
+    table: pd.DataFrame,
+    detections: dict[str, pd.DataFrame],
+    modes: Sequence[str],
+    average_fps: Sequence[float],
+    bootstrap: dict[str, int],
+):
+    slide_ids = table["slide_id"].tolist()
+    patients = dict(zip(slide_ids, table["patient_id"], strict=True))
+    hits = {mode: cohort_hits(out / "hits", slide_ids, mode) for mode in MODES}
+    curves = {mode: froc_curve(hits[mode]) for mode in MODES}
+    metrics, bands = {}, {}
+    for mode in modes:
+        metrics[mode] = {
+            **froc_metrics(curves[mode], len(slide_ids), average_fps),
+            "intervals": froc_intervals(hits[mode], patients, average_fps, **bootstrap),
+        }
+        bands[mode] = froc_band(hits[mode], patients, **bootstrap)
+        write_csv(out / f"froc_{mode}.csv", vertices(curves[mode]))
+    lesions = cohort_lesions(out / "hits", slide_ids)
+    write_csv(out / "lesions.csv", found_or_missed(lesions, curves["corrected"], max(average_fps)))
+    write_csv(out / "false_positives.csv", false_positives(out / "hits", slide_ids, detections))
+    shown = {mode: curves[mode] for mode in modes if not curves[mode].undefined}
+    (out / "froc.svg").unlink(missing_ok=True)
+    if shown:
+        write_whole(out / "froc.svg", froc_figure(shown, bands, average_fps).svg)
+    write_json(out / "froc.json", metrics)
