@@ -23,8 +23,8 @@ def test_a_heatmap_of_other_patches_or_another_model_is_not_evaluated(tmp_path, 
     finish_heatmap(tmp_path / "s.zarr")
     with pytest.raises(RunError, match="run the heatmap stage again"):
         score_slide(
-            "s", "none.tif", 0.5, None, {}, str(tmp_path / "s.parquet"), str(tmp_path / "s.zarr"),
-            MODEL, str(tmp_path / "scores"), str(tmp_path / "picture"), 100,
+            "s", "none.tif", 0.5, [2048, 2048], {}, None, {}, str(tmp_path / "s.parquet"),
+            str(tmp_path / "s.zarr"), MODEL, {}, 100, str(tmp_path),
         )  # fmt: skip
 
 

@@ -1,0 +1,168 @@
+"""FROC of anybody's detections, from files."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+from wsi_pipeline.errors import CatalogError, RunError
+from wsi_pipeline.stages import froc
+from wsi_pipeline.stages.hits import cohort_hits
+
+ASAP = """<?xml version="1.0"?><ASAP_Annotations><Annotations>
+<Annotation Name="a" Type="Polygon" PartOfGroup="Tumor"><Coordinates>
+<Coordinate Order="0" X="{0}" Y="{0}"/><Coordinate Order="1" X="{1}" Y="{0}"/>
+<Coordinate Order="2" X="{1}" Y="{1}"/><Coordinate Order="3" X="{0}" Y="{1}"/>
+</Coordinates></Annotation></Annotations></ASAP_Annotations>"""
+SIDE = 6400
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Two tumour slides and a normal one: files as anybody would have them.
+
+    ``Tumor_1`` has a lesion from 1600 to 3200 px, found at 0.9 and, 40 um beyond its edge, at
+    0.95; and a false positive at 0.3. ``Tumor_2``'s is missed. ``Normal_1`` has one at 0.5.
+    """
+    for folder in ("detections", "annotations", "masks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "slides.csv").write_text(
+        "slide_id,width,height,mpp,label,patient_id\n"
+        f"Tumor_1,{SIDE},{SIDE},0.25,1,p\nTumor_2,{SIDE},{SIDE},0.25,1,q\n"
+        f"Normal_1,{SIDE},{SIDE},0.25,0,r\n"
+    )
+    (tmp_path / "detections/Tumor_1.csv").write_text("0.9,2000,2000\n0.95,3376,2000\n0.3,5000,99\n")
+    (tmp_path / "detections/Tumor_2.csv").write_text("")
+    (tmp_path / "detections/Normal_1.csv").write_text("0.5,10,10\n")
+    for slide in ("Tumor_1", "Tumor_2"):
+        (tmp_path / f"annotations/{slide}.xml").write_text(ASAP.format(1600, 3200))
+        mask = np.zeros((SIDE // 32, SIDE // 32), np.uint8)
+        mask[50:100, 50:100] = 255
+        tifffile.imwrite(
+            tmp_path / f"masks/{slide}_Mask.tif", np.kron(mask, np.ones((32, 32), "B"))
+        )
+    return tmp_path
+
+
+def wsi_froc(folder, *arguments):
+    command = [sys.executable, "-c", "from wsi_pipeline.cli import main; main()", "froc"]
+    inputs = ["--detections", "detections", "--slides", "slides.csv"]
+    return subprocess.run(
+        [*command, *inputs, *arguments], cwd=folder, capture_output=True, text=True
+    )
+
+
+def run(folder, truth="annotations"):
+    """Up to the point where work is submitted."""
+    froc.run(
+        folder / "detections", folder / "slides.csv", folder / "out", None,
+        **{truth: folder / truth},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("truth", ["annotations", "masks"])
+def test_both_modes_from_annotations_and_from_masks(cohort, truth):
+    done = wsi_froc(cohort, f"--{truth}", truth, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((cohort / "out/froc.json").read_text())
+    # Corrected: the detection 44 um off is a hit, so the lesion is found at 0.95, before any
+    # false positive; one of two lesions. Official: it lies beyond 37.5 um and is a false positive
+    # at 0.95, a third of one a slide; the lesion is found at 0.9.
+    assert found["corrected"]["score"] == pytest.approx(0.5)
+    assert found["official"]["sensitivity_at"]["0.5"] == pytest.approx(0.5)
+    assert found["official"]["sensitivity_at"]["0.25"] == pytest.approx(0, abs=1e-9)
+    assert found["corrected"]["lesions"] == found["official"]["lesions"] == 2
+    lesions = pd.read_csv(cohort / "out/lesions.csv")
+    assert lesions["status"].tolist() == ["missed", "found"]
+    assert lesions["slide_id"].tolist() == ["Tumor_2", "Tumor_1"]
+    assert lesions["confidence"].tolist() == [-np.inf, 0.95]
+    assert lesions["area_mm2"].tolist() == pytest.approx([0.16, 0.16])
+    wrong = pd.read_csv(cohort / "out/false_positives.csv")
+    assert wrong.values.tolist() == [["Normal_1", 0.5, 10, 10], ["Tumor_1", 0.3, 5000, 99]]
+    assert (cohort / "out/froc.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_one_mode_alone_and_nothing_is_done_again(cohort):
+    arguments = ("--annotations", "annotations", "--out", "out", "--mode", "corrected")
+    assert wsi_froc(cohort, *arguments).returncode == 0
+    assert list(json.loads((cohort / "out/froc.json").read_text())) == ["corrected"]
+    again = wsi_froc(cohort, *arguments)
+    assert "0 done, 3 already done" in again.stderr
+
+
+def test_a_slide_that_fails_leaves_no_score(cohort):
+    (cohort / "annotations/Tumor_2.xml").write_text("<nothing/>")
+    done = wsi_froc(cohort, "--annotations", "annotations", "--out", "out")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Tumor_2" in (cohort / "out/failures.csv").read_text()
+    assert not (cohort / "out/froc.json").exists()
+
+
+def test_lecture_needs_patches(cohort):
+    done = wsi_froc(cohort, "--annotations", "annotations", "--out", "out", "--mode", "lecture")
+    assert done.returncode == 2
+    assert "it is defined on patches" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("detections/Normal_1.csv", "probability,x,y\n0.5,1,1\n", r"line 1: .* is a header"),
+        ("detections/Normal_1.csv", "nan,1,1\n", r"Normal_1\.csv, line 1: probability is nan"),
+        ("detections/Normal_1.csv", "0.5,6400,1\n", r"x is 6400\.0: a place is on the slide"),
+        ("detections/Test_9.csv", "", r"no slide for the files Test_9\.csv"),
+        ("annotations/Test_9.xml", ASAP.format(0, 9), r"Test_9\.xml: no slide of this name"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(cohort, file, text, message):
+    (cohort / file).write_text(text)
+    with pytest.raises((CatalogError, RunError), match=message):
+        run(cohort)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("detections/Tumor_2.csv", r"no file .* for the slides Tumor_2"),
+        ("annotations/Tumor_2.xml", r"nothing for the slides Tumor_2 .* whose label is 1"),
+    ],
+)
+def test_files_that_are_missing_are_named(cohort, file, message):
+    (cohort / file).unlink()
+    with pytest.raises(CatalogError, match=message):
+        run(cohort)
+
+
+def test_annotations_on_a_normal_slide_are_refused(cohort):
+    (cohort / "annotations/Normal_1.xml").write_text(ASAP.format(1600, 3200))
+    with pytest.raises(CatalogError, match=r"Normal_1\.xml annotates slide Normal_1.*label is 0"):
+        froc.slide_hits(
+            "Normal_1", str(cohort / "detections/Normal_1.csv"), [SIDE, SIDE], 0.25,
+            {"official": 0, "corrected": 0}, str(cohort / "annotations/Normal_1.xml"), False,
+            {"positive": ["Tumor"], "exclusion": []}, str(cohort),
+        )  # fmt: skip
+
+
+def test_a_mask_of_another_slides_size_is_refused(cohort):
+    with pytest.raises(RunError, match=r"it has 200 x 200 px, but its slide of 9600 x 6400"):
+        froc.slide_hits(
+            "Tumor_1", str(cohort / "detections/Tumor_1.csv"), [9600, SIDE], 0.25,
+            {"official": 1, "corrected": 1}, str(cohort / "masks/Tumor_1_Mask.tif"), True,
+            {"positive": [], "exclusion": []}, str(cohort),
+        )  # fmt: skip
+
+
+def test_hits_survive_their_files(cohort):
+    froc.slide_hits(
+        "Tumor_1", str(cohort / "detections/Tumor_1.csv"), [SIDE, SIDE], 0.25,
+        {"official": 1, "corrected": 1}, str(cohort / "annotations/Tumor_1.xml"), False,
+        {"positive": ["Tumor"], "exclusion": []}, str(cohort),
+    )  # fmt: skip
+    hits = cohort_hits(cohort, ["Tumor_1"], "corrected")
+    assert hits.slide_ids == ("Tumor_1",)
+    assert (hits.lesion_score.tolist(), hits.fp_score.tolist()) == ([0.95], [0.3])
