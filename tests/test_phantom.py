@@ -293,6 +293,28 @@ def test_every_slide_of_a_cohort_has_room_for_its_lesions():
         assert len(draw_layout(plan).lesions) == len(plan.lesion_diameters_um)
 
 
+def test_naevi_are_drawn_like_tumour_but_neither_annotated_nor_in_the_mask(tmp_path):
+    settings = {"size": (3072, 3072), "mpp": 0.5}
+    with_naevi, plain = (plan_cohort(1, 0, naevi=naevi, **settings)[0] for naevi in (2, 0))
+    layout = draw_layout(with_naevi)
+    assert len(layout.naevi) == 2
+    assert layout.lesions == draw_layout(plain).lesions
+    apart_px = min(naevus.distance(lesion) for naevus in layout.naevi for lesion in layout.lesions)
+    assert apart_px * 0.5 >= 75
+    images = []
+    for plan in (with_naevi, plain):
+        write_slide(plan, tmp_path / str(len(images)))
+        images.append(tifffile.imread(tmp_path / f"{len(images)}/slides/phantom_000.tif"))
+    masks = [tifffile.imread(tmp_path / f"{i}/masks/phantom_000.tif") for i in range(2)]
+    np.testing.assert_array_equal(*masks)
+    changed = np.abs(images[0].astype(int) - images[1]).max(axis=2) > 40
+    inside = np.zeros(changed.shape, bool)
+    for naevus in layout.naevi:
+        inside |= fill(naevus.buffer(20), Bounds(0, 0, *with_naevi.size))
+    assert changed[inside].mean() > 0.3
+    assert changed[~inside].mean() < 0.001
+
+
 def test_a_lesion_that_the_tissue_has_no_room_for_is_refused(plans):
     plan = replace(plans[0], lesion_diameters_um=(600.0, 600.0, 600.0))
     with pytest.raises(

@@ -114,6 +114,9 @@ class Size(click.ParamType):
 )
 @click.option("--normal", default="H", show_default=True, help="Folder of normal tiles.")
 @click.option("--lesion", default="AC", show_default=True, help="Folder of tumour tiles.")
+@click.option(
+    "--naevi", default=0, show_default=True, help="Benign look-alikes of tumour in each slide."
+)
 @scheduler_option
 def phantom(scheduler, out, **settings):
     """Write a cohort of synthetic slides with known lesions."""

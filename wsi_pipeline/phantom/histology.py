@@ -41,7 +41,7 @@ class Histology:
 
     def __init__(self, seed: int, mpp: float, layout: Layout):
         self._seed, self._mpp, self._layout = seed, mpp, layout
-        self._tumour = shapely.union_all(layout.lesions)
+        self._tumour = layout.sheets
         shapely.prepare(self._tumour)
         self._stains = _stain_matrix(generator(seed, "stain"))
         self._stamps = _stamp_sets(generator(seed, "stamps"), mpp)

@@ -14,6 +14,7 @@ TWO_PIECES_FROM_UM = 2500.0
 TISSUE_DETAIL_UM = 60.0  # wavelength of the finest detail of an outline
 ROOM = 2.5  # a piece is at least so many times as wide as its largest lesion is long
 CLEARANCE_UM = 40.0  # between a lesion and the edge of the tissue, or another lesion
+NAEVUS_APART_UM = 100.0  # from a lesion: the 75 um of FROC do not reach it
 ARRANGEMENTS = 20  # of the lesions, tried until one fits
 AGGREGATES_PER_MM2 = 4.0
 HOLE_FROM_UM = 450.0  # lesions from this size on may surround an island of normal tissue
@@ -30,6 +31,8 @@ class Layout:
     tissue : shapely.MultiPolygon
     lesions : tuple of shapely.Polygon
         Disjoint, inside the tissue, from top to bottom as `read_annotation` sorts them.
+    naevi : tuple of shapely.Polygon
+        Apart from the lesions and each other.
     aggregates : float64 array, shape (N, 3)
         Lymphocyte aggregates: centre x, centre y, radius.
     folds : shapely.Polygon or MultiPolygon
@@ -39,9 +42,15 @@ class Layout:
 
     tissue: shapely.MultiPolygon
     lesions: tuple[shapely.Polygon, ...]
+    naevi: tuple[shapely.Polygon, ...]
     aggregates: np.ndarray
     folds: shapely.Geometry
     pens: tuple[tuple[shapely.Polygon, str], ...]
+
+    @property
+    def sheets(self) -> shapely.MultiPolygon:
+        """What is made of tumour-like cells: lesions and naevi."""
+        return shapely.MultiPolygon([*self.lesions, *self.naevi])
 
 
 def draw_layout(plan: SlidePlan) -> Layout:
@@ -57,6 +66,7 @@ def draw_layout(plan: SlidePlan) -> Layout:
     return Layout(
         tissue,
         lesions,
+        _naevi(plan, tissue, lesions),
         _aggregates(plan, tissue, lesions),
         _folds(plan, tissue),
         _pens(plan, lesions),
@@ -104,29 +114,42 @@ def _tissue(plan: SlidePlan) -> shapely.MultiPolygon:
 
 
 def _lesions(plan: SlidePlan, tissue: shapely.MultiPolygon) -> tuple[shapely.Polygon, ...]:
-    rng = generator(plan.seed, "lesions")
     inside = tissue.buffer(-CLEARANCE_UM / plan.mpp)
+    rng = generator(plan.seed, "lesions")
+    return _arranged(plan, "lesions", plan.lesion_diameters_um, inside, rng)
+
+
+def _naevi(plan: SlidePlan, tissue, lesions) -> tuple[shapely.Polygon, ...]:
+    around = [
+        shapely.Polygon(lesion.exterior).buffer(NAEVUS_APART_UM / plan.mpp) for lesion in lesions
+    ]
+    free = tissue.buffer(-CLEARANCE_UM / plan.mpp).difference(shapely.union_all(around))
+    rng = generator(plan.seed, "naevi")
+    return _arranged(plan, "naevi", plan.naevus_diameters_um, free, rng)
+
+
+def _arranged(plan: SlidePlan, what: str, diameters_um, free, rng) -> tuple[shapely.Polygon, ...]:
     for _ in range(ARRANGEMENTS):
-        lesions = _arrange(plan, inside, rng)
-        if len(lesions) == len(plan.lesion_diameters_um):
-            return tuple(sorted(lesions, key=lambda lesion: (lesion.bounds[1], lesion.bounds[0])))
+        blobs = _arrange(plan, diameters_um, free, rng)
+        if len(blobs) == len(diameters_um):
+            return tuple(sorted(blobs, key=lambda blob: (blob.bounds[1], blob.bounds[0])))
     raise ConfigError(
-        f"{plan.slide_id}: no room for lesions of {', '.join(map(str, plan.lesion_diameters_um))}"
-        f" um in the tissue of {plan.size[0]} x {plan.size[1]} px at {plan.mpp} um per px: make the"
-        " slide larger or the lesions smaller"
+        f"{plan.slide_id}: no room for {what} of {', '.join(map(str, diameters_um))} um in the"
+        f" tissue of {plan.size[0]} x {plan.size[1]} px at {plan.mpp} um per px: make the slide"
+        " larger, or them smaller or fewer"
     )
 
 
-def _arrange(plan: SlidePlan, free: shapely.Geometry, rng) -> list[shapely.Polygon]:
-    """Lesions, the largest first, at random places apart from each other, while there is room."""
-    lesions = []
-    for diameter_um in sorted(plan.lesion_diameters_um, reverse=True):
-        lesion = _place(_lesion(rng, diameter_um, plan.mpp), free, rng)
-        if lesion is None:
+def _arrange(plan: SlidePlan, diameters_um, free: shapely.Geometry, rng) -> list[shapely.Polygon]:
+    """Blobs, the largest first, at random places apart from each other, while there is room."""
+    blobs = []
+    for diameter_um in sorted(diameters_um, reverse=True):
+        blob = _place(_lesion(rng, diameter_um, plan.mpp), free, rng)
+        if blob is None:
             break
-        lesions.append(lesion)
-        free = free.difference(shapely.Polygon(lesion.exterior).buffer(CLEARANCE_UM / plan.mpp))
-    return lesions
+        blobs.append(blob)
+        free = free.difference(shapely.Polygon(blob.exterior).buffer(CLEARANCE_UM / plan.mpp))
+    return blobs
 
 
 def _lesion(rng: np.random.Generator, diameter_um: float, mpp: float) -> shapely.Polygon:

@@ -19,6 +19,7 @@ TUMOUR_PATTERN = (True, False, True, True, False)
 SPLIT_SHARES = {"train": 0.55, "validation": 0.15, "test": 0.3}
 TILE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 TILES_OF_A_STAIN = 64
+NAEVUS_UM = (120, 240)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class SlidePlan:
         Micrometres per level-0 px.
     lesion_diameters_um : tuple of float
         Longest diameter of each lesion; none for a normal slide.
+    naevus_diameters_um : tuple of float
+        Longest diameter of each benign naevus: a sheet of cells like a tumour's, told from it by
+        its brown pigment alone. It is normal tissue: neither annotated nor in the mask.
     split : str or None
         train, validation or test, where the tiles come in separate folders for them.
     normal_tiles, lesion_tiles : tuple of str
@@ -48,6 +52,7 @@ class SlidePlan:
     size: tuple[int, int]
     mpp: float
     lesion_diameters_um: tuple[float, ...]
+    naevus_diameters_um: tuple[float, ...] = ()
     split: str | None = None
     normal_tiles: tuple[str, ...] = ()
     lesion_tiles: tuple[str, ...] = ()
@@ -67,6 +72,7 @@ def plan_cohort(
     textures: str | Path | None = None,
     normal: str = "H",
     lesion: str = "AC",
+    naevi: int = 0,
 ) -> list[SlidePlan]:
     """Plan a cohort: two slides in five are normal, patients have one or two.
 
@@ -84,6 +90,8 @@ def plan_cohort(
         of test tiles only, all others of training tiles, and every slide has a split.
     normal, lesion : str
         Names of the folders of tiles without and with tumour.
+    naevi : int
+        Benign naevi in each slide: what a classifier of form takes for tumour.
 
     Raises
     ------
@@ -105,7 +113,7 @@ def plan_cohort(
     if "test" in pools:
         table = assign_splits(table, SPLIT_SHARES, seed)
     return [
-        _plan_slide(row.Index, row.patient_id, row.split, seed, size, mpp, pools)
+        _plan_slide(row.Index, row.patient_id, row.split, seed, size, mpp, pools, naevi)
         for row in table.itertuples()
     ]
 
@@ -115,7 +123,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, *name.encode()])
 
 
-def _plan_slide(number, patient, split, seed, size, mpp, pools) -> SlidePlan:
+def _plan_slide(number, patient, split, seed, size, mpp, pools, naevi) -> SlidePlan:
     slide_id = f"phantom_{number:03d}"
     rng = generator(seed, slide_id)
     slide_seed = int(rng.integers(2**32))
@@ -128,6 +136,7 @@ def _plan_slide(number, patient, split, seed, size, mpp, pools) -> SlidePlan:
         size=tuple(size),
         mpp=mpp,
         lesion_diameters_um=_lesion_diameters(number, size, mpp, rng),
+        naevus_diameters_um=_naevus_diameters(naevi, slide_seed),
         split=split,
         normal_tiles=stained_alike.get("normal", ()),
         lesion_tiles=stained_alike.get("lesion", ()),
@@ -156,6 +165,11 @@ def _lesion_diameters(number, size, mpp, rng) -> tuple[float, ...]:
     diameters += list(np.exp(rng.uniform(np.log(200), np.log(0.5 * largest), rng.integers(0, 2))))
     if sum(map(_is_tumour, range(number))) % 2 == 0:
         diameters.append(rng.uniform(*SMALL_LESION_UM))
+    return tuple(round(float(diameter), 1) for diameter in sorted(diameters, reverse=True))
+
+
+def _naevus_diameters(naevi: int, slide_seed: int) -> tuple[float, ...]:
+    diameters = generator(slide_seed, "naevi").uniform(*NAEVUS_UM, naevi)
     return tuple(round(float(diameter), 1) for diameter in sorted(diameters, reverse=True))
 
 

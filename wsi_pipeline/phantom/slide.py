@@ -19,6 +19,7 @@ from wsi_pipeline.slides.annotations import write_asap_xml
 GLASS = 243  # grey of the empty slide
 BLOCK_PX = (1024, 2 * TILE_PX)  # width and height of what is drawn at once
 TISSUE_EDGE_UM, TUMOUR_EDGE_UM, FOLD_EDGE_UM, PEN_EDGE_UM = 2.0, 3.0, 3.0, 2.0
+MELANIN = np.float32([0.0, 0.0, 0.35])  # browner: it takes more of the blue
 FOLD_GAIN = 0.8  # a fold lays tissue over tissue
 
 
@@ -134,8 +135,12 @@ def _block(window: Bounds, mpp: float, layout: Layout, texture) -> np.ndarray:
     )
     density = np.zeros((window.height, window.width, 3), np.float32)
     if tissue.any():
-        tumour = feather(shapely.MultiPolygon(layout.lesions), window, round(TUMOUR_EDGE_UM / mpp))
-        density += texture.density(window, tumour) * (tissue * (1 + FOLD_GAIN * fold))[..., None]
+        edge_px = round(TUMOUR_EDGE_UM / mpp)
+        sheets = texture.density(window, feather(layout.sheets, window, edge_px))
+        if layout.naevi:
+            naevus = feather(shapely.MultiPolygon(layout.naevi), window, edge_px)
+            sheets *= 1 + naevus[..., None] * MELANIN
+        density += sheets * (tissue * (1 + FOLD_GAIN * fold))[..., None]
     for stroke, ink in layout.pens:
         opacity = feather(stroke, window, round(PEN_EDGE_UM / mpp))
         density += opacity[..., None] * np.float32(INKS[ink])

@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 
 def run(
     out: Path, client: Client, *, slides: int, seed: int, size: tuple[int, int], mpp: float,
-    textures: Path | None = None, normal: str = "H", lesion: str = "AC",
+    textures: Path | None = None, normal: str = "H", lesion: str = "AC", naevi: int = 0,
 ) -> Outcome:  # fmt: skip
     """Write a cohort to a folder: slides, annotations, masks and the table ``slides.csv``.
 
@@ -21,7 +21,7 @@ def run(
     ----------
     out : path
     client : Client
-    slides, seed, size, mpp, textures, normal, lesion
+    slides, seed, size, mpp, textures, normal, lesion, naevi
         As `plan_cohort` takes them.
 
     Raises
@@ -30,7 +30,14 @@ def run(
         If the cohort cannot be planned.
     """
     plans = plan_cohort(
-        slides, seed, size=size, mpp=mpp, textures=textures, normal=normal, lesion=lesion
+        slides,
+        seed,
+        size=size,
+        mpp=mpp,
+        textures=textures,
+        normal=normal,
+        lesion=lesion,
+        naevi=naevi,
     )
     out = Path(out)
     outcome = run_units(
