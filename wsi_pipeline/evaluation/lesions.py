@@ -11,10 +11,12 @@ from skimage.measure import regionprops_table
 from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask, SlideHits, lesion_labels
 from wsi_pipeline.evaluation.froc import FrocCurve
 
-LESION_COLUMNS = (
-    "lesion_id", "region", "x0", "y0", "x1", "y1", "area_mm2", "longest_diameter_um", "itc",
-    "confidence",
-)  # fmt: skip
+LESION_COLUMNS = {
+    **dict.fromkeys(("lesion_id", "region"), "int64"),
+    **dict.fromkeys(("x0", "y0", "x1", "y1", "area_mm2", "longest_diameter_um"), "float64"),
+    "itc": "bool",
+    "confidence": "float64",
+}
 UM2_PER_MM2 = 1e6
 
 
@@ -99,7 +101,8 @@ def _table(region, boxes, area_mm2, longest_diameter_um, mask, hits, lesion_id=N
         region, x0, y0, x1, y1, area_mm2, longest_diameter_um,
         ~np.append(True, mask.counted)[region], best[region],
     )  # fmt: skip
-    return pd.DataFrame(dict(zip(LESION_COLUMNS, columns, strict=True)))
+    table = pd.DataFrame(dict(zip(LESION_COLUMNS, columns, strict=True)))
+    return table.astype(LESION_COLUMNS)
 
 
 def _longest_diameter(lesion: shapely.Polygon) -> float:

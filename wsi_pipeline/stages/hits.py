@@ -9,6 +9,7 @@ import pandas as pd
 import shapely
 
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.evaluation.detections import COLUMNS
 from wsi_pipeline.evaluation.evaluation_mask import (
     OFFICIAL_LEVEL,
     EvaluationMask,
@@ -21,11 +22,17 @@ from wsi_pipeline.evaluation.evaluation_mask import (
     read_mask,
 )
 from wsi_pipeline.evaluation.froc import FrocHits
-from wsi_pipeline.evaluation.lesions import annotated_lesions, mask_lesions
+from wsi_pipeline.evaluation.lesions import LESION_COLUMNS, annotated_lesions, mask_lesions
 from wsi_pipeline.files import replace_atomically
 
 MODES = ("official", "corrected")
 FROC_MODES = ("lecture", *MODES)
+NO_LESIONS = pd.DataFrame(
+    {name: pd.Series(dtype=kind) for name, kind in {"slide_id": object, **LESION_COLUMNS}.items()}
+)
+NO_DETECTIONS = pd.DataFrame(
+    {"slide_id": pd.Series(dtype=object), **dict.fromkeys(COLUMNS, pd.Series(dtype="float64"))}
+)
 
 
 def write_hits(
@@ -140,10 +147,8 @@ def load_froc_hits(folder: Path, mode: str) -> FrocHits:
 
 def cohort_lesions(folder: Path, slide_ids: Sequence[str]) -> pd.DataFrame:
     """The lesion tables of the slides of a cohort, one below the other."""
-    return pd.concat(
-        [pd.read_parquet(_lesions_path(folder, slide_id)) for slide_id in slide_ids],
-        ignore_index=True,
-    )
+    tables = [pd.read_parquet(_lesions_path(folder, slide_id)) for slide_id in slide_ids]
+    return pd.concat([NO_LESIONS, *tables], ignore_index=True)
 
 
 def false_positives(
@@ -162,7 +167,7 @@ def false_positives(
         )
         for slide_id in slide_ids
     ]
-    table = pd.concat(tables, ignore_index=True)[["slide_id", "probability", "x", "y"]]
+    table = pd.concat([NO_DETECTIONS, *tables], ignore_index=True)
     return table.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
 
 
