@@ -20,6 +20,8 @@ from wsi_pipeline.evaluation.froc import FrocCurve, sensitivity_at, vertices
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 TUMOUR, NORMAL, THIRD, GREY = "#D55E00", "#0072B2", "#009E73", "#6B7280"
 COLORS = (NORMAL, TUMOUR, THIRD, "#CC79A7", "#56B4E9", "#E69F00")
+FEW_PATCHES = 50
+"""A share of fewer patches is uncertain."""
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -143,6 +145,7 @@ def slide_roc_figure(curves: Mapping[str, tuple]) -> Picture:
         axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
         for number, (name, (labels, scores, found)) in enumerate(curves.items()):
             truth, score = evaluated(labels, scores)
+            score = np.nan_to_num(score)  # scikit-learn refuses -inf; the order is the same
             ends = found["intervals"]["roc_auc"]
             label = f"{name}: AUC {found['roc_auc']:.3f}"
             if ends["low"] is not None:
@@ -202,6 +205,44 @@ def score_histogram_figure(labels, scores, threshold: float) -> Picture:
         axes.legend(loc="upper center")
 
     return Picture(_svg(draw), "Spread of the probabilities of patches with and without tumour")
+
+
+def reliability_figure(table: pd.DataFrame) -> Picture:
+    """How often patches of each predicted probability are tumour.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `reliability_table`, with one patch or more. A bin of fewer than `FEW_PATCHES` patches
+        gets a hollow point.
+    """
+    filled = table[table["n"] > 0]
+    few = filled["n"] < FEW_PATCHES
+
+    def draw(axes):
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="taken at its word")
+        points = filled[["mean_probability", "share_positive"]]
+        axes.plot(*points.to_numpy().T, color=NORMAL, lw=1)
+        groups = (
+            (points[~few], NORMAL, f"{FEW_PATCHES} patches or more"),
+            (points[few], "white", f"fewer than {FEW_PATCHES} patches"),
+        )
+        for group, face, label in groups:
+            if len(group):
+                axes.plot(
+                    *group.to_numpy().T, "o", color=NORMAL, markerfacecolor=face, clip_on=False,
+                    label=label, gid=label.replace(" ", "-"),
+                )  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="probability of tumour, mean of the bin")
+        axes.set(ylabel="share of the bin's patches with tumour")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(loc="upper left")
+
+    return Picture(
+        _svg(draw),
+        "Reliability diagram: share of tumour patches against their predicted probability, in"
+        f" {len(filled)} of {len(table)} bins",
+    )
 
 
 def _svg(draw) -> bytes:
