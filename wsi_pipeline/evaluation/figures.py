@@ -16,10 +16,19 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from wsi_pipeline.evaluation.binary import evaluated
 from wsi_pipeline.evaluation.froc import FrocCurve, sensitivity_at, vertices
+from wsi_pipeline.evaluation.uncertainty import LEVEL
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 TUMOUR, NORMAL, THIRD, GREY = "#D55E00", "#0072B2", "#009E73", "#6B7280"
 COLORS = (NORMAL, TUMOUR, THIRD, "#CC79A7", "#56B4E9", "#E69F00")
+FROC_LINES = {
+    "lecture": (THIRD, ":", "^"),
+    "official": (NORMAL, "--", "s"),
+    "corrected": (TUMOUR, "-", "o"),
+}
+"""Colour, line and marker of each definition, which black-and-white print keeps apart."""
+FEW_PATCHES = 50
+"""A share of fewer patches is uncertain."""
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -48,35 +57,82 @@ class Picture:
     alt: str
 
 
-def froc_figure(curve: FrocCurve, average_fps: Sequence[float]) -> Picture:
+def froc_figure(
+    curves: Mapping[str, FrocCurve], bands: Mapping[str, pd.DataFrame], average_fps: Sequence[float]
+) -> Picture:
     """Sensitivity against average false positives, the points of the score marked.
 
-    The false-positive axis is linear from 0 to the first point and logarithmic from there.
+    The false-positive axis is linear from 0 to the first point and logarithmic from there. The
+    band is that of one curve, the last of "lecture", "official", "corrected" drawn: three overlap
+    beyond recognition. In the SVG the ids are ``froc-MODE``, ``points-MODE`` and ``band-MODE``.
+
+    Parameters
+    ----------
+    curves : mapping
+        The curve of each of "lecture", "official", "corrected" that is to be drawn; undefined ones
+        are left out.
+    bands : mapping
+        `wsi_pipeline.evaluation.uncertainty.froc_band` of each; drawn where it is defined.
+    average_fps : sequence of float
     """
-    first, last = min(average_fps), 2 * max(average_fps)
-    table = vertices(curve)
-    drawstyle, false_positives = {
-        "step": ("steps-post", "false-positive patches per slide without tumour"),
-        "linear": ("default", "false positives per slide"),
-    }[curve.interpolation]
+    shown = {mode: curves[mode] for mode in FROC_LINES if mode in curves}
+    shown = {mode: curve for mode, curve in shown.items() if not curve.undefined}
 
     def draw(axes):
-        # Past its last threshold the curve goes on: no false positive is left to add.
-        fps = np.append(table["average_fps"], max(last, table["average_fps"].iloc[-1]))
-        sensitivity = np.append(table["sensitivity"], table["sensitivity"].iloc[-1])
-        axes.plot(fps, sensitivity, color=NORMAL, drawstyle=drawstyle, clip_on=True)
-        marked = [sensitivity_at(curve, point) for point in average_fps]
-        axes.plot(average_fps, marked, "o", color=TUMOUR, markersize=5, clip_on=False, zorder=3)
-        axes.set_xscale("symlog", base=2, linthresh=first, linscale=1)
+        for mode, curve in shown.items():
+            _draw_froc_curve(axes, mode, curve, average_fps)
+        last = list(shown)[-1]
+        if bands[last]["low"].notna().any():
+            _draw_froc_band(axes, last, shown[last], bands[last])
+        axes.set_xscale("symlog", base=2, linthresh=min(average_fps), linscale=1)
         axes.xaxis.set_major_locator(FixedLocator([0, *average_fps]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set(xlim=(0, last), ylim=(0, 1.02))
-        axes.set(xlabel=f"average {false_positives}")
-        axes.set(ylabel="sensitivity (share of tumours found)")
+        axes.set(xlim=(0, 2 * max(average_fps)), ylim=(0, 1.02))
+        axes.set(xlabel="average false positives per slide")
+        axes.set(ylabel="sensitivity (share of lesions found)")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shown) + 1, fontsize=8)
 
-    return Picture(_svg(draw), "FROC curve: share of tumours found against false positives")
+    return Picture(_svg(draw), _froc_alt(shown, average_fps))
+
+
+def _draw_froc_band(axes, mode: str, curve: FrocCurve, band: pd.DataFrame):
+    axes.fill_between(
+        band["average_fps"], band["low"], band["high"],
+        step="post" if curve.interpolation == "step" else None,
+        color=FROC_LINES[mode][0], alpha=0.15, lw=0, zorder=1, gid=f"band-{mode}",
+        label=f"{mode}, {100 * LEVEL:g}% interval",
+    )  # fmt: skip
+
+
+def _draw_froc_curve(axes, mode: str, curve: FrocCurve, average_fps: Sequence[float]):
+    color, line, marker = FROC_LINES[mode]
+    table = vertices(curve)
+    # Past its last threshold the curve goes on: no false positive is left to add.
+    fps = np.append(table["average_fps"], max(2 * max(average_fps), table["average_fps"].iloc[-1]))
+    sensitivity = np.append(table["sensitivity"], table["sensitivity"].iloc[-1])
+    drawstyle = "steps-post" if curve.interpolation == "step" else "default"
+    axes.plot(fps, sensitivity, color=color, ls=line, drawstyle=drawstyle, gid=f"froc-{mode}")
+    marked = [sensitivity_at(curve, point) for point in average_fps]
+    axes.plot(
+        average_fps, marked, marker, color=color, markersize=5, clip_on=False, zorder=3,
+        gid=f"points-{mode}",
+    )  # fmt: skip
+    axes.plot([], [], color=color, ls=line, marker=marker, markersize=5, label=mode)
+
+
+def _froc_alt(curves: Mapping[str, FrocCurve], average_fps: Sequence[float]) -> str:
+    first, last = min(average_fps), max(average_fps)
+    reached = [
+        f"{mode} from {sensitivity_at(curve, first):.0%} at {first:g}"
+        f" to {sensitivity_at(curve, last):.0%} at {last:g}"
+        for mode, curve in curves.items()
+    ]
+    return (
+        "FROC curves: share of lesions found against average false positives per slide; "
+        + ", ".join(reached)
+    )
 
 
 def slide_accuracy_figure(curves: dict[str, pd.DataFrame], threshold: float) -> Picture:
@@ -143,6 +199,7 @@ def slide_roc_figure(curves: Mapping[str, tuple]) -> Picture:
         axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
         for number, (name, (labels, scores, found)) in enumerate(curves.items()):
             truth, score = evaluated(labels, scores)
+            score = np.nan_to_num(score)  # scikit-learn refuses -inf; the order is the same
             ends = found["intervals"]["roc_auc"]
             label = f"{name}: AUC {found['roc_auc']:.3f}"
             if ends["low"] is not None:
@@ -202,6 +259,44 @@ def score_histogram_figure(labels, scores, threshold: float) -> Picture:
         axes.legend(loc="upper center")
 
     return Picture(_svg(draw), "Spread of the probabilities of patches with and without tumour")
+
+
+def reliability_figure(table: pd.DataFrame) -> Picture:
+    """How often patches of each predicted probability are tumour.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `reliability_table`, with one patch or more. A bin of fewer than `FEW_PATCHES` patches
+        gets a hollow point.
+    """
+    filled = table[table["n"] > 0]
+    few = filled["n"] < FEW_PATCHES
+
+    def draw(axes):
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="taken at its word")
+        points = filled[["mean_probability", "share_positive"]]
+        axes.plot(*points.to_numpy().T, color=NORMAL, lw=1)
+        groups = (
+            (points[~few], NORMAL, f"{FEW_PATCHES} patches or more"),
+            (points[few], "white", f"fewer than {FEW_PATCHES} patches"),
+        )
+        for group, face, label in groups:
+            if len(group):
+                axes.plot(
+                    *group.to_numpy().T, "o", color=NORMAL, markerfacecolor=face, clip_on=False,
+                    label=label, gid=label.replace(" ", "-"),
+                )  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="probability of tumour, mean of the bin")
+        axes.set(ylabel="share of the bin's patches with tumour")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(loc="upper left")
+
+    return Picture(
+        _svg(draw),
+        "Reliability diagram: share of tumour patches against their predicted probability, in"
+        f" {len(filled)} of {len(table)} bins",
+    )
 
 
 def _svg(draw) -> bytes:

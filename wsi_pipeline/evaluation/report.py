@@ -3,62 +3,30 @@
 import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation import figures
+from wsi_pipeline.evaluation.binary import reliability_table
 from wsi_pipeline.evaluation.froc import FrocCurve, vertices
 from wsi_pipeline.evaluation.patch_level import patch_metrics_by_slide
+from wsi_pipeline.evaluation.report_tables import (
+    SlidePanel,
+    cohort_counts,
+    reading_order,
+    score_gap,
+    slide_table,
+)
+from wsi_pipeline.evaluation.uncertainty import LEVEL
 from wsi_pipeline.files import write_csv, write_json, write_whole
 
-VERDICTS = {
-    (1, True): "found",
-    (1, False): "missed",
-    (0, True): "false alarm",
-    (0, False): "correctly negative",
-}
-MISTAKES_FIRST = ("missed", "false alarm", "not evaluated", "found", "correctly negative")
-
-
-@dataclass(frozen=True)
-class SlidePanel:
-    """A slide in the report.
-
-    Parameters
-    ----------
-    slide_id : str
-    patient_id : str
-    split : "validation" or "test"
-    label : int
-        1 tumour, 0 no tumour, -1 unknown.
-    score : float
-        The largest probability of its patches; -inf: it has none, NaN: none could be scored.
-    called : bool or None
-        Whether it is called positive; None if it has no score.
-    picture : bytes, optional
-        JPEG: the slide with its annotation beside its heatmap.
-    notes : tuple of str
-        What a reader should know: repairs of its annotation, unreadable patches.
-    """
-
-    slide_id: str
-    patient_id: str
-    split: Literal["validation", "test"]
-    label: int
-    score: float
-    called: bool | None
-    picture: bytes | None = field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def verdict(self) -> str:
-        """The call against the truth."""
-        return VERDICTS.get((self.label, self.called), "not evaluated")
+PERCENT = "\N{NO-BREAK SPACE}%"
+OPEN_PICTURES = 12
+"""A gallery shows as many at once, and whatever went wrong; the rest is folded."""
 
 
 def write_report(
@@ -69,8 +37,12 @@ def write_report(
     metrics: dict,
     patches: pd.DataFrame,
     slide_curves: Mapping[str, pd.DataFrame],
-    froc: FrocCurve,
+    curves: Mapping[str, FrocCurve],
+    bands: Mapping[str, pd.DataFrame],
     lesions: pd.DataFrame,
+    false_positives: pd.DataFrame,
+    lesion_pictures: Mapping[tuple[str, int], bytes],
+    false_positive_pictures: Mapping[int, bytes],
     slides: Sequence[SlidePanel],
     failures: pd.DataFrame,
 ) -> Path:
@@ -87,17 +59,28 @@ def write_report(
         How the figures came about (seed, model, versions, settings): plain YAML values, shown at
         the end of the page.
     metrics : dict
-        ``patch`` (`patch_metrics` of the test split), ``slide`` (`slide_metrics`) and ``froc``:
-        ``{"lecture": froc_metrics(...)}``. ``metrics.json`` adds ``cohort``, see
-        `cohort_counts`; what is undefined is null in it.
+        ``patch`` (`patch_metrics` of the test split), ``slide`` (`slide_metrics`), each with
+        ``intervals`` of ``roc_auc, accuracy, sensitivity, specificity``; and ``froc``: for each
+        of ``lecture, official, corrected`` `froc_metrics` with ``intervals``, `froc_intervals`.
+        ``metrics.json`` adds ``cohort``, see `cohort_counts`; what is undefined is null in it.
     patches : DataFrame
         ``slide_id, label, score`` of the test split's patches.
     slide_curves : mapping
         `accuracy_curve` of the splits ``validation`` and ``test``.
-    froc : FrocCurve
-        Of the test split.
+    curves, bands : mapping
+        For each definition of FROC its `FrocCurve` and its `froc_band`.
     lesions : DataFrame
-        `lesion_scores` of the test split.
+        A row for each lesion of the test split, missed ones first: ``slide_id, lesion_id, region,
+        x0, y0, x1, y1`` (level-0 px), ``area_mm2, longest_diameter_um, itc, confidence`` (-inf:
+        no detection), ``average_fps`` (NaN: not found at any price), ``status`` ("missed",
+        "found", "ITC"), ``patch_score`` (-inf: no scored patch) and ``n_patches``.
+    false_positives : DataFrame
+        ``slide_id, probability, x, y`` (level-0 px) of the detections off all lesions, the
+        highest probability first.
+    lesion_pictures : mapping
+        JPEG images by ``(slide_id, lesion_id)``; lesions without one are in ``lesions.csv`` only.
+    false_positive_pictures : mapping
+        JPEG images by row number, from 0, of `false_positives`.
     slides : sequence of SlidePanel
         Of both splits.
     failures : DataFrame
@@ -107,118 +90,123 @@ def write_report(
     -------
     Path
         Of ``report.html``.
+
+    Raises
+    ------
+    RunError
+        If a lesion or a false positive is of none of the test slides.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _refuse_strange_slides(slides, {"lesions": lesions, "false positives": false_positives})
     metrics = {"cohort": cohort_counts(slides, lesions), **metrics}
-    threshold = metrics["patch"]["threshold"]
     tables = {
-        "patches_by_slide": patch_metrics_by_slide(patches, threshold),
-        "slides": slide_table(slides, lesions, threshold),
+        "slides": slide_table(slides, lesions),
         "slide_accuracy": pd.concat(slide_curves, names=["split", None]).reset_index("split"),
-        "froc_lecture": vertices(froc),
+        **_patch_tables(patches, metrics["patch"]["threshold"]),
+        **{f"froc_{mode}": vertices(curve) for mode, curve in curves.items()},
+        **{f"froc_{mode}_band": band for mode, band in bands.items()},
         "lesions": lesions,
+        "false_positives": false_positives,
     }
-    for name, table in tables.items():
-        write_csv(folder / f"{name}.csv", table)
-    write_json(folder / "metrics.json", metrics)
-    page = _environment().get_template("report.html.j2")
-    html = page.render(
+    html = _environment().get_template("report.html.j2").render(
         title=title,
         run=_sections(run),
         metrics=metrics,
-        pictures=_pictures(metrics, patches, slide_curves, froc),
-        patches_by_slide=tables["patches_by_slide"].to_dict("records"),
-        slide_rows=tables["slides"].to_dict("records"),
-        panels=sorted(slides, key=_reading_order),
+        gap=score_gap(metrics["froc"]),
+        most_fps=max(_points(metrics)),
+        pictures={
+            **_froc_figure(metrics, curves, bands),
+            **_slide_figures(metrics["slide"], slide_curves, slides),
+            **_patch_figures(metrics["patch"], patches, tables["calibration"]),
+        },
+        tables={
+            name: tables[name].to_dict("records")
+            for name in ("slides", "patches_by_slide", "calibration")
+        },
+        lesions=_shown_lesions(lesions, lesion_pictures),
+        false_positives=_shown_false_positives(false_positives, false_positive_pictures, slides),
+        false_positive_count=len(false_positives),
+        panels=reading_order(slides),
         failures=failures,
         csv_names=list(tables),
-    )
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", table)
+    write_json(folder / "metrics.json", metrics)
     write_whole(folder / "report.html", html.encode())
     return folder / "report.html"
 
 
-def cohort_counts(slides: Sequence[SlidePanel], lesions: pd.DataFrame) -> dict:
-    """What was evaluated: the counts of the test split, and of validation slides.
-
-    Returns
-    -------
-    dict
-        ``slides, tumour_slides, normal_slides, patients, lesions``, all of the test split, and
-        ``validation_slides``.
-    """
-    test = [slide for slide in slides if slide.split == "test"]
+def _patch_tables(patches: pd.DataFrame, threshold: float) -> dict[str, pd.DataFrame]:
     return {
-        "slides": len(test),
-        "tumour_slides": sum(slide.label == 1 for slide in test),
-        "normal_slides": sum(slide.label == 0 for slide in test),
-        "patients": len({slide.patient_id for slide in test}),
-        "lesions": len(lesions),
-        "validation_slides": len(slides) - len(test),
+        "patches_by_slide": patch_metrics_by_slide(patches, threshold),
+        "calibration": reliability_table(patches["label"], patches["score"]),
     }
 
 
-def slide_table(
-    slides: Sequence[SlidePanel], lesions: pd.DataFrame, patch_threshold: float
-) -> pd.DataFrame:
-    """A row for each slide, mistakes first.
-
-    Returns
-    -------
-    DataFrame
-        ``split, slide_id, patient_id, label, score, called, verdict, lesions, lesions_found,
-        notes``. A lesion is found iff a patch of it has F(I) >= `patch_threshold`; the two
-        columns are missing for validation slides.
-    """
-    found = lesions["score"] >= patch_threshold
-    by_slide = found.groupby(lesions["slide_id"], observed=True).agg(["size", "sum"])
-    rows = []
-    for slide in sorted(slides, key=_reading_order):
-        known = slide.split == "test" and slide.label >= 0
-        size, hits = by_slide.loc[slide.slide_id] if slide.slide_id in by_slide.index else (0, 0)
-        rows.append(
-            {
-                "split": slide.split,
-                "slide_id": slide.slide_id,
-                "patient_id": slide.patient_id,
-                "label": slide.label,
-                "score": slide.score,
-                "called": slide.called,
-                "verdict": slide.verdict,
-                "lesions": size if known else None,
-                "lesions_found": hits if known else None,
-                "notes": "; ".join(slide.notes),
-            }
-        )
-    counts = {"lesions": "Int64", "lesions_found": "Int64"}
-    columns = "split slide_id patient_id label score called verdict lesions lesions_found notes"
-    return pd.DataFrame(rows, columns=columns.split()).astype(counts)
+def _refuse_strange_slides(slides: Sequence[SlidePanel], tables: Mapping[str, pd.DataFrame]):
+    known = [slide.slide_id for slide in slides if slide.split == "test"]
+    for what, table in tables.items():
+        strange = table.loc[~table["slide_id"].isin(known), "slide_id"].unique()
+        if len(strange):
+            raise RunError(f"there are {what} of {strange[:5].tolist()}: none of the test slides")
 
 
-def _reading_order(slide: SlidePanel) -> tuple:
-    """The test split before the validation split, mistakes before the rest."""
-    return slide.split != "test", MISTAKES_FIRST.index(slide.verdict), slide.slide_id
+def _points(metrics: Mapping) -> list[float]:
+    """Average false positives at which the FROC curves are read off."""
+    return [float(point) for point in metrics["froc"]["corrected"]["sensitivity_at"]]
 
 
-def _pictures(metrics, patches, slide_curves, froc) -> dict[str, figures.Picture]:
-    """Those curves that are defined."""
-    labels, scores = patches["label"], patches["score"]
-    patch, slide = metrics["patch"], metrics["slide"]
-    points = [float(point) for point in metrics["froc"]["lecture"]["sensitivity_at"]]
+def _shown_lesions(lesions: pd.DataFrame, pictures: Mapping) -> list[dict]:
+    """The lesions that have a picture, with it, in their order."""
+    return [
+        row | {"picture": pictures[key]}
+        for row in lesions.to_dict("records")
+        if (key := (row["slide_id"], row["lesion_id"])) in pictures
+    ]
+
+
+def _shown_false_positives(
+    false_positives: pd.DataFrame, pictures: Mapping, slides: Sequence[SlidePanel]
+) -> list[dict]:
+    """The false positives that have a picture, with it, their rank and their slide's label."""
+    labels = {slide.slide_id: slide.label for slide in slides}
+    numbers = sorted(pictures)
+    rows = false_positives.iloc[numbers].to_dict("records")
+    return [
+        row | {"rank": number + 1, "label": labels[row["slide_id"]], "picture": pictures[number]}
+        for number, row in zip(numbers, rows, strict=True)
+    ]
+
+
+def _froc_figure(metrics, curves, bands) -> dict[str, figures.Picture]:
+    if all(curve.undefined for curve in curves.values()):
+        return {}
+    return {"froc": figures.froc_figure(curves, bands, _points(metrics))}
+
+
+def _slide_figures(metrics, slide_curves, slides) -> dict[str, figures.Picture]:
+    found = {}
     filled = {split: curve for split, curve in slide_curves.items() if len(curve) > 1}
-    pictures = {}
-    if not froc.undefined:
-        pictures["froc"] = figures.froc_figure(froc, points)
     if filled:
-        pictures["slide_accuracy"] = figures.slide_accuracy_figure(filled, slide["threshold"])
-    if patch["roc_auc"] is not None:
-        pictures["roc"] = figures.roc_figure(labels, scores, patch["threshold"])
-        pictures["precision_recall"] = figures.precision_recall_figure(
-            labels, scores, patch["threshold"]
-        )
-    if patch["n"]:
-        pictures["histogram"] = figures.score_histogram_figure(labels, scores, patch["threshold"])
-    return pictures
+        found["slide_accuracy"] = figures.slide_accuracy_figure(filled, metrics["threshold"])
+    if metrics["roc_auc"] is not None:
+        test = [slide for slide in slides if slide.split == "test"]
+        labels, scores = [slide.label for slide in test], [slide.score for slide in test]
+        found["slide_roc"] = figures.slide_roc_figure({"test slides": (labels, scores, metrics)})
+    return found
+
+
+def _patch_figures(metrics, patches, calibration) -> dict[str, figures.Picture]:
+    found, rows = {}, (patches["label"], patches["score"], metrics["threshold"])
+    if metrics["roc_auc"] is not None:
+        found["roc"] = figures.roc_figure(*rows)
+        found["precision_recall"] = figures.precision_recall_figure(*rows)
+    if metrics["n"]:
+        found["histogram"] = figures.score_histogram_figure(*rows)
+        found["calibration"] = figures.reliability_figure(calibration)
+    return found
 
 
 def _sections(run: dict) -> dict[str, str]:
@@ -239,14 +227,53 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": lambda share: "undefined" if _missing(share) else f"{100 * share:.1f} %",
-        "decimal": lambda value: "–" if _missing(value) else f"{value:.3f}",
-        "count": lambda number: "–" if _missing(number) else f"{number:,}",
-        "base64": lambda data: b64encode(data).decode(),
-    }
+    environment.globals |= {"level": f"{100 * LEVEL:g}{PERCENT}", "open_pictures": OPEN_PICTURES}
+    environment.filters |= _filters()
+    environment.tests["missing"] = _missing
     return environment
 
 
+def _filters() -> dict:
+    """How the page writes numbers and other values."""
+    return {
+        "percent": lambda part: "undefined" if _missing(part) else f"{100 * part:.1f}{PERCENT}",
+        "decimal": lambda value: "–" if _missing(value) else f"{value:.3f}",
+        "count": lambda number: "–" if _missing(number) else f"{number:,}",
+        "cell": lambda value: "–" if _missing(value) else str(value),
+        "area": lambda mm2: f"{mm2:.2f} mm²" if mm2 >= 0.1 else f"{mm2:.2g} mm²",
+        "diameter": lambda um: f"{um / 1000:.2f} mm" if um >= 1000 else f"{um:.0f} µm",
+        "place": lambda px: f"{px:,.0f}",
+        "price": lambda fps: f"{fps:.2f}" if fps < 100 else f"{fps:,.0f}",
+        "ends": _ends,
+        "reasons": _reasons,
+        "froc_reasons": _froc_reasons,
+        "base64": lambda data: b64encode(data).decode(),
+    }
+
+
 def _missing(value) -> bool:
-    return pd.isna(value) or value == -math.inf
+    return bool(pd.api.types.is_scalar(value) and (pd.isna(value) or value == -math.inf))
+
+
+def _ends(interval: Mapping, unit: str = "") -> str:
+    """Both ends of a defined interval, as shares or, with the unit "%", in percent."""
+    low, high = interval["low"], interval["high"]
+    if unit == "%":
+        return f"{100 * low:.1f} to {100 * high:.1f}{PERCENT}"
+    return f"{low:.3f} to {high:.3f}"
+
+
+def _reasons(intervals: Mapping[str, Mapping], figures: Mapping) -> list[str]:
+    """Why figures that are defined have no interval, each reason once."""
+    why = (intervals[name]["undefined"] for name in intervals if figures[name] is not None)
+    return list(dict.fromkeys(reason for reason in why if reason))
+
+
+def _froc_reasons(froc: Mapping[str, Mapping]) -> list[str]:
+    """`_reasons` of all definitions together."""
+    why = []
+    for found in froc.values():
+        figures = {"score": found["score"], **found["sensitivity_at"]}
+        ends = found["intervals"]
+        why += _reasons({"score": ends["score"], **ends["sensitivity_at"]}, figures)
+    return list(dict.fromkeys(why))
