@@ -107,6 +107,15 @@ def test_a_second_run_does_nothing_again(finished):
     assert "failed" not in wsi("status", finished).stdout.split("\n", 4)[-1]
 
 
+def test_a_run_does_not_differ_from_itself(finished, tmp_path):
+    done = wsi("compare", finished, finished, "--out", tmp_path / "compared.json")
+    assert "froc.corrected score" in done.stdout
+    found = json.loads((tmp_path / "compared.json").read_text())
+    assert set(found) == {"patch", "slide", "froc.lecture", "froc.official", "froc.corrected"}
+    differences = [row["difference"] for figures in found.values() for row in figures.values()]
+    assert set(differences) - {None} == {0}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -218,9 +218,19 @@ def froc(scheduler, modes, out, **settings):
 @seed_option
 def slide_scores(csv, out, scores, **columns):
     """Slide accuracy and ROC AUC from any table of slide scores."""
+    import pandas as pd
+
     from wsi_pipeline.evaluation.score_table import write_slide_scores
 
-    console.print(f"figures: {write_slide_scores(csv, out, scores=scores, **columns)}")
+    write_slide_scores(csv, out, scores=scores, **columns)
+    for row in pd.read_csv(out / "slide_scores.csv").to_dict("records"):
+        figures = (
+            f"{text} {row[name]:.4f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
+            for text, name in (("ROC AUC", "roc_auc"), ("accuracy", "accuracy"))
+        )
+        found = f"{row['score']}: {', '.join(figures)} at {row['threshold']:.3g}, {row['n']} slides"
+        console.print(found.replace("nan to nan", "no interval"), markup=False, soft_wrap=True)
+    console.print(f"all figures: {out}", markup=False, soft_wrap=True)
 
 
 @main.command()
@@ -236,11 +246,13 @@ def compare(first, second, out, seed):
     from wsi_pipeline.stages import compare as stage
 
     found = stage.run(first, second, seed=seed)
-    table = Table("figure", str(first), str(second), "difference", "95 % interval", "p")
+    table = Table("figure", "A", "B", "A - B", "95 % interval", "p")
     for part, figures in found.items():
         for name, row in figures.items():
-            table.add_row(f"{part} {name}", *stage.cells(row))
-    Console().print(table)
+            table.add_row(stage.figure_name(part, name), *stage.cells(row))
+    screen = Console()
+    screen.print(f"A: {first}\nB: {second}", markup=False, soft_wrap=True)
+    screen.print(table)
     if out is not None:
         write_json(out, found)
 

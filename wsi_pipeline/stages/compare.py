@@ -61,6 +61,11 @@ def evaluation_of(path: Path) -> Path:
     return found[0]
 
 
+def figure_name(part: str, name: str) -> str:
+    """A figure's name for a reader: "patch roc_auc", "froc.lecture at 0.25"."""
+    return f"{part} at {name}" if part.startswith("froc") and name != "score" else f"{part} {name}"
+
+
 def cells(row: dict) -> list[str]:
     """A compared figure as text: first, second, difference, interval, p."""
 
