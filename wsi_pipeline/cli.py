@@ -177,6 +177,12 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Of the 
     help="CSV: slide_id, width, height, mpp, label and optionally patient_id.",
 )
 @click.option(
+    "--tumour",
+    multiple=True,
+    metavar="NAME",
+    help="Group or class of the annotations that is tumour; CAMELYON's unless given.",
+)
+@click.option(
     "--mode",
     "modes",
     type=click.Choice(["official", "corrected", "lecture"]),
@@ -186,7 +192,7 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Of the 
 @results_option
 @seed_option
 @scheduler_option
-def froc(scheduler, modes, out, **settings):
+def froc(scheduler, modes, tumour, out, **settings):
     """FROC of anybody's detections against annotations or masks."""
     from wsi_pipeline.jobs.cluster import connect
     from wsi_pipeline.stages import froc as stage
@@ -198,7 +204,12 @@ def froc(scheduler, modes, out, **settings):
         )
     out.mkdir(parents=True, exist_ok=True)
     with _only_one(out), connect(scheduler) as client:
+        if tumour:
+            settings["tumour"] = tumour
         outcome = stage.run(out=out, client=client, modes=modes or stage.MODES, **settings)
+    for slide_id, result in outcome.results.items():
+        for note in result["notes"]:
+            console.print(f"note: {slide_id}: {note}", markup=False, soft_wrap=True)
     if not outcome.failed:
         for mode, found in stage.scores(out).items():
             console.print(f"{mode}: {found}", markup=False)
@@ -247,12 +258,15 @@ def compare(first, second, out, seed):
 
     found = stage.run(first, second, seed=seed)
     table = Table("figure", "A", "B", "A - B", "95 % interval", "p")
+    refused = {part: found[part]["refused"] for part in found if "refused" in found[part]}
     for part, figures in found.items():
-        for name, row in figures.items():
+        for name, row in figures.items() if part not in refused else ():
             table.add_row(stage.figure_name(part, name), *stage.cells(row))
     screen = Console()
     screen.print(f"A: {first}\nB: {second}", markup=False, soft_wrap=True)
     screen.print(table)
+    for part, reason in refused.items():
+        screen.print(f"{part} is not compared: {reason}", markup=False, soft_wrap=True)
     if out is not None:
         write_json(out, found)
 

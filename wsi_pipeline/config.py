@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Bounds, PatchGrid
@@ -203,8 +203,8 @@ class DetectionConfig(Section):
     radius_um: float = Field(
         150.0,
         ge=0,
-        description="nothing else is kept around a peak; 150 is twice the 75 um by which the"
-        " challenge widens lesions: a peak within one lesion hides no other that is counted apart",
+        description="nothing else is kept around a peak: less gives more false positives from one"
+        " place, more hides small lesions beside a larger one",
     )
     min_probability: Fraction = Field(0.1, description="cells from here on are candidates")
 
@@ -213,8 +213,10 @@ class EvaluateConfig(Section):
     """Patch metrics, slide accuracy, FROC, report."""
 
     patch_threshold: Fraction = Field(0.75, description="a patch is called positive from here on")
-    false_positives: tuple[float, ...] = Field(
-        (0.25, 0.5, 1, 2, 4, 8), description="average false positives at which FROC is read off"
+    false_positives: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.25, 0.5, 1, 2, 4, 8),
+        min_length=1,
+        description="average false positives at which FROC is read off, rising",
     )
     replicates: int = Field(
         2000,
@@ -227,12 +229,21 @@ class EvaluateConfig(Section):
     )
     detections: DetectionConfig = DetectionConfig()
 
+    @field_validator("false_positives")
+    @classmethod
+    def _rising(cls, points):
+        if list(points) != sorted(set(points)):
+            raise ValueError("they must rise")
+        return points
+
 
 class MineConfig(Section):
     """Hard negatives from the validation split, for `train.hard_negatives` of another training."""
 
-    patients: Fraction = Field(
+    patients: float = Field(
         0.5,
+        gt=0,
+        lt=1,
         description="share of the validation patients that are mined; another training that uses"
         " them validates on the others alone",
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wsi_pipeline.errors import CatalogError, RunError
 from wsi_pipeline.evaluation.detections import (
-    read_detection_folder,
+    detection_files,
     read_detections,
     write_detections,
 )
@@ -192,19 +192,12 @@ def test_a_folder_is_read_by_the_slides_names(tmp_path):
     a_file(tmp_path, "", "normal_1.CSV")
     a_file(tmp_path, "0.25,3,4\n", "test_001.csv")
     a_file(tmp_path, "not read", "README.md")
+    a_file(tmp_path, "not read", "Tumor_1.xml")
     a_file(tmp_path, "not read", ".hidden.csv")
     slides = ["Test_001", "Tumor_1", "normal_1"]
-    found = read_detection_folder(tmp_path, slides, dict.fromkeys(slides, (10, 10)))
+    found = detection_files(tmp_path, slides)
     assert list(found) == slides
-    assert [len(table) for table in found.values()] == [1, 1, 0]
-    pd.testing.assert_frame_equal(found["Test_001"], a_table([0.25, 3, 4]))
-
-
-def test_each_slides_own_size_counts(tmp_path):
-    for name in ("a", "b"):
-        a_file(tmp_path, "0.5,50,2\n", f"{name}.csv")
-    with pytest.raises(RunError, match=r"b\.csv, line 1: x is 50\.0: .* under 20 px"):
-        read_detection_folder(tmp_path, ["a", "b"], {"a": (100, 10), "b": (20, 10)})
+    assert [path.name for path in found.values()] == ["test_001.csv", "Tumor_1.csv", "normal_1.CSV"]
 
 
 @pytest.mark.parametrize(
@@ -222,16 +215,16 @@ def test_slides_and_files_that_do_not_pair_are_listed(tmp_path, files, message):
         a_file(tmp_path, "0.5,1,2\n", name)
     slides = ["a", "B", "c"]
     with pytest.raises(CatalogError, match=message) as error:
-        read_detection_folder(tmp_path, slides, dict.fromkeys(slides, (10, 10)))
+        detection_files(tmp_path, slides)
     assert str(error.value).startswith(str(tmp_path))
 
 
 def test_a_long_list_of_missing_files_is_cut_and_counted(tmp_path):
     slides = [f"s{number:03d}" for number in range(129)]
     with pytest.raises(CatalogError, match=r"s000, .* s019 and 109 more;"):
-        read_detection_folder(tmp_path, slides, dict.fromkeys(slides, (10, 10)))
+        detection_files(tmp_path, slides)
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(RunError, match=re.escape(f"{tmp_path / 'x'}: no such folder")):
-        read_detection_folder(tmp_path / "x", [], {})
+        detection_files(tmp_path / "x", [])

@@ -23,6 +23,7 @@ def some_hits(rng, mode, slides=5, values=6):
         itc = rng.integers(0, slides, rng.integers(0, 3))
         lesion_slide = np.concatenate([lesion_slide, itc])
         lesion_score = np.concatenate([lesion_score, np.zeros(len(itc))])
+        lesion_score = lesion_score.astype(np.float32).astype(np.float64)  # 0.1 is not 0.1 then
     averaged = ~tumour if mode == "lecture" else np.ones(slides, bool)
     fp_slide = rng.choice(np.append(np.flatnonzero(averaged), -1), rng.integers(0, 25))
     fp_slide = fp_slide[fp_slide >= 0]
@@ -52,8 +53,9 @@ def brute_force(hits, weights, average_fps=AVERAGE_FPS):
         thresholds = thresholds[:-1]
     fps, sensitivity = [0.0], [0.0]
     for threshold in thresholds:
+        meets_lesion = np.float32(threshold) if hits.mode == "official" else threshold
         fps.append(np.sum(fp_scores >= threshold) / slides)
-        sensitivity.append(np.sum(lesion_scores >= threshold) / lesions)
+        sensitivity.append(np.sum(lesion_scores >= meets_lesion) / lesions)
     if hits.mode == "lecture":
         at = [max(y for x, y in zip(fps, sensitivity, strict=True) if x <= q) for q in average_fps]
     else:

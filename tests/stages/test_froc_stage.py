@@ -94,13 +94,15 @@ def test_one_mode_alone_and_nothing_is_done_again(cohort):
     assert "0 done, 3 already done" in again.stderr
 
 
-def test_a_slide_that_fails_leaves_no_score(cohort):
+def test_a_slide_that_fails_leaves_no_score_not_even_an_old_one(cohort):
+    assert wsi_froc(cohort, "--annotations", "annotations", "--out", "out").returncode == 0
     (cohort / "annotations/Tumor_2.xml").write_text("<nothing/>")
     done = wsi_froc(cohort, "--annotations", "annotations", "--out", "out")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Tumor_2" in (cohort / "out/failures.csv").read_text()
-    assert not (cohort / "out/froc.json").exists()
+    left = {path.name for path in (cohort / "out").iterdir() if not path.name.startswith(".")}
+    assert left == {"hits", "done", "failures.csv"}
 
 
 def test_lecture_needs_patches(cohort):
@@ -109,20 +111,48 @@ def test_lecture_needs_patches(cohort):
     assert "it is defined on patches" in done.stderr
 
 
+def one_slide(folder, slide="Tumor_1", label=1, truth="annotations/Tumor_1.xml", side=SIDE):
+    """The work of a unit."""
+    froc.slide_hits(
+        slide, str(folder / f"detections/{slide}.csv"), [side, SIDE], 0.25,
+        {"official": label, "corrected": label}, truth and str(folder / truth),
+        truth is not None and truth.endswith(".tif"), {"positive": ["Tumor"], "exclusion": []},
+        str(folder),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("probability,x,y\n0.5,1,1\n", r"line 1: .* is a header"),
+        ("nan,1,1\n", r"Normal_1\.csv, line 1: probability is nan"),
+        ("0.5,6400,1\n", r"x is 6400\.0: a place is on the slide"),
+    ],
+)
+def test_detections_that_break_a_rule_are_refused(cohort, text, message):
+    (cohort / "detections/Normal_1.csv").write_text(text)
+    with pytest.raises(RunError, match=message):
+        one_slide(cohort, "Normal_1", 0, None)
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("detections/Normal_1.csv", "probability,x,y\n0.5,1,1\n", r"line 1: .* is a header"),
-        ("detections/Normal_1.csv", "nan,1,1\n", r"Normal_1\.csv, line 1: probability is nan"),
-        ("detections/Normal_1.csv", "0.5,6400,1\n", r"x is 6400\.0: a place is on the slide"),
         ("detections/Test_9.csv", "", r"no slide for the files Test_9\.csv"),
         ("annotations/Test_9.xml", ASAP.format(0, 9), r"Test_9\.xml: no slide of this name"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(cohort, file, text, message):
     (cohort / file).write_text(text)
-    with pytest.raises((CatalogError, RunError), match=message):
+    with pytest.raises(CatalogError, match=message):
         run(cohort)
+
+
+def test_other_files_beside_the_detections_are_not_taken_for_them(cohort):
+    for suffix in ("txt", "xml"):
+        (cohort / f"detections/Tumor_1.{suffix}").write_text("0.1,1,1\n")
+    assert wsi_froc(cohort, "--annotations", "annotations", "--out", "out").returncode == 0
+    assert pd.read_csv(cohort / "out/lesions.csv")["confidence"].max() == 0.95
 
 
 @pytest.mark.parametrize(
@@ -139,30 +169,35 @@ def test_files_that_are_missing_are_named(cohort, file, message):
 
 
 def test_annotations_on_a_normal_slide_are_refused(cohort):
-    (cohort / "annotations/Normal_1.xml").write_text(ASAP.format(1600, 3200))
-    with pytest.raises(CatalogError, match=r"Normal_1\.xml annotates slide Normal_1.*label is 0"):
-        froc.slide_hits(
-            "Normal_1", str(cohort / "detections/Normal_1.csv"), [SIDE, SIDE], 0.25,
-            {"official": 0, "corrected": 0}, str(cohort / "annotations/Normal_1.xml"), False,
-            {"positive": ["Tumor"], "exclusion": []}, str(cohort),
-        )  # fmt: skip
+    with pytest.raises(CatalogError, match=r"Tumor_1\.xml annotates slide Normal_1.*label is 0"):
+        one_slide(cohort, "Normal_1", 0)
+    with pytest.raises(CatalogError, match=r"Mask\.tif annotates slide Normal_1.*label is 0"):
+        one_slide(cohort, "Normal_1", 0, "masks/Tumor_1_Mask.tif")
+
+
+def test_an_empty_mask_is_right_for_a_normal_slide_an_empty_annotation_wrong_for_a_tumour(cohort):
+    tifffile.imwrite(cohort / "masks/Normal_1.tif", np.zeros((SIDE, SIDE), np.uint8))
+    one_slide(cohort, "Normal_1", 0, "masks/Normal_1.tif")
+    assert cohort_hits(cohort, ["Normal_1"], "corrected").fp_score.tolist() == [0.5]
+    empty = "<ASAP_Annotations><Annotations/></ASAP_Annotations>"
+    (cohort / "annotations/Tumor_1.xml").write_text(empty)
+    with pytest.raises(CatalogError, match=r"holds no lesion, but the label of slide Tumor_1 is 1"):
+        one_slide(cohort)
+
+
+def test_two_masks_of_a_slide_are_refused(cohort):
+    (cohort / "masks/Tumor_1.tif").write_bytes((cohort / "masks/Tumor_1_Mask.tif").read_bytes())
+    with pytest.raises(CatalogError, match=r"Tumor_1_Mask\.tif.*two masks of one slide"):
+        run(cohort, "masks")
 
 
 def test_a_mask_of_another_slides_size_is_refused(cohort):
     with pytest.raises(RunError, match=r"it has 200 x 200 px, but its slide of 9600 x 6400"):
-        froc.slide_hits(
-            "Tumor_1", str(cohort / "detections/Tumor_1.csv"), [9600, SIDE], 0.25,
-            {"official": 1, "corrected": 1}, str(cohort / "masks/Tumor_1_Mask.tif"), True,
-            {"positive": [], "exclusion": []}, str(cohort),
-        )  # fmt: skip
+        one_slide(cohort, truth="masks/Tumor_1_Mask.tif", side=9600)
 
 
 def test_hits_survive_their_files(cohort):
-    froc.slide_hits(
-        "Tumor_1", str(cohort / "detections/Tumor_1.csv"), [SIDE, SIDE], 0.25,
-        {"official": 1, "corrected": 1}, str(cohort / "annotations/Tumor_1.xml"), False,
-        {"positive": ["Tumor"], "exclusion": []}, str(cohort),
-    )  # fmt: skip
+    one_slide(cohort)
     hits = cohort_hits(cohort, ["Tumor_1"], "corrected")
     assert hits.slide_ids == ("Tumor_1",)
     assert (hits.lesion_score.tolist(), hits.fp_score.tolist()) == ([0.95], [0.3])

@@ -91,8 +91,8 @@ def test_the_most_probable_are_kept(run):
 
 
 def test_patients_must_be_left_to_validate_with(run):
-    with pytest.raises(RunError, match=r"with 1 of them mined, those left do not show both"):
-        mine.run(config(run, patients=1.0))
+    with pytest.raises(RunError, match=r"with 0\.9 of them mined, none is mined or none with"):
+        mine.run(config(run, patients=0.9))
 
 
 def test_nothing_to_mine_is_said(run):

@@ -16,7 +16,7 @@ In memory detections are a table ``probability, x, y`` (float64), the highest fi
 
 import codecs
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +88,8 @@ def read_detections(path, size: tuple[int, int] | None = None) -> pd.DataFrame:
     return table.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
 
 
-def read_detection_folder(
-    folder, slide_ids: Iterable[str], sizes: Mapping[str, tuple[int, int]]
-) -> dict[str, pd.DataFrame]:
-    """Read the detections of many slides: ``SLIDE.csv`` in one folder.
+def detection_files(folder, slide_ids: Iterable[str]) -> dict[str, Path]:
+    """Find the detections of many slides: ``SLIDE.csv`` in one folder.
 
     A file belongs to the slide of exactly its name or else, if that is one file and one slide,
     to the slide whose name differs only in upper and lower case (CAMELYON16 has both
@@ -102,23 +100,46 @@ def read_detection_folder(
     folder : path-like
     slide_ids : iterable of str
         No two of them alike but for upper and lower case, as in every catalogue.
-    sizes : mapping of str to (int, int)
-        Width and height of each slide, level-0 px.
 
     Returns
     -------
-    dict of str to DataFrame
-        For each slide, in the order given, what `read_detections` gives.
+    dict of str to Path
+        For each slide, in the order given.
 
     Raises
     ------
     CatalogError
         If a slide has no file or several, or a file no slide; the message lists them.
     RunError
-        If there is no such folder, or `read_detections` refuses a file.
+        If there is no such folder.
     """
-    files = _files_by_slide(Path(folder), dict.fromkeys(slide_ids))
-    return {slide_id: read_detections(file, sizes[slide_id]) for slide_id, file in files.items()}
+    folder, slide_ids = Path(folder), dict.fromkeys(slide_ids)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder of detections")
+    exact, alike = defaultdict(list), defaultdict(list)
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() == ".csv" and not file.name.startswith("."):
+            if file.stem in slide_ids:
+                exact[file.stem].append(file)
+            else:
+                alike[file.stem.casefold()].append(file)
+    found = {slide_id: exact[slide_id] or alike[slide_id.casefold()] for slide_id in slide_ids}
+    used = {file for files in found.values() for file in files}
+    _refuse(
+        folder,
+        {
+            "no file (one that says 'nothing detected' is empty) for the slides": [
+                slide_id for slide_id, files in found.items() if not files
+            ],
+            "several files for the slides": [
+                slide_id for slide_id, files in found.items() if len(files) > 1
+            ],
+            "no slide for the files": [
+                file.name for files in alike.values() for file in files if file not in used
+            ],
+        },
+    )
+    return {slide_id: files[0] for slide_id, files in found.items()}
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -193,35 +214,6 @@ def _check(table: pd.DataFrame, size: tuple[int, int] | None, where: Callable[[i
             row = int(np.argmin(holds))
             value = float(table[column].iloc[row])
             raise RunError(f"{where(row)}: {column} is {value!r}: {rule}")
-
-
-def _files_by_slide(folder: Path, slide_ids: Collection[str]) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder of detections")
-    exact, alike = defaultdict(list), defaultdict(list)
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() == ".csv" and not file.name.startswith("."):
-            if file.stem in slide_ids:
-                exact[file.stem].append(file)
-            else:
-                alike[file.stem.casefold()].append(file)
-    found = {slide_id: exact[slide_id] or alike[slide_id.casefold()] for slide_id in slide_ids}
-    used = {file for files in found.values() for file in files}
-    _refuse(
-        folder,
-        {
-            "no file (one that says 'nothing detected' is empty) for the slides": [
-                slide_id for slide_id, files in found.items() if not files
-            ],
-            "several files for the slides": [
-                slide_id for slide_id, files in found.items() if len(files) > 1
-            ],
-            "no slide for the files": [
-                file.name for files in alike.values() for file in files if file not in used
-            ],
-        },
-    )
-    return {slide_id: files[0] for slide_id, files in found.items()}
 
 
 def _refuse(folder: Path, faults: dict[str, list[str]]) -> None:

@@ -119,8 +119,7 @@ def found_or_missed(lesions: pd.DataFrame, curve: FrocCurve, most_fps: float) ->
     curve : FrocCurve
         Corrected, of the same cohort.
     most_fps : float
-        A lesion that is found only with more average false positives than this is missed: it
-        raises none of the sensitivities that the score is made of.
+        A lesion that is found only with more average false positives than this is missed.
 
     Returns
     -------

@@ -54,8 +54,11 @@ def froc_statistic(hits: FrocHits, average_fps: Sequence[float] = AVERAGE_FPS) -
     The first is linear interpolation between the vertices of all thresholds: from t_k's
     predecessor (at B_k) to t_k (at A_k) the curve climbs by f_k in a straight line, upright where
     A_k = B_k (share_k is then 1 from there on), and it is level elsewhere. In the official mode
-    lesions at the lowest score among the slides of positive weight have share 0: the organisers'
-    script leaves that threshold out.
+    scores of lesions are float32, and so are thresholds where they meet one: B_k has the false
+    positives > t_k as float32 (of several that are t_k as float32 all count as the first); and
+    lesions that only the lowest
+    threshold among the slides of positive weight would find have share 0: the organisers' script
+    leaves that threshold out.
 
     Parameters
     ----------
@@ -70,20 +73,25 @@ def froc_statistic(hits: FrocHits, average_fps: Sequence[float] = AVERAGE_FPS) -
         slides to average over, of positive weight. Memory: 24 bytes for each pair of a slide and a
         distinct lesion score.
     """
+    official = hits.mode == "official"
+    meets_lesion = hits.fp_score.astype(np.float32) if official else hits.fp_score
     found = np.isfinite(hits.lesion_score)
     thresholds, rank = np.unique(hits.lesion_score[found], return_inverse=True)
     size = len(thresholds), len(hits.slide_ids)
     at_threshold = _count(rank, hits.lesion_slide[found], size)
     at_least = _count_above(np.searchsorted(thresholds, hits.fp_score, "right"), hits, size)
-    above = _count_above(np.searchsorted(thresholds, hits.fp_score, "left"), hits, size)
-    lowest = _lowest_scores(hits)
+    above = _count_above(np.searchsorted(thresholds, meets_lesion, "left"), hits, size)
+    lowest, beside = _lowest_scores(hits)
 
     def evaluate(weights):
         lesions, slides = weights @ hits.lesions, weights @ hits.averaged
         climbs = weights @ at_threshold.T
-        if hits.mode == "official":
-            drawn = np.where(weights > 0, lowest, np.inf).min(axis=1, keepdims=True)
-            climbs[thresholds <= drawn] = 0
+        if official:
+            drawn = np.where(weights > 0, lowest, np.inf)
+            least = drawn.min(axis=1, keepdims=True)
+            alike = drawn.astype(np.float32) == least.astype(np.float32)
+            alone = np.where(alike, beside, least).max(axis=1, keepdims=True) <= least
+            climbs[alone & (thresholds <= least.astype(np.float32))] = 0
         with np.errstate(divide="ignore", invalid="ignore"):
             end = weights @ at_least.T / slides[:, None]
             start = end if hits.mode == "lecture" else weights @ above.T / slides[:, None]
@@ -113,12 +121,16 @@ def _count_above(passed: np.ndarray, hits: FrocHits, size: tuple[int, int]) -> n
     return np.cumsum(counts[:0:-1], axis=0)[::-1]
 
 
-def _lowest_scores(hits: FrocHits) -> np.ndarray:
-    """The lowest score of each slide's lesions and false positives; inf without any."""
+def _lowest_scores(hits: FrocHits) -> tuple[np.ndarray, np.ndarray]:
+    """Each slide's lowest score, and the highest that is the same as float32; inf without any."""
+    slide = np.concatenate([hits.lesion_slide, hits.fp_slide])
+    score = np.concatenate([hits.lesion_score, hits.fp_score])
     lowest = np.full(len(hits.slide_ids), np.inf)
-    np.minimum.at(lowest, hits.lesion_slide, hits.lesion_score)
-    np.minimum.at(lowest, hits.fp_slide, hits.fp_score)
-    return lowest
+    np.minimum.at(lowest, slide, score)
+    same = score.astype(np.float32) == lowest.astype(np.float32)[slide]
+    beside = lowest.copy()
+    np.maximum.at(beside, slide[same], score[same])
+    return lowest, beside
 
 
 def binary_statistic(rows: pd.DataFrame, threshold: float, kind: str) -> Statistic:

@@ -44,6 +44,14 @@ class Annotation:
     repairs: tuple[str, ...]
     ignored: dict[str, int]
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know: repairs, and what was left out."""
+        return [
+            *self.repairs,
+            *(f"{n} shapes of group {group!r} ignored" for group, n in self.ignored.items()),
+        ]
+
 
 def read_annotation(
     path: str | Path,

@@ -88,10 +88,7 @@ def inspect_slide(
             "mpp": slide.mpp,
             "label": _label(label, annotation, len(found.lesions), unannotated),
             "lesions": len(found.lesions),
-            "notes": [
-                *found.repairs,
-                *(f"{n} shapes of group {group!r} ignored" for group, n in found.ignored.items()),
-            ],
+            "notes": found.notes,
         }
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from wsi_pipeline.errors import RunError
-from wsi_pipeline.evaluation.froc import AVERAGE_FPS
+from wsi_pipeline.errors import CatalogError, RunError
 from wsi_pipeline.evaluation.uncertainty import REPLICATES, compare
 from wsi_pipeline.evaluation.weighted import Statistic, binary_statistic, froc_statistic
 from wsi_pipeline.stages.evaluate import read_patches
@@ -27,21 +26,29 @@ def run(first: Path, second: Path, *, replicates: int = REPLICATES, seed: int = 
     -------
     dict
         For each of ``patch``, ``slide``, ``froc.lecture``, ``froc.official``, ``froc.corrected``
-        what `wsi_pipeline.evaluation.uncertainty.compare` gives.
+        what `wsi_pipeline.evaluation.uncertainty.compare` gives; or, where the two cannot be
+        compared (patches of another size, say), ``refused``: why.
 
     Raises
     ------
     RunError
-        If there is no evaluation, or the two are not of the same slides with the same truth.
+        If there is no evaluation, or nothing in the two can be compared.
     """
     folders = [evaluation_of(path) for path in (first, second)]
     slides = _slides(folders[0])
     patients = dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
     one, other = (_statistics(folder) for folder in folders)
-    return {
-        name: compare(one[name], other[name], patients, replicates=replicates, seed=seed)
-        for name in one
-    }
+    found = {}
+    for name in one:
+        try:
+            found[name] = compare(
+                one[name], other[name], patients, replicates=replicates, seed=seed
+            )
+        except (CatalogError, RunError) as error:
+            found[name] = {"refused": str(error)}
+    if all("refused" in part for part in found.values()):
+        raise RunError(f"{first} and {second}: {found['slide']['refused']}")
+    return found
 
 
 def evaluation_of(path: Path) -> Path:
@@ -92,7 +99,10 @@ def _statistics(folder: Path) -> dict[str, Statistic]:
         "patch": binary_statistic(patches, metrics["patch"]["threshold"], "patches"),
         "slide": binary_statistic(slides, metrics["slide"]["threshold"], "slides"),
         **{
-            f"froc.{mode}": froc_statistic(load_froc_hits(folder / "hits", mode), AVERAGE_FPS)
+            f"froc.{mode}": froc_statistic(
+                load_froc_hits(folder / "froc", mode),
+                [float(point) for point in metrics["froc"][mode]["sensitivity_at"]],
+            )
             for mode in FROC_MODES
         },
     }

@@ -13,7 +13,7 @@ from distributed import Client
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.evaluation.detections import read_detections, write_detections
+from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.evaluation.evaluation_mask import official_labels
 from wsi_pipeline.evaluation.froc import (
     FrocCurve,
@@ -33,11 +33,11 @@ from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.heatmaps.detect import component_detections, peak_detections
 from wsi_pipeline.heatmaps.render import heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
-from wsi_pipeline.jobs.record import file_fingerprint, read_failures
+from wsi_pipeline.jobs.record import file_fingerprint
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages import catalog, tile
 from wsi_pipeline.stages.gallery import picture_units, read_pictures
 from wsi_pipeline.stages.hits import (
     MODES,
@@ -51,12 +51,13 @@ from wsi_pipeline.stages.run_directory import (
     evaluation_folder,
     heatmap_folder,
     index_path,
+    learned_patients,
     model_id,
     of_model,
     read_model_card,
     tiled_slides,
 )
-from wsi_pipeline.stages.status import notes_by_slide
+from wsi_pipeline.stages.status import failures_on_the_way, notes_by_slide
 
 SCHEMA_VERSION = 2
 SPLITS = ("validation", "test")
@@ -72,18 +73,27 @@ def run(config: Config, client: Client) -> Outcome:
     Raises
     ------
     RunError
-        If no slide of the test split has a heatmap.
+        If no slide of the test split has a heatmap, patients of it were trained on, or patches
+        were made of other annotations than today's.
     """
     folder = evaluation_folder(config.out, config.train.name)
-    for part in ("slides", "detections", "hits", "gallery"):
+    for part in ("slides", "detections", "hits", "froc", "gallery"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     card = read_model_card(config.out, config.train.name)
     slides = tiled_slides(config.out, [s for s in SPLITS if s in config.heatmap.splits])
-    mined = card["training"].get("patients", {}).get("hard_negatives", [])
-    slides = slides[~slides["patient_id"].isin(mined)]  # trained on: nothing to validate with
+    if stale := tile.stale_slides(config, slides):
+        raise RunError(
+            f"the patches of slides {', '.join(stale[:5])} ({len(stale)} in all) were made of other"
+            " annotations or settings than today's: run the tile stage, and those after it, again"
+        )
     _refuse_leakage(slides[slides["split"] == "test"], card)
-    labels = dict(zip(slides["slide_id"], slides["label"].astype(int), strict=True))
-    official = official_labels(labels)
+    slides = slides[~slides["patient_id"].isin(learned_patients(card))]
+    official = {}
+    for _, of_split in slides.groupby("split"):
+        labels = of_split["label"].astype(int)
+        official |= official_labels(dict(zip(of_split["slide_id"], labels, strict=True)))
+    for name in ("report.html", "metrics.json"):  # none beside files of another evaluation
+        (folder / name).unlink(missing_ok=True)
     common = {
         "run_dir": config.out,
         "schema_version": SCHEMA_VERSION,
@@ -238,7 +248,7 @@ class _Judged:
 
 def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
     """Put the slides' hits together; FROC on detections leaves out who has no lesions drawn."""
-    patches = read_patches(folder, test["slide_id"].tolist())
+    patches = read_patches(folder, test["slide_id"].tolist(), ("label", "lesions", "score"))
     lesion_ids = {row.slide_id: range(1, row.lesions + 1) for row in test.itertuples()}
     labels = test.set_index("slide_id")["label"].astype(int)
     by_patch = lesion_scores(patches, lesion_ids)
@@ -246,7 +256,7 @@ def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
     hits = {"lecture": lecture_hits(patches, by_patch, labels)}
     hits |= {mode: cohort_hits(folder / "hits", drawn, mode) for mode in MODES}
     for of_mode in hits.values():
-        save_froc_hits(folder / "hits", of_mode)
+        save_froc_hits(folder / "froc", of_mode)
     curves = {mode: froc_curve(of_mode) for mode, of_mode in hits.items()}
     lesions = found_or_missed(
         cohort_lesions(folder / "hits", drawn),
@@ -257,9 +267,8 @@ def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
         on=["slide_id", "lesion_id"],
         how="left",
     )
-    detections = {
-        slide_id: read_detections(_detections_path(folder, slide_id)) for slide_id in drawn
-    }
+    detections = {slide_id: _detections_path(folder, slide_id) for slide_id in drawn}
+    patches = patches.drop(columns="lesions")
     return _Judged(
         patches, hits, curves, lesions, false_positives(folder / "hits", drawn, detections)
     )
@@ -268,7 +277,7 @@ def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
 def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged, card: dict):
     """Put the figures together and write the report."""
     settings = config.evaluate
-    scores = read_patches(folder, slides["slide_id"].tolist())
+    scores = read_patches(folder, slides["slide_id"].tolist(), ("score",))
     slides = slides.assign(score=slide_scores(slides["slide_id"].tolist(), scores).to_numpy())
     by_split = {
         split: slides.loc[slides["split"] == split, ["slide_id", "label", "score"]]
@@ -303,7 +312,7 @@ def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged,
         lesion_pictures=read_pictures(folder / "gallery", "lesion", shown[0], "lesion_id"),
         false_positive_pictures=read_pictures(folder / "gallery", "false-positive", shown[1]),
         slides=_panels(config.out, config.train.name, slides, metrics["slide"]["threshold"]),
-        failures=pd.DataFrame(read_failures(config.out)),
+        failures=pd.DataFrame(failures_on_the_way(config.out, config.train.name)),
     )
 
 
@@ -337,22 +346,29 @@ def _patients(slides: pd.DataFrame) -> dict[str, str]:
     return dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
 
 
-def read_patches(folder: Path, slide_ids: Sequence[str]) -> pd.DataFrame:
+def read_patches(
+    folder: Path, slide_ids: Sequence[str], columns: Sequence[str] = ("label", "score")
+) -> pd.DataFrame:
     """Read what `score_slide` wrote of the patches of some slides.
 
     Returns
     -------
     DataFrame
-        ``label, lesions, score`` and ``slide_id`` (categorical, in the order given).
+        The `columns`, and ``slide_id`` (categorical, in the order given).
     """
     tables = [
-        pq.read_table(_scores_path(folder, slide_id), columns=["label", "lesions", "score"])
+        pq.read_table(_scores_path(folder, slide_id), columns=list(columns))
         for slide_id in slide_ids
     ]
     patches = pa.concat_tables(tables).to_pandas()
     number = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     patches["slide_id"] = pd.Categorical.from_codes(number, list(slide_ids))
     return patches
+
+
+def _left_out(slide) -> list[str]:
+    undrawn = slide.label == 1 and slide.lesions == 0
+    return ["no lesion is outlined: left out of FROC on detections"] if undrawn else []
 
 
 def _panels(run_dir: Path, model: str, slides: pd.DataFrame, threshold: float) -> list[SlidePanel]:
@@ -366,7 +382,7 @@ def _panels(run_dir: Path, model: str, slides: pd.DataFrame, threshold: float) -
             score=slide.score,
             called=None if np.isnan(slide.score) else bool(slide.score >= threshold),
             picture=_picture_path(folder, slide.slide_id).read_bytes(),
-            notes=tuple(notes.get(slide.slide_id, ())),
+            notes=(*notes.get(slide.slide_id, ()), *_left_out(slide)),
         )
         for slide in slides.itertuples(index=False)
     ]

@@ -9,8 +9,8 @@ from distributed import Client
 
 from wsi_pipeline.config import AnnotationConfig
 from wsi_pipeline.errors import CatalogError, RunError
-from wsi_pipeline.evaluation.detections import read_detection_folder, read_detections
-from wsi_pipeline.evaluation.evaluation_mask import official_labels
+from wsi_pipeline.evaluation.detections import detection_files, read_detections
+from wsi_pipeline.evaluation.evaluation_mask import official_labels, read_mask
 from wsi_pipeline.evaluation.figures import froc_figure
 from wsi_pipeline.evaluation.froc import AVERAGE_FPS, froc_curve, froc_metrics, vertices
 from wsi_pipeline.evaluation.lesions import found_or_missed
@@ -30,6 +30,10 @@ from wsi_pipeline.stages.hits import (
 
 SCHEMA_VERSION = 1
 MASK_SUFFIXES = frozenset((".tif", ".tiff"))
+OUTPUTS = (
+    "froc.json", "froc.svg", "lesions.csv", "false_positives.csv",
+    *(f"froc_{mode}.csv" for mode in MODES),
+)  # fmt: skip
 
 
 def run(
@@ -41,6 +45,7 @@ def run(
     annotations: Path | None = None,
     masks: Path | None = None,
     modes: Sequence[str] = MODES,
+    tumour: Sequence[str] = AnnotationConfig().positive,
     average_fps: Sequence[float] = AVERAGE_FPS,
     replicates: int = REPLICATES,
     seed: int = 0,
@@ -65,6 +70,8 @@ def run(
         Instead of annotations: folder of mask TIFFs, ``SLIDE.tif`` or ``SLIDE_Mask.tif``.
     modes : sequence of str
         Of "official" and "corrected".
+    tumour : sequence of str
+        Groups or classes of the annotations that are tumour.
     average_fps : sequence of float
     replicates, seed : int
         Of the bootstrap.
@@ -77,22 +84,23 @@ def run(
     if (annotations is None) == (masks is None):
         raise RunError("give the lesions either as annotations or as masks, one of the two")
     table = read_measured_slides(slides)
-    sizes = {row.slide_id: (row.width, row.height) for row in table.itertuples()}
-    found = read_detection_folder(detections, table["slide_id"], sizes)
+    files = detection_files(detections, table["slide_id"])
     truth = _truth(table, annotations, masks)
-    files = {path.stem.casefold(): path for path in Path(detections).iterdir()}
     labels = dict(zip(table["slide_id"], table["label"].astype(int), strict=True))
     by_mode = {"official": official_labels(labels), "corrected": labels}
     hits = out / "hits"
     hits.mkdir(parents=True, exist_ok=True)
+    for name in OUTPUTS:  # of an earlier call: they are not what this one is about
+        (out / name).unlink(missing_ok=True)
     outcome = run_units(
         client,
         [
             _unit(
                 row,
-                files[row.slide_id.casefold()],
+                files[row.slide_id],
                 truth.get(row.slide_id),
                 {mode: of_mode[row.slide_id] for mode, of_mode in by_mode.items()},
+                list(tumour),
                 hits,
             )
             for row in table.itertuples(index=False)
@@ -102,7 +110,7 @@ def run(
         schema_version=SCHEMA_VERSION,
     )
     if not outcome.failed:
-        _write(out, table, found, modes, average_fps, {"replicates": replicates, "seed": seed})
+        _write(out, table, files, modes, average_fps, {"replicates": replicates, "seed": seed})
     return outcome
 
 
@@ -130,15 +138,20 @@ def slide_hits(
     Returns
     -------
     dict
-        ``lesions``: their number; ``notes``: what was repaired in the annotation.
+        ``lesions``: their number; ``notes``: what was repaired or passed over in the annotation.
     """
     size = tuple(size)
     lesions, notes = (), []
     if truth is not None and is_mask:
-        lesions = Path(truth)
+        lesions = Path(truth) if labels["corrected"] or read_mask(truth).any() else ()
     elif truth is not None:
         annotation = read_annotation(truth, **annotation_rules, size=size)
-        lesions, notes = annotation.lesions, list(annotation.repairs)
+        lesions, notes = annotation.lesions, annotation.notes
+        if labels["corrected"] and not lesions:
+            raise CatalogError(
+                f"{truth} holds no lesion, but the label of slide {slide_id} is 1: its detections"
+                " cannot be told from false positives"
+            )
     if not labels["corrected"] and lesions:
         raise CatalogError(
             f"{truth} annotates slide {slide_id}, whose label is 0: which of the two is right?"
@@ -158,7 +171,10 @@ def _truth(table: pd.DataFrame, annotations: Path | None, masks: Path | None) ->
         MASK_SUFFIXES if masks else ANNOTATION_SUFFIXES,
         "masks" if masks else "annotations",
     )
-    by_name = {stem.casefold().removesuffix("_mask"): path for stem, path in files.items()}
+    by_name = {}
+    for stem, path in files.items():
+        if (other := by_name.setdefault(stem.casefold().removesuffix("_mask"), path)) != path:
+            raise CatalogError(f"{path} and {other}: two masks of one slide")
     truth = {
         slide_id: by_name.pop(slide_id.casefold())
         for slide_id in table["slide_id"]
@@ -178,8 +194,9 @@ def _truth(table: pd.DataFrame, annotations: Path | None, masks: Path | None) ->
     return truth
 
 
-def _unit(row, detections: Path, truth: Path | None, labels: dict[str, int], hits: Path) -> Unit:
-    rules = AnnotationConfig()
+def _unit(
+    row, detections: Path, truth: Path | None, labels: dict[str, int], tumour: list[str], hits: Path
+) -> Unit:
     arguments = {
         "slide_id": row.slide_id,
         "detections": str(detections.absolute()),
@@ -188,7 +205,7 @@ def _unit(row, detections: Path, truth: Path | None, labels: dict[str, int], hit
         "labels": labels,
         "truth": truth and str(truth.absolute()),
         "is_mask": truth is not None and truth.suffix.lower() in MASK_SUFFIXES,
-        "annotation_rules": {"positive": rules.positive, "exclusion": rules.exclusion},
+        "annotation_rules": {"positive": tumour, "exclusion": list(AnnotationConfig().exclusion)},
         "folder": str(hits.absolute()),
     }
     inputs = {
@@ -203,7 +220,7 @@ def _unit(row, detections: Path, truth: Path | None, labels: dict[str, int], hit
 def _write(
     out: Path,
     table: pd.DataFrame,
-    detections: dict[str, pd.DataFrame],
+    detections: dict[str, Path],
     modes: Sequence[str],
     average_fps: Sequence[float],
     bootstrap: dict[str, int],
@@ -224,7 +241,6 @@ def _write(
     write_csv(out / "lesions.csv", found_or_missed(lesions, curves["corrected"], max(average_fps)))
     write_csv(out / "false_positives.csv", false_positives(out / "hits", slide_ids, detections))
     shown = {mode: curves[mode] for mode in modes if not curves[mode].undefined}
-    (out / "froc.svg").unlink(missing_ok=True)
     if shown:
         write_whole(out / "froc.svg", froc_figure(shown, bands, average_fps).svg)
     write_json(out / "froc.json", metrics)

@@ -94,8 +94,9 @@ def read_pictures(folder: Path, kind: str, shown: pd.DataFrame, number: str | No
     pictures = {}
     for row, slide_id in shown["slide_id"].items():
         key = row if number is None else int(shown.at[row, number])
-        picture = (folder / slide_id / picture_name(kind, key)).read_bytes()
-        pictures[row if number is None else (slide_id, key)] = picture
+        picture = folder / slide_id / picture_name(kind, key)
+        if picture.is_file():  # else its slide failed, which is recorded
+            pictures[row if number is None else (slide_id, key)] = picture.read_bytes()
     return pictures
 
 

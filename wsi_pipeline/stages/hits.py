@@ -9,7 +9,7 @@ import pandas as pd
 import shapely
 
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.evaluation.detections import COLUMNS
+from wsi_pipeline.evaluation.detections import COLUMNS, read_detections
 from wsi_pipeline.evaluation.evaluation_mask import (
     OFFICIAL_LEVEL,
     EvaluationMask,
@@ -133,14 +133,14 @@ def _read(folder: Path, slide_id: str, mode: str) -> SlideHits:
 
 
 def save_froc_hits(folder: Path, hits: FrocHits) -> None:
-    """Write ``cohort.MODE.npz``."""
-    with replace_atomically(folder / f"cohort.{hits.mode}.npz") as part, part.open("wb") as file:
+    """Write ``MODE.npz``."""
+    with replace_atomically(folder / f"{hits.mode}.npz") as part, part.open("wb") as file:
         np.savez_compressed(file, **asdict(hits))
 
 
 def load_froc_hits(folder: Path, mode: str) -> FrocHits:
     """Read what `save_froc_hits` wrote."""
-    with np.load(folder / f"cohort.{mode}.npz") as arrays:
+    with np.load(folder / f"{mode}.npz") as arrays:
         values = {name: arrays[name] for name in arrays}
     return FrocHits(**values | {"mode": mode, "slide_ids": tuple(values["slide_ids"].tolist())})
 
@@ -152,9 +152,9 @@ def cohort_lesions(folder: Path, slide_ids: Sequence[str]) -> pd.DataFrame:
 
 
 def false_positives(
-    folder: Path, slide_ids: Sequence[str], detections: Mapping[str, pd.DataFrame]
+    folder: Path, slide_ids: Sequence[str], detections: Mapping[str, Path]
 ) -> pd.DataFrame:
-    """Detections that hit no lesion in the corrected mode.
+    """Detections, read from each slide's CSV, that hit no lesion in the corrected mode.
 
     Returns
     -------
@@ -162,7 +162,7 @@ def false_positives(
         ``slide_id, probability, x, y``, the most confident first.
     """
     tables = [
-        detections[slide_id][_read(folder, slide_id, "corrected").hit == 0].assign(
+        read_detections(detections[slide_id])[_read(folder, slide_id, "corrected").hit == 0].assign(
             slide_id=slide_id
         )
         for slide_id in slide_ids

@@ -52,13 +52,12 @@ def run(config: Config) -> tuple[Path, pd.DataFrame]:
     slides = slides[slides["slide_id"].isin(validated)]
     shares = {"mined": settings.patients, "kept": 1 - settings.patients}
     part = assign_splits(slides.assign(split=pd.NA), shares, config.seed)["split"]
-    kept = set(slides.loc[part == "kept", "label"])
-    if not kept >= {0, 1}:
+    if not slides.loc[part == "kept", "label"].eq(1).any() or not (part == "mined").any():
         raise RunError(
             f"the {len(slides)} validation slides have {slides['patient_id'].nunique()} patients:"
-            f" with {settings.patients:g} of them mined, those left do not show both tumour and"
-            " none, and another training could not be validated; lower mine.patients, or give"
-            " the validation split more patients"
+            f" with {settings.patients:g} of them mined, none is mined or none with tumour is left"
+            " to validate another training with; change mine.patients, or give the validation"
+            " split more patients"
         )
     tables = [
         _false_positives(config, slide_id, model_id(name, card["weights_sha256"]))

@@ -5,8 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_pipeline.config import Config, load_config
-from wsi_pipeline.jobs.record import read_done, read_failures
-from wsi_pipeline.stages.run_directory import of_model, read_slides, slides_path
+from wsi_pipeline.errors import RunError
+from wsi_pipeline.jobs.record import Failure, read_done, read_failures
+from wsi_pipeline.stages.run_directory import (
+    learned_patients,
+    of_model,
+    read_model_card,
+    read_slides,
+    slides_path,
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,13 @@ def notes_by_slide(run_dir: Path, model: str) -> dict[str, list[str]]:
     return {slide_id: of_slide for slide_id, of_slide in notes.items() if of_slide}
 
 
+def failures_on_the_way(run_dir: Path, model: str) -> list[Failure]:
+    """The failures of the stages that lead to one model's evaluation."""
+    shared = ("catalog", "tile", "train")
+    own = {of_model(stage, model) for stage in ("predict", "heatmap", "evaluate", "pictures")}
+    return [row for row in read_failures(run_dir) if row.stage in shared or row.stage in own]
+
+
 def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
     predict, heatmap, evaluate = (
         of_model(stage, config.train.name) for stage in ("predict", "heatmap", "evaluate")
@@ -64,12 +78,20 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
     if not slides_path(run_dir).exists():
         return dict.fromkeys(("catalog", "tile", "train", predict, heatmap, evaluate))
     slides = read_slides(run_dir)
-    predicted = int(slides["split"].isin(config.heatmap.splits).sum())
+    predicted = slides["split"].isin(config.heatmap.splits)
+    learned = slides["patient_id"].isin(_learned(run_dir, config.train.name))
     return {
         "catalog": len(read_done(run_dir, "catalog")),
         "tile": len(slides),
         "train": 1,
         predict: None,  # slabs: how many there are is known while they are made
-        heatmap: predicted,
-        evaluate: predicted,
+        heatmap: int(predicted.sum()),
+        evaluate: int((predicted & ~learned).sum()),
     }
+
+
+def _learned(run_dir: Path, model: str) -> set[str]:
+    try:
+        return learned_patients(read_model_card(run_dir, model))
+    except RunError:  # not trained yet
+        return set()

@@ -1,10 +1,11 @@
 """The tile stage: tissue mask, patch grid and inner-square labels of each slide."""
 
+import pandas as pd
 from distributed import Client
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.jobs.record import file_fingerprint
+from wsi_pipeline.jobs.record import file_fingerprint, read_done
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.patches.index import SCHEMA_VERSION as INDEX_VERSION
 from wsi_pipeline.patches.index import build_index, uncovered_lesions, write_index
@@ -72,6 +73,20 @@ def tile_slide(
             for lesion in uncovered_lesions(index, lesions)
         ],
     }
+
+
+def stale_slides(config: Config, slides: pd.DataFrame) -> list[str]:
+    """Slides whose patches were made of another annotation, or by other settings, than today's.
+
+    Patch indices that no tile stage of this run made are taken as they are.
+    """
+    done = read_done(config.out, "tile")
+    units = (_unit(slide, config) for slide in slides.itertuples(index=False))
+    return [
+        unit.slide_id
+        for unit in units
+        if unit.key in done and done[unit.key]["hash"] != unit.hash(INDEX_VERSION)
+    ]
 
 
 def _unit(slide, config: Config) -> Unit:

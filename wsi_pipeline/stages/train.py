@@ -33,6 +33,7 @@ from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
 from wsi_pipeline.stages.run_directory import (
     index_path,
+    learned_patients,
     model_folder,
     read_slides,
     tiled_slides,
@@ -222,7 +223,8 @@ def _card(job: dict, pool: PatchPool) -> ModelCard:
             "slides": {part: _column(job, part, "slide_id") for part in job["slides"]},
             "patients": {
                 part: sorted(set(_column(job, part, "patient_id"))) for part in job["slides"]
-            },
+            }
+            | {"earlier": job["earlier_patients"]},
         },
     )
 
@@ -290,8 +292,9 @@ def _say(event: dict) -> None:
 def _unit(config: Config) -> Unit:
     slides = {split: _slides(config.out, split) for split in SPLITS}
     slides["hard_negatives"] = _hard_negative_slides(config, slides)
-    mined = set(_column({"slides": slides}, "hard_negatives", "patient_id"))
-    slides["validation"] = [s for s in slides["validation"] if s["patient_id"] not in mined]
+    earlier = _patients_of_weights(config.train.weights)
+    learned = earlier | {slide["patient_id"] for slide in slides["hard_negatives"]}
+    slides["validation"] = [s for s in slides["validation"] if s["patient_id"] not in learned]
     settings = config.train.model_dump(mode="json")
     inputs = {
         "seed": config.seed,
@@ -305,6 +308,7 @@ def _unit(config: Config) -> Unit:
     job = {
         "folder": str(folder),
         "slides": slides,
+        "earlier_patients": sorted(earlier),
         "settings": settings,
         "seed": config.seed,
         "gpus": visible_gpus() if config.jobs.scheduler is None else [],
@@ -323,6 +327,14 @@ def _hard_negative_slides(config: Config, slides: dict[str, list[dict]]) -> list
     test = set(read_slides(config.out, ["test"])["slide_id"])
     wanted = set(read_hard_negatives(path, test_slides=test)["slide_id"])
     return [s for split in SPLITS for s in slides[split] if s["slide_id"] in wanted]
+
+
+def _patients_of_weights(weights: str) -> set[str]:
+    """Patients that the start weights come from, where they are those of a model of ours."""
+    card = Path(weights).with_name("model.json")
+    if weights in ("imagenet", "none") or not card.is_file():
+        return set()
+    return learned_patients(json.loads(card.read_text()))
 
 
 def _without(settings: dict, names: set[str]) -> dict:
