@@ -1,4 +1,3 @@
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -261,13 +260,11 @@ def test_weights_repeat_slides(hits, data):
     )  # fmt: skip
 
 
-def test_129_slides_of_a_hundred_thousand_false_positives_take_seconds_and_few_rows():
+def test_129_slides_of_a_hundred_thousand_false_positives_leave_few_rows():
     rng = np.random.default_rng(0)
     hits = hits_of("corrected", rng.random(250), rng.random(12_900_000), slides=129)
-    start = time.process_time()
     curve = froc_curve(hits)
     thin = vertices(curve)
-    assert time.process_time() - start < 20
     assert len(curve.table) > 12_800_000
     assert len(thin) <= 2 * 251
 

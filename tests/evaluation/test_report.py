@@ -48,7 +48,7 @@ FALSE_POSITIVES = pd.DataFrame(
 MODES = ("lecture", "official", "corrected")
 FILES = {
     "report.html", "metrics.json", "patches_by_slide.csv", "slides.csv", "slide_accuracy.csv",
-    "calibration.csv", "lesions.csv", "false_positives.csv",
+    "calibration.csv", "patch_scores.csv", "lesions.csv", "false_positives.csv",
     *(f"froc_{mode}.csv" for mode in MODES), *(f"froc_{mode}_band.csv" for mode in MODES),
 }  # fmt: skip
 WHY_NOT = "it hangs on one patient: without them there is no such figure"

@@ -118,6 +118,35 @@ def reliability_table(labels, probabilities, bins: int = 10) -> pd.DataFrame:
     return pd.DataFrame({**columns, "mean_probability": mean, "share_positive": share})
 
 
+def score_counts(labels, probabilities, bins: int = 1000) -> pd.DataFrame:
+    """How many positive and negative rows lie in each bin of probability.
+
+    Histogram, ROC and precision-recall curve follow from it, to the width of a bin.
+
+    Parameters
+    ----------
+    labels, probabilities, bins
+        See `reliability_table`.
+
+    Returns
+    -------
+    DataFrame
+        ``low, high`` (a bin's edges), ``positive``, ``negative``; a row for each bin.
+
+    Raises
+    ------
+    RunError
+        If a probability is outside [0, 1].
+    """
+    truth, probability = _probabilities(labels, probabilities)
+    edges = np.linspace(0, 1, bins + 1)
+    row = np.searchsorted(edges[1:-1], probability)
+    counts = np.bincount(2 * row + truth, minlength=2 * bins).reshape(bins, 2)
+    return pd.DataFrame(
+        {"low": edges[:-1], "high": edges[1:], "positive": counts[:, 1], "negative": counts[:, 0]}
+    )
+
+
 def calibration_metrics(labels, probabilities, bins: int = 10) -> dict:
     """Whether probabilities can be taken at their word.
 

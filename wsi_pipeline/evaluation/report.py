@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation import figures
-from wsi_pipeline.evaluation.binary import reliability_table
+from wsi_pipeline.evaluation.binary import reliability_table, score_counts
 from wsi_pipeline.evaluation.froc import FrocCurve, vertices
 from wsi_pipeline.evaluation.patch_level import patch_metrics_by_slide
 from wsi_pipeline.evaluation.report_tables import (
@@ -142,6 +142,7 @@ def _patch_tables(patches: pd.DataFrame, threshold: float) -> dict[str, pd.DataF
     return {
         "patches_by_slide": patch_metrics_by_slide(patches, threshold),
         "calibration": reliability_table(patches["label"], patches["score"]),
+        "patch_scores": score_counts(patches["label"], patches["score"]),
     }
 
 
