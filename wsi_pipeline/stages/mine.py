@@ -20,6 +20,7 @@ from wsi_pipeline.slides.catalog import assign_splits
 from wsi_pipeline.stages.run_directory import (
     heatmap_folder,
     index_path,
+    learned_patients,
     mined_path,
     model_id,
     read_model_card,
@@ -47,9 +48,8 @@ def run(config: Config) -> tuple[Path, pd.DataFrame]:
     """
     settings, name = config.mine, config.train.name
     card = read_model_card(config.out, name)
-    validated = set(card["training"]["slides"]["validation"])
     slides = tiled_slides(config.out, ["validation"])
-    slides = slides[slides["slide_id"].isin(validated)]
+    slides = slides[~slides["patient_id"].isin(learned_patients(card))]
     shares = {"mined": settings.patients, "kept": 1 - settings.patients}
     part = assign_splits(slides.assign(split=pd.NA), shares, config.seed)["split"]
     if not slides.loc[part == "kept", "label"].eq(1).any() or not (part == "mined").any():
