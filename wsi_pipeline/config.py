@@ -161,7 +161,7 @@ class TrainConfig(Section):
         " took for tumour, to draw more often; null: none",
     )
     hard_negative_share: Fraction = Field(
-        0.5, description="share of the examples without tumour that is drawn from hard_negatives"
+        0.25, description="share of the examples without tumour that is drawn from hard_negatives"
     )
     augment: AugmentConfig = AugmentConfig()
     mixed_precision: bool | None = Field(
