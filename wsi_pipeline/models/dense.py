@@ -20,6 +20,8 @@ The valid variant has no border, and the same code runs with the middle segment 
 convolutional network, n(l) = min(P - 2 l, s).
 """
 
+from itertools import product
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -43,7 +45,8 @@ def dense_filter_outputs(
     """`Subnet.filter_outputs` of every patch of a lattice that lies inside the image.
 
     The same values as of patches cut and run one by one, up to rounding. Evaluated in blocks of
-    the lattice, so that memory beyond the result does not grow with the image.
+    the lattice, so that memory beyond the result does not grow with the image. Under
+    `torch.autocast` the convolutions run in its type, the linear models in the weights'.
 
     Parameters
     ----------
@@ -174,28 +177,37 @@ def _image_as_regions(image: torch.Tensor, lattice: tuple[int, int], padding: st
 def _with_surroundings(
     regions: Regions, key: tuple[str, str], lattice: tuple[int, int], stride_px: int
 ) -> torch.Tensor:
-    """A region with the pixels around it that the next layer reads."""
-    row, col = key
-    above_and_below = {
-        segment: _along(
-            0, row, regions[row, segment], regions[MIDDLE, segment], lattice[0], stride_px
-        )
-        for segment in {col, MIDDLE}
-    }
-    return _along(1, col, above_and_below[col], above_and_below[MIDDLE], lattice[1], stride_px)
+    """A region with what the next layer reads around it.
+
+    Along each axis on which it lies at the border: a zero outside of the patch, two pixels of the
+    middle inside. The middle loses a pixel at each end to the borders, and needs none.
+    """
+    own = regions[key]
+    at_border = [segment != MIDDLE for segment in key]
+    height, width = (own.shape[2 + axis] + 3 * at_border[axis] for axis in (0, 1))
+    out = own.new_empty(*own.shape[:2], height, width, own.shape[4])
+    for axis in (0, 1):
+        if at_border[axis]:
+            out.select(2 + axis, 0 if key[axis] == START else -1).zero_()
+    for source in product(*({segment, MIDDLE} for segment in key)):
+        part, target = regions[source], out
+        for axis in (0, 1):
+            size = own.shape[2 + axis]
+            first = {START: 1, MIDDLE: 0, END: 2}[key[axis]]
+            if source[axis] != key[axis]:
+                first, size = (1 + size if key[axis] == START else 0), 2
+                part = _next_to_border(part, axis, key[axis], lattice[axis], stride_px)
+            target = target.narrow(2 + axis, first, size)
+        target.copy_(part)
+    return out
 
 
-def _along(
-    axis: int, segment: str, own: torch.Tensor, middle: torch.Tensor, count: int, stride_px: int
+def _next_to_border(
+    middle: torch.Tensor, axis: int, segment: str, count: int, stride_px: int
 ) -> torch.Tensor:
-    """Attach, along one axis, zeros outside of the patch and two pixels of the middle inside."""
-    if segment == MIDDLE:  # loses a pixel at each end to the borders, and needs none
-        return own
+    """The two pixels of each patch's middle that touch its first or last segment (a view)."""
     first = 0 if segment == START else _middle_px(middle, axis, count, stride_px) - 2
-    inside = _of_each_patch(middle, axis, count, first, 2, stride_px)
-    outside = torch.zeros_like(inside.narrow(axis + 2, 0, 1))
-    parts = [outside, own, inside] if segment == START else [inside, own, outside]
-    return torch.cat(parts, axis + 2)
+    return _of_each_patch(middle, axis, count, first, 2, stride_px)
 
 
 def _middle_px(middle: torch.Tensor, axis: int, count: int, stride_px: int) -> int:
@@ -240,16 +252,19 @@ def _as_patches(region: torch.Tensor) -> torch.Tensor:
 
 
 def _read_out(subnet: Subnet, regions: Regions, stride_px: int) -> torch.Tensor:
-    """The filters' linear models, as the sum of their parts over the regions."""
-    border_px = regions.get((START, START), torch.empty(0, 0, 0)).shape[2]
-    inner = subnet.output_px - border_px
+    """The filters' linear models, as the sum of their parts over the regions, and tanh."""
+    border_px = len(subnet.convolutions) if subnet.padding == "same" else 0
+    inner_px = subnet.output_px - border_px
     spans = {
-        START: slice(0, border_px), MIDDLE: slice(border_px, inner), END: slice(inner, None),
-    }  # fmt: skip
+        START: slice(0, border_px),
+        MIDDLE: slice(border_px, inner_px),
+        END: slice(inner_px, None),
+    }
     total = subnet.readout_bias[:, None, None]
-    for (row, col), region in regions.items():
-        weight = subnet.readout_weight[:, spans[row], spans[col]]
-        total = total + _weighted_sums(region, weight, stride_px)
+    with torch.autocast(total.device.type, enabled=False):  # bfloat16 would be coarse
+        for (row, col), region in regions.items():
+            weight = subnet.readout_weight[:, spans[row], spans[col]]
+            total = total + _weighted_sums(region.to(weight.dtype), weight, stride_px)
     return torch.tanh(total)
 
 
@@ -258,7 +273,7 @@ def _weighted_sums(region: torch.Tensor, weight: torch.Tensor, stride_px: int) -
     sums = functional.conv2d(
         _as_patches(region), weight[:, None], stride=stride_px, groups=len(weight)
     ).unflatten(0, region.shape[:2])
-    rows, cols, _, high, wide = sums.shape  # of rows and high, one is 1; so of cols and wide
+    rows, cols, _, high, wide = sums.shape  # one of rows and high is 1, so is one of cols and wide
     return sums.permute(2, 0, 3, 1, 4).reshape(len(weight), rows * high, cols * wide)
 
 
