@@ -29,7 +29,9 @@ from wsi_pipeline.evaluation.evaluation_mask import SlideHits, detection_froc_hi
 from wsi_pipeline.evaluation.froc import FrocHits, froc_curve, froc_metrics, lecture_hits
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.predict import predict_slab, slabs
+from wsi_pipeline.models.dense import dense_logits, dense_multiply_adds, patch_multiply_adds
 from wsi_pipeline.models.inference import predictor, use_mixed_precision
+from wsi_pipeline.models.patchnet import Subnet, cut_patches
 from wsi_pipeline.models.vgg16 import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -201,6 +203,37 @@ def inference() -> Row:
     )
 
 
+def dense_patchnet(patch_px: int) -> Row:
+    """PatchNet on the patch of every pixel of an image against a share of the patches, in batches.
+
+    Both in float32 and channels-last, so that the ratio is that of the work, less what sharing
+    costs in copies.
+    """
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    subnet = Subnet(patch_px).to(device, memory_format=torch.channels_last).eval()
+    side = 32
+    image = torch.rand(3, side + patch_px - 1, side + patch_px - 1, device=device)
+    patches = cut_patches(image[None], patch_px, 1)[0, ::16]
+    patches = patches.contiguous(memory_format=torch.channels_last)
+
+    def pipeline() -> int:
+        dense_logits(subnet, image, 1).cpu()
+        return side * side
+
+    def plain() -> int:
+        with torch.no_grad():
+            subnet(patches).cpu()
+        return len(patches)
+
+    work = patch_multiply_adds(subnet, side**2) / dense_multiply_adds(subnet, side, side, 1)
+    pipeline(), plain()
+    return compare(
+        f"PatchNet of {patch_px} px patches at stride 1 ({device}; {work:.1f} times less work)",
+        f"batches of {len(patches)} patches", "patches", pipeline, plain,
+    )  # fmt: skip
+
+
 def detection_froc() -> Row:
     """FROC of 129 slides with 100,000 detections each against the organisers' loop."""
     rng = np.random.default_rng(0)
@@ -281,6 +314,9 @@ def main() -> None:
             labelling(),
             sampling(),
             inference(),
+            dense_patchnet(17),
+            dense_patchnet(21),
+            dense_patchnet(31),
             detection_froc(),
             patch_froc(),
         ]

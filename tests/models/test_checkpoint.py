@@ -1,12 +1,14 @@
 """A trained model on disk, and back."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.checkpoint import ModelCard, load_model, read_card, save_model
+from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD, VGG16
 
 
@@ -56,6 +58,16 @@ def test_the_card_comes_back(module, card, tmp_path):
     assert (loaded.patch_px, loaded.mpp) == (512, 0.243)
     assert loaded.training == {"best_epoch": 3, "validation_roc_auc": 0.97, "seed": 1}
     assert set(loaded.versions) == {"wsi_pipeline", "torch", "torchvision"}
+
+
+def test_a_patchnet_comes_back_by_its_cards_arguments(card, tmp_path):
+    arguments = {"patch_px": 17, "stride_px": 8, "channels": 1, "filters": 4, "padding": "valid"}
+    module = PatchNet(**arguments)
+    save_model(tmp_path, module, replace(card, architecture="patchnet", arguments=arguments))
+    loaded, _ = load_model(tmp_path)
+    images = torch.randn(2, 1, 40, 33)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), module(images))
 
 
 def test_saving_again_replaces_and_leaves_nothing_else(card, folder):

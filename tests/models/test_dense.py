@@ -1,0 +1,211 @@
+"""The subnet on every patch of a lattice: equal to patches run alone, and cheaper."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.dense import (
+    dense_filter_outputs,
+    dense_logits,
+    dense_multiply_adds,
+    patch_multiply_adds,
+)
+from wsi_pipeline.models.patchnet import Subnet, cut_patches
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Many small operations: on a busy machine, threads would wait for each other at each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def subnet(patch_px, dtype=torch.float64, **settings):
+    torch.manual_seed(patch_px)
+    return Subnet(patch_px, **({"filters": 4} | settings)).to(dtype)
+
+
+def image(height, width, channels=3, dtype=torch.float64):
+    return torch.randn(channels, height, width, dtype=dtype)
+
+
+def alone(module, pixels, stride_px):
+    """Filter outputs and logits of the same patches, cut and run as one batch."""
+    patches = cut_patches(pixels[None], module.patch_px, stride_px)[0]
+    with torch.no_grad():
+        outputs = module.filter_outputs(patches)
+        return outputs.T, module.logits(outputs)
+
+
+def assert_equal_to_patches_alone(module, pixels, stride_px, tolerance, **settings):
+    outputs, logits = alone(module, pixels, stride_px)
+    dense = dense_filter_outputs(module, pixels, stride_px, **settings)
+    steps = [(size - module.patch_px) // stride_px + 1 for size in pixels.shape[1:]]
+    assert list(dense.shape[1:]) == steps
+    assert (dense.flatten(1) - outputs).abs().max() <= tolerance
+    assert outputs.std() > 100 * tolerance  # there is something to be equal to
+    of_logits = dense_logits(module, pixels, stride_px, **settings).flatten()
+    assert (of_logits - logits).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("stride_px", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("patch_px", [1, 2, 3, 4, 11, 14, 15, 16, 17, 21, 31])
+def test_every_value_is_that_of_the_patch_alone(patch_px, stride_px):
+    module = subnet(patch_px)
+    pixels = image(patch_px + 10, patch_px + 17)  # both odd and even sizes, by the patch's
+    assert_equal_to_patches_alone(module, pixels, stride_px, 1e-12, block=5)
+
+
+@pytest.mark.parametrize("stride_px", [1, 2, 4, 8])
+@pytest.mark.parametrize("patch_px", [11, 14, 15, 17, 21, 31])
+def test_every_value_is_that_of_the_patch_alone_in_float32(patch_px, stride_px):
+    module = subnet(patch_px, torch.float32, channels=1, filters=8)
+    pixels = image(patch_px + 9, patch_px + 12, 1, torch.float32)
+    assert_equal_to_patches_alone(module, pixels, stride_px, 1e-5)
+
+
+@pytest.mark.parametrize("stride_px", [1, 2, 3, 8, 20])
+@pytest.mark.parametrize("patch_px", [15, 16, 17, 22, 31])
+def test_the_valid_variant_is_evaluated_densely_too(patch_px, stride_px):
+    module = subnet(patch_px, padding="valid")
+    pixels = image(patch_px + 13, patch_px + 22)
+    assert_equal_to_patches_alone(module, pixels, stride_px, 1e-12, block=4)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_other_numbers_of_layers(layers):
+    module = subnet(9, layers=layers)
+    assert_equal_to_patches_alone(module, image(15, 16), 1, 1e-12)
+
+
+@pytest.mark.parametrize("size", [(17, 17), (17, 24), (24, 17)])
+def test_images_of_one_patch_or_one_row_of_patches(size):
+    assert_equal_to_patches_alone(subnet(17), image(*size), 1, 1e-12)
+
+
+@pytest.mark.parametrize(("patch_px", "stride_px"), [(17, 1), (21, 4), (11, 1)])
+def test_blocks_leave_no_seams(patch_px, stride_px):
+    module, pixels = subnet(patch_px), image(patch_px + 12, patch_px + 14)
+    whole = dense_filter_outputs(module, pixels, stride_px, block=1000)
+    for block in (2, 5):
+        blocks = dense_filter_outputs(module, pixels, stride_px, block=block)
+        assert (blocks - whole).abs().max() <= 1e-12
+
+
+def test_a_value_depends_on_its_patch_alone():
+    """The same patch in a larger image: what a slab of a slide holds around it changes nothing."""
+    module, pixels = subnet(17), image(60, 50)
+    whole = dense_logits(module, pixels, 4)
+    part = dense_logits(module, pixels[:, 8:, 12:40], 4)
+    assert (whole[2:, 3:6] - part).abs().max() <= 1e-12
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returned."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.size = max(self.size, result.untyped_storage().nbytes() // result.itemsize)
+        return result
+
+
+def test_memory_does_not_grow_with_the_image():
+    module = subnet(17, torch.float32)
+    largest = []
+    for size in (34, 52):
+        pixels = image(size, size, 1, torch.float32).expand(3, -1, -1)
+        with LargestTensor() as mode:
+            dense_logits(module, pixels, 1, block=9)
+        largest.append(mode.size)
+    # 36 x 36 values of 4 filters, the result, are still under a block's 9 x 9 with halo
+    assert largest[0] == largest[1] > 4 * 36 * 36
+
+
+def test_bfloat16_convolutions_stay_near_float32():
+    module, pixels = subnet(17, torch.float32, filters=16), image(27, 27, 3, torch.float32)
+    exact = dense_filter_outputs(module, pixels, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = dense_filter_outputs(module, pixels, 1)
+    assert mixed.dtype == torch.float32
+    assert 0 < (mixed - exact).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("patch_px", "stride_px", "expected"), [(17, 1, 2.6), (21, 1, 4.0), (31, 1, 8.7), (31, 4, 5.4)]
+)
+def test_the_cost_of_sharing_against_patches_alone(patch_px, stride_px, expected):
+    """The ratios of a large image without blocks, counted on paper beforehand.
+
+    In the six 64-to-64 layers at patch 17: 6 * 17^2 = 1734 pixels a patch against
+    5^2 + 7^2 + 9^2 + 11^2 + 13^2 + 15^2 = 670, 2.59 times fewer.
+    """
+    module = Subnet(patch_px)
+    count = 10_000
+    shared = dense_multiply_adds(module, count, count, stride_px, block=count)
+    assert patch_multiply_adds(module, count**2) / shared == pytest.approx(expected, rel=0.02)
+
+
+def test_blocks_cost_little():
+    module = Subnet(31)
+    whole = dense_multiply_adds(module, 320, 320, 1, block=320)
+    assert 1 < dense_multiply_adds(module, 320, 320, 1) / whole < 1.15
+
+
+@pytest.mark.parametrize(
+    ("padding", "patch_px", "stride_px"),
+    [
+        ("same", 17, 1),
+        ("same", 31, 4),
+        ("same", 15, 1),
+        ("same", 11, 1),
+        ("same", 21, 8),
+        ("valid", 17, 1),
+        ("valid", 31, 4),
+        ("valid", 15, 1),
+        ("valid", 16, 3),
+    ],
+)
+def test_the_predicted_cost_is_what_torch_counts(padding, patch_px, stride_px):
+    module = subnet(patch_px, torch.float32, padding=padding)
+    with FlopCounterMode(display=False) as counter:
+        logits = dense_logits(module, image(39, 42, 3, torch.float32), stride_px, block=10)
+    predicted = dense_multiply_adds(module, *logits.shape, stride_px, block=10)
+    readout = logits.numel() * module.readout_weight.numel()
+    # torch counts two operations for each multiply-add, and only convolutions and matrix products:
+    # on whole patches the filters' linear models are plain products and sums
+    assert counter.get_total_flops() in (2 * predicted, 2 * (predicted - readout))
+
+
+def test_the_predicted_cost_of_patches_alone_is_what_torch_counts():
+    module = subnet(11, torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        module(torch.zeros(6, 3, 11, 11))
+    readout = 6 * 4 * 11 * 11
+    assert patch_multiply_adds(module, 6) == counter.get_total_flops() / 2 + readout
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_sharing_never_costs_more_than_patches_alone(padding):
+    for patch_px in range(15 if padding == "valid" else 1, 34):
+        module = Subnet(patch_px, filters=2, padding=padding)
+        for stride_px in (1, 2, 3, 5, 8, 16, 40):
+            shared = dense_multiply_adds(module, 20, 7, stride_px, block=3)
+            assert shared <= patch_multiply_adds(module, 20 * 7)
+
+
+def test_an_image_smaller_than_a_patch_is_refused():
+    with pytest.raises(ModelError, match="images are 20 x 16 px: patches of 17 px"):
+        dense_logits(subnet(17), image(16, 20), 1)
+
+
+@pytest.mark.parametrize(("stride_px", "block", "name"), [(0, 1, "stride_px"), (1, 0, "block")])
+def test_steps_under_1_are_refused(stride_px, block, name):
+    with pytest.raises(ModelError, match=f"{name} is 0: it must be 1 or more"):
+        dense_logits(subnet(17), image(20, 20), stride_px, block=block)

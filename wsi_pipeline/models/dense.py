@@ -1,0 +1,331 @@
+"""PatchNet's subnet on every patch of a lattice, exactly, sharing what patches have in common.
+
+Every patch is padded with zeros at its own border in every layer, so the subnet is no plain fully
+convolutional network: a pixel in two patches has two values. But layer l's output at a pixel
+depends on the patch only through the pixel's distances to the patch's four borders, each clipped
+at l. Along one axis a patch then falls into three *segments*: its first l pixels, its last l, and
+the middle, whose values are the same for every patch that holds the pixel there.
+
+A layer is kept as the nine regions that are products of two segments: the middle once for the
+image, edges once for each row (or column) of patches, corners once for each patch. The next layer
+of each region is an ordinary convolution without padding, of the region with the pixels around it
+attached: zeros outside of the patch, two pixels of the middle inside.
+
+With n(l) = min(P, 2 l + s) pixels a patch and axis at patch side P and stride s, a layer costs
+n(l)^2 convolution outputs a patch instead of P^2. Once 2 l + s reaches P nothing is shared any
+more: the regions are joined into whole patches, and the remaining layers run on these. So for each
+layer the cheaper of the two ways is taken, and batched patches are never cheaper than the whole.
+
+The valid variant has no border, and the same code runs with the middle segment alone: a fully
+convolutional network, n(l) = min(P - 2 l, s).
+"""
+
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.patchnet import Subnet, check_holds_a_patch
+
+START, MIDDLE, END = "start", "middle", "end"
+BLOCK = 32
+"""Patches a side evaluated at once. In float32, with 64 filters and patches of 31 px, that takes
+some 150 MB at stride 1 and 320 MB at stride 8."""
+
+Regions = dict[tuple[str, str], torch.Tensor]
+"""By row and column segment: shape (rows or 1, columns or 1, height, width, filters). The first two
+count the lattice's patches and are 1 where all of them share the segment."""
+
+
+@torch.no_grad()
+def dense_filter_outputs(
+    subnet: Subnet, image: torch.Tensor, stride_px: int, *, block: int = BLOCK
+) -> torch.Tensor:
+    """`Subnet.filter_outputs` of every patch of a lattice that lies inside the image.
+
+    The same values as of patches cut and run one by one, up to rounding. Evaluated in blocks of
+    the lattice, so that memory beyond the result does not grow with the image. Under
+    `torch.autocast` the convolutions run in its type, the linear models in the weights'.
+
+    Parameters
+    ----------
+    subnet : Subnet
+    image : float tensor, shape (channels, H, W)
+        On the subnet's device; H and W of ``patch_px`` or more.
+    stride_px : int
+        Step between patches, px; 1 or more. The first starts at the upper left corner.
+    block : int
+        Patches a side evaluated at once. Memory grows with its square, and the work for what
+        blocks compute twice, at their borders, falls with it.
+
+    Returns
+    -------
+    tensor, shape (filters, rows, cols), in (-1, 1)
+        rows = (H - patch_px) // stride_px + 1, cols alike.
+
+    Raises
+    ------
+    ModelError
+        If the image is smaller than a patch, or `stride_px` or `block` under 1.
+    """
+    shape = _lattice(subnet, image, stride_px)
+    out = image.new_empty(len(subnet.readout_bias), *shape, dtype=subnet.readout_bias.dtype)
+    for rows, cols, part in _blocks(image, subnet.patch_px, stride_px, shape, block):
+        out[:, rows, cols] = _evaluate(subnet, part, stride_px)
+    return out
+
+
+@torch.no_grad()
+def dense_logits(
+    subnet: Subnet, image: torch.Tensor, stride_px: int, *, block: int = BLOCK
+) -> torch.Tensor:
+    """Logits of Q of every patch of a lattice that lies inside the image.
+
+    Parameters and errors as for `dense_filter_outputs`. The filters' values are kept for one
+    block only.
+
+    Returns
+    -------
+    tensor, shape (rows, cols)
+    """
+    shape = _lattice(subnet, image, stride_px)
+    out = image.new_empty(shape, dtype=subnet.readout_bias.dtype)
+    for rows, cols, part in _blocks(image, subnet.patch_px, stride_px, shape, block):
+        out[rows, cols] = subnet.logits(_evaluate(subnet, part, stride_px).movedim(0, -1))
+    return out
+
+
+def dense_multiply_adds(
+    subnet: Subnet, rows: int, cols: int, stride_px: int, *, block: int = BLOCK
+) -> int:
+    """Multiply-adds of `dense_logits` on a lattice of rows x cols patches.
+
+    Parameters
+    ----------
+    subnet : Subnet
+    rows, cols : int
+        Of the lattice.
+    stride_px, block : int
+        As for `dense_filter_outputs`.
+
+    Returns
+    -------
+    int
+        Of all convolutions, multiplications by padded zeros included, and of the linear models.
+    """
+    _check_steps(stride_px=stride_px, block=block)
+    total = rows * cols * _linear_multiply_adds(subnet)
+    for layer, convolution in enumerate(subnet.convolutions, 1):
+        height, width = (
+            sum(
+                _axis_outputs(subnet, layer, min(block, count - first), stride_px)
+                for first in range(0, count, block)
+            )
+            for count in (rows, cols)
+        )
+        total += height * width * convolution.weight.numel()
+    return total
+
+
+def patch_multiply_adds(subnet: Subnet, patches: int) -> int:
+    """Multiply-adds of the subnet on patches cut and run one by one, counted alike."""
+    of_one = _linear_multiply_adds(subnet)
+    for layer, convolution in enumerate(subnet.convolutions, 1):
+        of_one += _whole_px(subnet, layer) ** 2 * convolution.weight.numel()
+    return patches * of_one
+
+
+def _lattice(subnet: Subnet, image: torch.Tensor, stride_px: int) -> tuple[int, int]:
+    """Rows and columns of the patches inside the image."""
+    check_holds_a_patch(image, subnet.patch_px)
+    _check_steps(stride_px=stride_px)
+    height, width = image.shape[1:]
+    return (height - subnet.patch_px) // stride_px + 1, (width - subnet.patch_px) // stride_px + 1
+
+
+def _blocks(
+    image: torch.Tensor, patch_px: int, stride_px: int, shape: tuple[int, int], block: int
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Blocks of the lattice: their rows, their columns, and the part of the image they need."""
+    _check_steps(block=block)
+    for row, col in product(range(0, shape[0], block), range(0, shape[1], block)):
+        rows, cols = slice(row, min(row + block, shape[0])), slice(col, min(col + block, shape[1]))
+        y, x = (
+            slice(span.start * stride_px, (span.stop - 1) * stride_px + patch_px)
+            for span in (rows, cols)
+        )
+        yield rows, cols, image[:, y, x]
+
+
+def _evaluate(subnet: Subnet, image: torch.Tensor, stride_px: int) -> torch.Tensor:
+    """`dense_filter_outputs` in one block: (channels, H, W) to (filters, rows, cols)."""
+    lattice = _lattice(subnet, image, stride_px)
+    regions = _image_as_regions(image, lattice, subnet.padding)
+    layer = 0
+    while layer < len(subnet.convolutions) and _is_shared(subnet, layer + 1, stride_px):
+        convolution = subnet.convolutions[layer]
+        regions = {
+            key: _convolve(convolution, _with_surroundings(regions, key, lattice, stride_px))
+            for key in regions
+        }
+        layer += 1
+    if layer == len(subnet.convolutions):
+        return _read_out(subnet, regions, stride_px)
+    values = _as_patches(_joined(regions, lattice, stride_px))
+    for convolution in subnet.convolutions[layer:]:
+        values = torch.relu(convolution(values))
+    return subnet.read_out(values).T.unflatten(1, lattice)
+
+
+def _image_as_regions(image: torch.Tensor, lattice: tuple[int, int], padding: str) -> Regions:
+    """Layer 0: no pixel depends on a border, so that all is middle and the borders are empty."""
+    image = image.permute(1, 2, 0)
+    height, width, channels = image.shape
+    segments = (START, MIDDLE, END) if padding == "same" else (MIDDLE,)
+    regions = {}
+    for row in segments:
+        for col in segments:
+            rows, high = (1, height) if row == MIDDLE else (lattice[0], 0)
+            cols, wide = (1, width) if col == MIDDLE else (lattice[1], 0)
+            regions[row, col] = image.new_empty(rows, cols, high, wide, channels)
+    regions[MIDDLE, MIDDLE] = image[None, None]
+    return regions
+
+
+def _with_surroundings(
+    regions: Regions, key: tuple[str, str], lattice: tuple[int, int], stride_px: int
+) -> torch.Tensor:
+    """A region with what the next layer reads around it.
+
+    Along each axis on which it lies at the border: a zero outside of the patch, two pixels of the
+    middle inside. The middle loses a pixel at each end to the borders, and needs none.
+    """
+    own = regions[key]
+    at_border = [segment != MIDDLE for segment in key]
+    height, width = (own.shape[2 + axis] + 3 * at_border[axis] for axis in (0, 1))
+    out = own.new_empty(*own.shape[:2], height, width, own.shape[4])
+    for axis in (0, 1):
+        if at_border[axis]:
+            out.select(2 + axis, 0 if key[axis] == START else -1).zero_()
+    for source in product(*({segment, MIDDLE} for segment in key)):
+        part, target = regions[source], out
+        for axis in (0, 1):
+            size = own.shape[2 + axis]
+            first = {START: 1, MIDDLE: 0, END: 2}[key[axis]]
+            if source[axis] != key[axis]:
+                first, size = (1 + size if key[axis] == START else 0), 2
+                part = _next_to_border(part, axis, key[axis], lattice[axis], stride_px)
+            target = target.narrow(2 + axis, first, size)
+        target.copy_(part)
+    return out
+
+
+def _next_to_border(
+    middle: torch.Tensor, axis: int, segment: str, count: int, stride_px: int
+) -> torch.Tensor:
+    """The two pixels of each patch's middle that touch its first or last segment (a view)."""
+    first = 0 if segment == START else _middle_px(middle, axis, count, stride_px) - 2
+    return _of_each_patch(middle, axis, count, first, 2, stride_px)
+
+
+def _middle_px(middle: torch.Tensor, axis: int, count: int, stride_px: int) -> int:
+    """Pixels of one patch's middle segment, given that of `count` patches together."""
+    return middle.shape[axis + 2] - (count - 1) * stride_px
+
+
+def _of_each_patch(
+    middle: torch.Tensor, axis: int, count: int, first: int, size: int, stride_px: int
+) -> torch.Tensor:
+    """Pixels `first` to ``first + size`` of each patch's middle segment along one axis (a view)."""
+    pixels = axis + 2
+    used = middle.narrow(pixels, first, (count - 1) * stride_px + size)
+    windows = used.unfold(pixels, size, stride_px)  # patches in place of pixels, pixels at the end
+    return windows.transpose(axis, pixels).transpose(pixels, -1).squeeze(-1)
+
+
+def _joined(regions: Regions, lattice: tuple[int, int], stride_px: int) -> torch.Tensor:
+    """Whole patches, put together from the regions: shape (rows, cols, height, width, filters)."""
+    segments = [segment for segment in (START, MIDDLE, END) if (segment, MIDDLE) in regions]
+
+    def whole(axis: int, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        middle = parts[MIDDLE]
+        size = _middle_px(middle, axis, lattice[axis], stride_px)
+        spread = _of_each_patch(middle, axis, lattice[axis], 0, size, stride_px)
+        parts = parts | {MIDDLE: spread}
+        return torch.cat([parts[segment] for segment in segments], axis + 2)
+
+    strips = {col: whole(0, {row: regions[row, col] for row in segments}) for col in segments}
+    return whole(1, strips)
+
+
+def _convolve(convolution: nn.Conv2d, region: torch.Tensor) -> torch.Tensor:
+    """Convolution without padding, and ReLU, of a region."""
+    values = functional.conv2d(_as_patches(region), convolution.weight, convolution.bias)
+    return torch.relu_(values).permute(0, 2, 3, 1).unflatten(0, region.shape[:2])
+
+
+def _as_patches(region: torch.Tensor) -> torch.Tensor:
+    """A region as a batch of images, in torch's channels-last layout."""
+    return region.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _read_out(subnet: Subnet, regions: Regions, stride_px: int) -> torch.Tensor:
+    """The filters' linear models, as the sum of their parts over the regions, and tanh."""
+    border_px = len(subnet.convolutions) if subnet.padding == "same" else 0
+    inner_px = subnet.output_px - border_px
+    spans = {
+        START: slice(0, border_px),
+        MIDDLE: slice(border_px, inner_px),
+        END: slice(inner_px, None),
+    }
+    total = subnet.readout_bias[:, None, None]
+    with torch.autocast(total.device.type, enabled=False):  # bfloat16 would be coarse
+        for (row, col), region in regions.items():
+            weight = subnet.readout_weight[:, spans[row], spans[col]]
+            total = total + _weighted_sums(region.to(weight.dtype), weight, stride_px)
+    return torch.tanh(total)
+
+
+def _weighted_sums(region: torch.Tensor, weight: torch.Tensor, stride_px: int) -> torch.Tensor:
+    """Each filter's dot product with its weights at every patch: (filters, rows, cols)."""
+    sums = functional.conv2d(
+        _as_patches(region), weight[:, None], stride=stride_px, groups=len(weight)
+    ).unflatten(0, region.shape[:2])
+    rows, cols, _, high, wide = sums.shape  # one of rows and high is 1, so is one of cols and wide
+    return sums.permute(2, 0, 3, 1, 4).reshape(len(weight), rows * high, cols * wide)
+
+
+def _is_shared(subnet: Subnet, layer: int, stride_px: int) -> bool:
+    """Whether sharing costs no more than whole patches in a layer."""
+    return _shared_px(subnet, layer, stride_px) <= _whole_px(subnet, layer)
+
+
+def _shared_px(subnet: Subnet, layer: int, stride_px: int) -> int:
+    """Pixels computed a patch along one axis when patches share: the borders and a step."""
+    return stride_px + (2 * layer if subnet.padding == "same" else 0)
+
+
+def _whole_px(subnet: Subnet, layer: int) -> int:
+    """Side of a layer's output for a patch run alone."""
+    return subnet.patch_px - (0 if subnet.padding == "same" else 2 * layer)
+
+
+def _axis_outputs(subnet: Subnet, layer: int, count: int, stride_px: int) -> int:
+    """Pixels computed along one axis for `count` neighbouring patches in one block."""
+    if not _is_shared(subnet, layer, stride_px):
+        return count * _whole_px(subnet, layer)
+    middle_of_last = subnet.patch_px - 2 * layer
+    return count * _shared_px(subnet, layer, stride_px) + middle_of_last - stride_px
+
+
+def _linear_multiply_adds(subnet: Subnet) -> int:
+    return subnet.readout_weight.numel() + subnet.head.weight.numel()
+
+
+def _check_steps(**steps: int) -> None:
+    for name, value in steps.items():
+        if value < 1:
+            raise ModelError(f"{name} is {value}: it must be 1 or more")
