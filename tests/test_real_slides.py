@@ -105,7 +105,7 @@ def test_broken_slides_are_listed_with_a_reason_while_the_rest_completes(run):
 
 @pytest.mark.slow
 def test_a_slide_far_from_the_models_resolution_gets_a_note(run):
-    lines = (run[0] / "done" / "heatmap.jsonl").read_text().splitlines()
+    lines = (run[0] / "done" / "heatmap-vgg16.jsonl").read_text().splitlines()
     notes = {line["key"]: line["result"]["notes"] for line in map(json.loads, lines)}
     assert notes["cmu"] == []
     assert "28.97 um per px" in notes["camelyon"][0]

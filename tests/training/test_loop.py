@@ -128,10 +128,11 @@ def test_interrupted_while_the_best_model_is_saved(tmp_path, uninterrupted):
 
 
 def test_a_killed_process_goes_on_to_the_same_end(tmp_path, uninterrupted):
-    threads = str(torch.get_num_threads())  # a Dask nanny in this process may have set it to 1
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, tmp_path, "0.2"], env=os.environ | {"OMP_NUM_THREADS": threads}
-    )
+    # Of a Dask nanny that another test began in this process, these stay in the environment.
+    left = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in left}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    process = subprocess.Popen([sys.executable, SCRIPT, tmp_path, "0.2"], env=environment)
     state = tmp_path / "state.pt"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (state.exists() and len(saved_history(state)) == 1):
