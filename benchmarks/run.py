@@ -25,7 +25,7 @@ import pyarrow as pa
 import shapely
 import torch
 
-from wsi_pipeline.evaluation.evaluation_mask import SlideHits, detection_froc_hits
+from wsi_pipeline.evaluation.detection_hits import SlideHits, detection_froc_hits
 from wsi_pipeline.evaluation.froc import FrocHits, froc_curve, froc_metrics, lecture_hits
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.predict import predict_slab, slabs

@@ -13,17 +13,10 @@ from skimage.measure import label
 from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.evaluation.evaluation_mask import (
-    detection_froc_hits,
-    detection_hits,
-    evaluation_mask,
-    lesion_labels,
-    official_labels,
-    raster_downsample,
-    rasterise,
-    read_mask,
-)
+from wsi_pipeline.evaluation.detection_hits import detection_froc_hits, detection_hits
+from wsi_pipeline.evaluation.evaluation_mask import evaluation_mask, lesion_labels, official_labels
 from wsi_pipeline.evaluation.froc import AVERAGE_FPS, froc_curve, froc_metrics, sensitivity_at
+from wsi_pipeline.evaluation.lesion_pixels import raster_downsample, rasterise, read_mask
 
 OFFICIAL = Path(__file__).parent / "official_froc"
 MODES = ("official", "corrected")

@@ -5,13 +5,10 @@ import pandas as pd
 import pytest
 from shapely import Polygon, box
 
-from wsi_pipeline.evaluation.evaluation_mask import (
-    detection_froc_hits,
-    detection_hits,
-    evaluation_mask,
-    rasterise,
-)
+from wsi_pipeline.evaluation.detection_hits import detection_froc_hits, detection_hits
+from wsi_pipeline.evaluation.evaluation_mask import evaluation_mask
 from wsi_pipeline.evaluation.froc import froc_curve
+from wsi_pipeline.evaluation.lesion_pixels import rasterise
 from wsi_pipeline.evaluation.lesions import annotated_lesions, found_or_missed, mask_lesions
 
 MPP, DOWNSAMPLE, SIZE = 0.25, 32, (8000, 8000)

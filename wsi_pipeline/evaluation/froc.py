@@ -17,7 +17,7 @@ most so many FP. The Lecture defines neither the reading nor a score.
 
 *official*: on detections (confidence, x, y), number for number what the CAMELYON16 organisers'
 script gives (github.com/computationalpathologygroup/Camelyon16, Python/Evaluation_FROC.py), its
-faults included; lesions and hits are those of `wsi_pipeline.evaluation.evaluation_mask`. FP of all
+faults included; lesions and hits are those of `evaluation_mask` and `detection_hits`. FP of all
 slides, averaged over all slides.
 
 - The lowest of the distinct confidences is left out, and the point (0, 0) is put to the curve.

@@ -8,7 +8,8 @@ import shapely
 from scipy.spatial.distance import pdist
 from skimage.measure import regionprops_table
 
-from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask, SlideHits, lesion_labels
+from wsi_pipeline.evaluation.detection_hits import SlideHits
+from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask, lesion_labels
 from wsi_pipeline.evaluation.froc import FrocCurve
 
 LESION_COLUMNS = {

@@ -10,9 +10,10 @@ from distributed import Client
 from wsi_pipeline.config import AnnotationConfig
 from wsi_pipeline.errors import CatalogError, RunError
 from wsi_pipeline.evaluation.detections import detection_files, read_detections
-from wsi_pipeline.evaluation.evaluation_mask import official_labels, read_mask
+from wsi_pipeline.evaluation.evaluation_mask import official_labels
 from wsi_pipeline.evaluation.figures import froc_figure
 from wsi_pipeline.evaluation.froc import AVERAGE_FPS, froc_curve, froc_metrics, vertices
+from wsi_pipeline.evaluation.lesion_pixels import read_mask
 from wsi_pipeline.evaluation.lesions import found_or_missed
 from wsi_pipeline.evaluation.uncertainty import REPLICATES, froc_band, froc_intervals
 from wsi_pipeline.files import write_csv, write_json, write_whole

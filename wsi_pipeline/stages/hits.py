@@ -9,19 +9,16 @@ import pandas as pd
 import shapely
 
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.evaluation.detection_hits import SlideHits, detection_froc_hits, detection_hits
 from wsi_pipeline.evaluation.detections import COLUMNS, read_detections
-from wsi_pipeline.evaluation.evaluation_mask import (
+from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask, evaluation_mask
+from wsi_pipeline.evaluation.froc import FrocHits
+from wsi_pipeline.evaluation.lesion_pixels import (
     OFFICIAL_LEVEL,
-    EvaluationMask,
-    SlideHits,
-    detection_froc_hits,
-    detection_hits,
-    evaluation_mask,
     raster_downsample,
     rasterise,
     read_mask,
 )
-from wsi_pipeline.evaluation.froc import FrocHits
 from wsi_pipeline.evaluation.lesions import LESION_COLUMNS, annotated_lesions, mask_lesions
 from wsi_pipeline.files import replace_atomically
 
