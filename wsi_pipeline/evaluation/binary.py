@@ -107,9 +107,7 @@ def reliability_table(labels, probabilities, bins: int = 10) -> pd.DataFrame:
     RunError
         If a probability is outside [0, 1].
     """
-    truth, probability = _probabilities(labels, probabilities)
-    edges = np.linspace(0, 1, bins + 1)
-    row = np.searchsorted(edges[1:-1], probability)
+    truth, probability, edges, row = _binned(labels, probabilities, bins)
     n = np.bincount(row, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean = np.bincount(row, weights=probability, minlength=bins) / n
@@ -138,9 +136,7 @@ def score_counts(labels, probabilities, bins: int = 1000) -> pd.DataFrame:
     RunError
         If a probability is outside [0, 1].
     """
-    truth, probability = _probabilities(labels, probabilities)
-    edges = np.linspace(0, 1, bins + 1)
-    row = np.searchsorted(edges[1:-1], probability)
+    truth, _, edges, row = _binned(labels, probabilities, bins)
     counts = np.bincount(2 * row + truth, minlength=2 * bins).reshape(bins, 2)
     return pd.DataFrame(
         {"low": edges[:-1], "high": edges[1:], "positive": counts[:, 1], "negative": counts[:, 0]}
@@ -177,6 +173,13 @@ def calibration_metrics(labels, probabilities, bins: int = 10) -> dict:
         "brier": float(np.mean((probability - truth) ** 2)),
         "calibration_error": float((table["n"] * gap).sum() / len(truth)),
     }
+
+
+def _binned(labels, probabilities, bins: int):
+    """Truth, probabilities, the bins' edges, and the bin of each row."""
+    truth, probability = _probabilities(labels, probabilities)
+    edges = np.linspace(0, 1, bins + 1)
+    return truth, probability, edges, np.searchsorted(edges[1:-1], probability)
 
 
 def _probabilities(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ from wsi_pipeline.evaluation.report import SlidePanel, write_report
 from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics, slide_scores
 from wsi_pipeline.evaluation.uncertainty import froc_band, froc_intervals, intervals
 from wsi_pipeline.evaluation.weighted import binary_statistic
-from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.files import replace_atomically, write_whole
 from wsi_pipeline.heatmaps.detect import component_detections, peak_detections
 from wsi_pipeline.heatmaps.render import heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
@@ -180,8 +180,7 @@ def score_slide(
         folder / "hits", slide_id, found, size=tuple(size), mpp=mpp, labels=labels, truth=lesions
     )
     jpeg = heatmap_figure(thumbnail, grid.bounds, lesions, values, grid)
-    with replace_atomically(_picture_path(folder, slide_id)) as part:
-        part.write_bytes(jpeg)
+    write_whole(_picture_path(folder, slide_id), jpeg)
     return {"lesions": len(lesions)}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.heatmaps.render import heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
@@ -123,8 +123,7 @@ def draw_places(
             jpeg = heatmap_figure(
                 image, shown, lesions, values, grid, marks=marks, width_inches=WIDTH_INCHES
             )
-            with replace_atomically(Path(folder) / place["name"]) as part:
-                part.write_bytes(jpeg)
+            write_whole(Path(folder) / place["name"], jpeg)
     return {"pictures": len(places)}
 
 
