@@ -32,11 +32,8 @@ from wsi_pipeline.heatmaps.predict import predict_slab, slabs
 from wsi_pipeline.models.dense import dense_logits, dense_multiply_adds, patch_multiply_adds
 from wsi_pipeline.models.inference import predictor, use_mixed_precision
 from wsi_pipeline.models.patchnet import Subnet, cut_patches
-from wsi_pipeline.models.vgg16 import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    build_vgg16,
-)
+from wsi_pipeline.models.start import start_model
+from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.index import PatchIndex, build_index
 from wsi_pipeline.patches.sampling import PatchPool, draw
 from wsi_pipeline.phantom import plan_cohort, write_slide
@@ -177,11 +174,11 @@ def sampling() -> Row:
 def inference() -> Row:
     """VGG16 on 128 px patches as heatmaps run it, against plain float32."""
     patches = np.random.default_rng(0).integers(0, 256, (32, 128, 128, 3), np.uint8)
-    module = build_vgg16("none", seed=0)
+    module = start_model("vgg16", "none")
     scaling = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ours = predictor(
-        build_vgg16("none", seed=0), **scaling, device=device,
+        start_model("vgg16", "none"), **scaling, device=device,
         mixed_precision=use_mixed_precision(device, None),
     )  # fmt: skip
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in scaling.values())

@@ -14,7 +14,8 @@ from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.jobs.record import read_failures
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
-from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD, build_vgg16
+from wsi_pipeline.models.start import start_model
+from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.index import read_index
 
 MONUSEG = "TCGA-A7-A13E-01Z-00-DX1"
@@ -61,7 +62,7 @@ def run(test_data, tmp_path_factory):
     card = ModelCard(
         architecture="vgg16", mean=IMAGENET_MEAN, std=IMAGENET_STD, patch_px=64, mpp=0.5
     )
-    save_model(folder / "run/models/vgg16", build_vgg16("none", seed=0), card)
+    save_model(folder / "run/models/vgg16", start_model("vgg16", "none"), card)
     predicted = wsi("heatmap", "-c", folder / "run.yaml")
     return folder / "run", tiled, predicted
 

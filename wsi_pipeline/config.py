@@ -126,19 +126,43 @@ class AugmentConfig(Section):
     contrast: float = Field(0.25, ge=0)
     saturation: float = Field(0.25, ge=0)
     hue: float = Field(0.04, ge=0, le=0.5, description="shift, share of the colour circle")
+    rotate_180: bool = Field(False, description="half a turn, with probability 1/2")
+    zoom: float = Field(1.0, ge=1, description="zoom in by a factor drawn from 1 to this")
+
+
+class PatchNetConfig(Section):
+    """PatchNet, when that is the model: small patches within each patch, and its subnet."""
+
+    patch_px: int = Field(31, gt=0, description="side of its patches; the paper has 11 to 31")
+    stride_px: int = Field(
+        31, gt=0, description="step between them in training, at most their side"
+    )
+    filters: int = Field(64, gt=0, description="of each convolution")
+    layers: int = Field(7, gt=0, description="convolutions")
+    padding: Literal["same", "valid"] = Field(
+        "same",
+        description="same: zeros at each patch's own border in every layer, the paper's; valid:"
+        " none, another model whose fine heatmaps cost some 100 times less",
+    )
 
 
 class TrainConfig(Section):
-    """The VGG16 patch classifier and its schedule; the defaults are the lecture's."""
+    """The patch classifier and its schedule; the defaults are the lecture's."""
 
     name: str = Field(
         "vgg16",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="folder of the model's results",
     )
-    model: Literal["vgg16"] = "vgg16"
+    model: Literal["vgg16", "patchnet", "cam", "vgg11"] = Field(
+        "vgg16",
+        description="vgg16: the lecture's; patchnet; cam and vgg11: the PatchNet paper's baselines"
+        " for CAM and Grad-CAM",
+    )
+    patchnet: PatchNetConfig = PatchNetConfig()
     weights: str = Field(
-        "imagenet", description="initial weights: imagenet, none, or a .safetensors or .pth file"
+        "imagenet",
+        description="initial weights: imagenet (vgg16 alone), none, or a .safetensors or .pth file",
     )
     epoch_examples: int = Field(100_000, gt=0, description="sampled examples in an epoch")
     validation_examples: int = Field(
@@ -146,14 +170,23 @@ class TrainConfig(Section):
     )
     max_epochs: int = Field(100, gt=0)
     batch_size: int = Field(32, gt=0, description="over all processes together")
+    optimizer: Literal["rmsprop", "adam"] = Field(
+        "rmsprop", description="rmsprop: the lecture's; adam: PatchNet's"
+    )
     learning_rate: float = Field(5e-5, gt=0)
     alpha: float = Field(0.9, ge=0, lt=1, description="RMSprop's forgetting rho")
     momentum: float = Field(0.9, ge=0, lt=1)
-    halve_after: int = Field(
-        3, gt=0, description="epochs without a better validation loss until the rate is halved"
+    halve_after: int | None = Field(
+        3,
+        gt=0,
+        description="epochs without a better validation loss until the rate is halved; null: never",
     )
-    stop_after: int = Field(
-        5, gt=0, description="epochs without a better validation ROC AUC until training stops"
+    best_by: Literal["roc_auc", "loss"] = Field(
+        "roc_auc", description="the validation measure that tells the best epoch"
+    )
+    stop_after: int = Field(5, gt=0, description="epochs without a better one until training stops")
+    stop_at_accuracy: Fraction | None = Field(
+        None, description="training accuracy that stops training, PatchNet's 1; null: none does"
     )
     hard_negatives: Path | None = Field(
         None,
@@ -162,6 +195,17 @@ class TrainConfig(Section):
     )
     hard_negative_share: Fraction = Field(
         0.25, description="share of the examples without tumour that is drawn from hard_negatives"
+    )
+    gamma: float | None = Field(
+        None,
+        gt=0,
+        description="gamma correction of the input, values to the power 1 / gamma; PatchNet's 2.2",
+    )
+    shades_of_gray: float | None = Field(
+        None,
+        gt=0,
+        description="colour constancy of each patch: the Minkowski norm of its illuminant, usually"
+        " 6; null: none. Fine heatmaps cannot have it",
     )
     augment: AugmentConfig = AugmentConfig()
     mixed_precision: bool | None = Field(

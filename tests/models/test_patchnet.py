@@ -94,6 +94,20 @@ def test_patches_are_cut_row_by_row_and_the_rest_is_left():
     assert cut_patches(torch.zeros(1, 1, 128, 128), 17, 17).shape[1] == 7 * 7
 
 
+@pytest.mark.parametrize(
+    ("side_px", "patch_px", "stride_px", "patches"),
+    [(128, 17, 17, 64), (119, 17, 17, 49), (120, 17, 17, 64), (32, 15, 8, 16), (31, 15, 8, 9)],
+)
+def test_the_patches_of_an_image_cover_it(side_px, patch_px, stride_px, patches):
+    module, seen = PatchNet(patch_px, stride_px, filters=1, layers=1), []
+    module.subnet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        module(torch.ones(1, 3, side_px, side_px))
+    assert len(seen[0]) == patches
+    assert seen[0].sum() >= 3 * side_px**2  # each pixel in one patch or more
+    assert seen[0].sum(dim=(1, 2, 3)).min() > 0  # no patch of zeros alone
+
+
 def test_patches_may_overlap_and_keep_their_channels_together():
     images = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     patches = cut_patches(images, 3, 1)
@@ -104,12 +118,14 @@ def test_patches_may_overlap_and_keep_their_channels_together():
 def test_the_images_probability_is_the_plain_mean_of_its_patches():
     torch.manual_seed(0)
     module = PatchNet(5, 3, filters=4).double()
-    images = torch.randn(2, 3, 11, 8, dtype=torch.float64)
+    images = torch.randn(2, 3, 11, 9, dtype=torch.float64)
+    # Columns 0 to 4 and 3 to 7 lie inside; the ninth needs patches from 6 to 10, two of it zeros.
+    covered = torch.cat([images, torch.zeros(2, 3, 11, 2, dtype=torch.float64)], dim=3)
     with torch.no_grad():
         q = [
             [torch.sigmoid(module.subnet(image[None, :, y : y + 5, x : x + 5])).item()
-             for y in (0, 3, 6) for x in (0, 3)]
-            for image in images
+             for y in (0, 3, 6) for x in (0, 3, 6)]
+            for image in covered
         ]  # fmt: skip
         p = torch.sigmoid(module(images)).numpy()
     assert p == pytest.approx(np.mean(q, axis=1), abs=1e-12)
@@ -180,6 +196,7 @@ def test_mixed_precision_leaves_the_linear_models_float32():
         ({"patch_px": 0}, "patch_px is 0"),
         ({"patch_px": 17.0}, r"patch_px is 17\.0"),
         ({"stride_px": 0}, "stride_px is 0"),
+        ({"stride_px": 18}, "stride_px is 18 and patch_px 17"),
         ({"channels": 0}, "channels is 0"),
         ({"filters": -1}, "filters is -1"),
         ({"layers": 0}, "layers is 0"),

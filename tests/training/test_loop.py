@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wsi_pipeline.errors import RunError
@@ -57,7 +57,7 @@ def test_the_loop_is_a_plain_loop_with_the_lectures_settings(tmp_path):
 
     plain = tiny.TinyNet()
     optimizer = torch.optim.RMSprop(plain.parameters(), lr=5e-5, alpha=0.9, momentum=0.9)
-    losses = []
+    losses, hits = [], []
     for step in range(8):
         images, labels, numbers = tiny.batch(range(8 * step, 8 * step + 8))
         p = plain(tiny.prepare(images, numbers)).sigmoid()
@@ -66,15 +66,67 @@ def test_the_loop_is_a_plain_loop_with_the_lectures_settings(tmp_path):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        hits.append(((p > 0.5) == (labels == 1)).double().mean().item())
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-5, atol=1e-6)
     assert history.train_loss.tolist() == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:])])
+    assert history.train_accuracy.tolist() == [np.mean(hits[:4]), np.mean(hits[4:])]
 
     images, labels, _ = tiny.batch(tiny.VALIDATION)
     scores = plain(tiny.prepare(images, None)).sigmoid().detach().double().numpy()
     last = history.iloc[-1]
     assert last.validation_loss == pytest.approx(log_loss(labels, scores), rel=1e-5)
+    assert last.validation_accuracy == accuracy_score(labels, scores > 0.5)
     assert last.validation_roc_auc == roc_auc_score(labels, scores)
+
+
+def test_adam_is_torchs_with_the_learning_rate_given(tmp_path):
+    module, _ = tiny.train(tmp_path, optimizer="adam", learning_rate=1e-3, max_epochs=1)
+    plain = tiny.TinyNet()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    for step in range(4):
+        images, labels, numbers = tiny.batch(range(8 * step, 8 * step + 8))
+        logits = plain(tiny.prepare(images, numbers))
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float()).backward()
+        optimizer.step()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_training_stops_at_full_training_accuracy(tmp_path):
+    def train_batches(first_step, steps):
+        for _ in range(steps):
+            images, labels, numbers = tiny.batch(range(8))
+            yield images // 8 + (200 * labels).to(torch.uint8)[:, None, None, None], labels, numbers
+
+    settings = {"learning_rate": 0.02, "stop_after": 200, "max_epochs": 200}
+    _, history = tiny.train(tmp_path, train_batches=train_batches, stop_at_accuracy=1.0, **settings)
+    assert history.train_accuracy.iloc[-1] == 1
+    assert (history.train_accuracy.iloc[:-1] < 1).all()
+    assert len(history) < 200
+
+
+class Dropping(tiny.TinyNet):
+    def forward(self, images):
+        return super().forward(torch.nn.functional.dropout(images, 0.3, self.training))
+
+
+def test_dropout_is_the_same_after_an_interruption_and_leaves_the_generator(tmp_path):
+    module, state = Dropping(), torch.get_rng_state()
+    whole = tiny.train(tmp_path / "whole", module=module)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    with pytest.raises(Interrupted):
+        tiny.train(
+            tmp_path / "cut",
+            module=Dropping(),
+            train_batches=interrupted_before(6),
+            checkpoint_seconds=1e-9,
+        )
+    assert_same_end(tiny.train(tmp_path / "cut", module=Dropping()), whole)
+    other, _ = tiny.train(tmp_path / "other", module=Dropping(), seed=1)
+    assert not torch.equal(other.head.weight, whole[0].head.weight)
 
 
 def test_training_learns(tmp_path):
@@ -90,7 +142,9 @@ def test_the_history_file_is_the_frame_returned(tmp_path):
     assert set(history) == {
         "epoch",
         "train_loss",
+        "train_accuracy",
         "validation_loss",
+        "validation_accuracy",
         "validation_roc_auc",
         "learning_rate",
         *TIMES,

@@ -108,6 +108,40 @@ def test_the_rate_keeps_halving_when_it_is_tiny():
     assert opt.param_groups[0]["lr"] == 5e-5 / 2**40
 
 
+def test_the_rate_may_never_be_halved():
+    opt = optimizer()
+    schedule = Schedule(opt, halve_after=None)
+    for _ in range(100):
+        schedule.step(1.0, 0.5)
+    assert opt.param_groups[0]["lr"] == 1.0
+
+
+def test_by_loss_the_lowest_is_best_and_its_standstill_ends_training():
+    schedule = Schedule(optimizer(), best_by="loss", stop_after=2)
+    #         epoch     1    2    3    4    5
+    losses, aucs = [0.7, 0.5, 0.6, 0.4, 0.4], [0.9, 0.1, 0.8, 0.2, 0.3]
+    improved = [schedule.step(loss, auc) for loss, auc in zip(losses, aucs, strict=True)]
+    assert improved == [True, True, False, True, False]
+    assert not schedule.stopped
+    assert not schedule.step(0.5, 1.0)
+    assert schedule.stopped
+
+
+@pytest.mark.parametrize(("reached", "stopped"), [(0.999, False), (1.0, True)])
+def test_training_accuracy_ends_training(reached, stopped):
+    schedule = Schedule(optimizer(), stop_at_accuracy=1.0)
+    schedule.step(0.5, 0.9, train_accuracy=0.5)
+    assert not schedule.stopped
+    schedule.step(0.4, 0.95, train_accuracy=reached)
+    assert schedule.stopped == stopped
+
+
+def test_without_a_limit_no_training_accuracy_ends_training():
+    schedule = Schedule(optimizer())
+    schedule.step(0.5, 0.9, train_accuracy=1.0)
+    assert not schedule.stopped
+
+
 def improves(values, epoch, better):
     """Whether 1-based `epoch` beats every epoch before it."""
     value, earlier = values[epoch - 1], values[: epoch - 1]
@@ -157,4 +191,4 @@ def test_a_saved_state_goes_on_the_same(data, losses):
         after.step(loss, auc)
     assert second.param_groups[0]["lr"] == whole.param_groups[0]["lr"]
     assert after.stopped == straight.stopped
-    assert after.best_roc_auc == straight.best_roc_auc
+    assert after.best == straight.best

@@ -66,9 +66,9 @@ def prepare(images, numbers):
     return torch.where(mirrored, images.flip(-1), images)
 
 
-def train(folder, **settings):
-    """Fit a new TinyNet; give it and its history."""
-    module = TinyNet()
+def train(folder, module=None, **settings):
+    """Fit a new TinyNet, or another network; give it and its history."""
+    module = module or TinyNet()
     folder = Path(folder)
     defaults = {
         "train_batches": train_batches,

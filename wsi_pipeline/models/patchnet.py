@@ -154,7 +154,7 @@ class PatchNet(nn.Module):
     patch_px : int
         Side of a patch, px.
     stride_px : int
-        Step between patches, px; under `patch_px` they overlap.
+        Step between patches, px; under `patch_px` they overlap. 1 to `patch_px`.
     channels, filters, layers, padding
         As for `Subnet`.
 
@@ -180,9 +180,19 @@ class PatchNet(nn.Module):
         self.subnet = Subnet(
             patch_px, channels=channels, filters=filters, layers=layers, padding=padding
         )
+        if stride_px > patch_px:
+            raise ModelError(
+                f"stride_px is {stride_px} and patch_px {patch_px}: pixels between patches would"
+                " not count"
+            )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of P.
+
+        The patches start at the upper left corner. Where the steps do not end at the right or
+        lower edge, zeros are attached there until the last patch reaches it: every pixel counts.
+        The paper does not say so, but its figure of 1/3 follows from 8 x 8 patches of 17 px on
+        128 px (16 of 64 bear the white square); the 7 x 7 that lie inside would give 0.26.
 
         Parameters
         ----------
@@ -198,17 +208,24 @@ class PatchNet(nn.Module):
         ModelError
             If an image is smaller than a patch.
         """
-        patches = cut_patches(images, self.subnet.patch_px, self.stride_px)
+        check_holds_a_patch(images, self.subnet.patch_px)
+        height, width = images.shape[-2:]
+        right, below = (self._missing_px(size) for size in (width, height))
+        covered = functional.pad(images, (0, right, 0, below))
+        patches = cut_patches(covered, self.subnet.patch_px, self.stride_px)
         logits = self.subnet(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
         return logit_of_mean(logits)
+
+    def _missing_px(self, size_px: int) -> int:
+        """Zeros to attach along one axis for the last patch to reach its end."""
+        return -(size_px - self.subnet.patch_px) % self.stride_px
 
 
 def cut_patches(images: torch.Tensor, patch_px: int, stride_px: int) -> torch.Tensor:
     """All patches of a regular lattice that lie inside the image.
 
     The first starts at the upper left corner. Where the steps do not end at the right or lower
-    edge, the pixels after the last patch are in none (the paper's 128 px images at patch and
-    stride 17 give 7 x 7 patches, which cover 119 px).
+    edge, the pixels after the last patch are in none.
 
     Parameters
     ----------

@@ -1,12 +1,6 @@
 """The lecture's patch classifier: VGG16's convolutions, global max pooling, one dense unit."""
 
-import hashlib
-import pickle
-from pathlib import Path
-
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import cfgs, make_layers
@@ -29,7 +23,7 @@ class VGG16(nn.Module):
 
     The convolutions start as torchvision's do (Kaiming normal, fan out; biases zero), the dense
     unit as torchvision's dense layers of VGG do (normal, standard deviation 0.01; bias zero): F
-    starts near 1/2 for every patch. `build_vgg16` gives pretrained ones.
+    starts near 1/2 for every patch. `models.start` gives pretrained ones.
     """
 
     def __init__(self):
@@ -69,80 +63,3 @@ class VGG16(nn.Module):
         pooled = self.features(images).amax(dim=(2, 3))
         with torch.autocast(pooled.device.type, enabled=False):  # bfloat16 logits would be coarse
             return self.head(pooled.float()).squeeze(1)
-
-
-def build_vgg16(weights: str | Path, *, seed: int = 0) -> VGG16:
-    """Build a VGG16 ready for training.
-
-    Parameters
-    ----------
-    weights : str or path-like
-        ``"imagenet"``: torchvision's, downloaded once (torch's hub cache, ``TORCH_HOME``);
-        ``"none"``: random; or a file: ``.pth`` or ``.pt`` with torchvision's state dict of VGG16
-        or only its ``features``, ``.safetensors`` with the same or a model of ours. Without a
-        dense unit in it, that unit stays at its start.
-    seed : int
-        Of what starts at random. torch's global generator is left as it was.
-
-    Raises
-    ------
-    ModelError
-        If the download fails, or the file is missing, damaged, or of another network.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_derived(seed))
-        module = VGG16()
-    if weights == "none":
-        return module
-    if weights == "imagenet":
-        _load_into(module, _download_imagenet(), IMAGENET.url)
-    else:
-        _load_into(module, _read_state(Path(weights)), weights)
-    return module
-
-
-def _derived(seed: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/weights".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def _download_imagenet() -> dict[str, torch.Tensor]:
-    try:
-        return IMAGENET.get_state_dict(check_hash=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the hash differs
-        file_name = IMAGENET.url.rsplit("/", 1)[-1]
-        raise ModelError(
-            f"ImageNet weights could not be downloaded from {IMAGENET.url}: {error}."
-            f" Download {file_name} on a machine that can, copy it here and set train.weights"
-            " to its path"
-        ) from error
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise ModelError(
-            f"{path}: no such file; weights are imagenet, none, or a .safetensors or .pth file"
-        )
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise ModelError(f"{path}: weights must be a .safetensors, .pth or .pt file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read as weights: {error}") from error
-    if not isinstance(state, dict):
-        raise ModelError(f"{path}: holds {type(state).__name__}, not a state dict")
-    return state
-
-
-def _load_into(module: VGG16, state: dict[str, torch.Tensor], source) -> None:
-    if not any(key.startswith("features.") for key in state):
-        state = {f"features.{key}": value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
-    if not any(key.startswith("head.") for key in state):
-        state |= {f"head.{key}": value for key, value in module.head.state_dict().items()}
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:  # its message lists the keys missing, unknown, of other shape
-        raise ModelError(f"{source}: does not fit VGG16: {error}") from error

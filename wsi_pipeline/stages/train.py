@@ -24,9 +24,10 @@ from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
 from wsi_pipeline.jobs.progress import step_progress
 from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
-from wsi_pipeline.models.checkpoint import ModelCard, save_model
+from wsi_pipeline.models.checkpoint import ModelCard, read_card, save_model
 from wsi_pipeline.models.inference import normalise
-from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD, build_vgg16
+from wsi_pipeline.models.start import start_model
+from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.augment import augment
 from wsi_pipeline.patches.dataset import Batch, PatchDataset, batches
 from wsi_pipeline.patches.index import read_index
@@ -45,18 +46,18 @@ TOPIC = "wsi-training"
 SECONDS_BETWEEN_EVENTS = 0.5
 SPLITS = ("train", "validation")
 FIT_SETTINGS = (
-    "max_epochs", "learning_rate", "alpha", "momentum", "halve_after", "stop_after",
-    "mixed_precision", "checkpoint_seconds",
+    "max_epochs", "optimizer", "learning_rate", "alpha", "momentum", "halve_after", "stop_after",
+    "best_by", "stop_at_accuracy", "mixed_precision", "checkpoint_seconds",
 )  # fmt: skip
 DOES_NOT_CHANGE_THE_MODEL = {"loader_workers", "checkpoint_seconds", "name"}
-DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "processes"}
+DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "processes"}
 """With other values of these a training goes on where it was."""
 SAME_MPP = 1.2
 """Working resolutions further apart than this factor do not train one model."""
 
 
 def run(config: Config, client: Client) -> Outcome:
-    """Write ``RUN/models/NAME/``: the weights with the best validation ROC AUC, and the history.
+    """Write ``RUN/models/NAME/``: the weights of the best epoch, and the history.
 
     While training goes on they lie in ``best/``; only when it has ended is there a model.
 
@@ -129,13 +130,16 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
     with distributed() as process:
         read = partial(_read, process=process, settings=settings, on_unread=unread.setdefault)
         history = fit(
-            build_vgg16(settings["weights"], seed=seed),
+            start_model(
+                card.architecture, settings["weights"], arguments=card.arguments, seed=seed
+            ),
             train_batches=partial(read, datasets["train"]),
             validation_batches=partial(read, datasets["validation"], 0, steps["validation"]),
-            prepare=partial(_prepare, seed=seed, settings=settings["augment"]),
+            prepare=partial(_prepare, card=card, seed=seed, settings=settings["augment"]),
             folder=folder,
             fingerprint=job["fingerprint"],
             steps_per_epoch=steps["train"],
+            seed=seed,
             save_best=lambda module, row: save_model(
                 best, module, replace(card, training={**card.training, "best": row})
             ),
@@ -147,11 +151,11 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
         for name in ("model.safetensors", "model.json"):  # the card last: it is the model's sign
             with replace_atomically(folder / name) as part:
                 shutil.copyfile(best / name, part)
-    row = history.loc[history["validation_roc_auc"].idxmax()]
+    row = read_card(best).training["best"]
     return {
         "epochs": len(history),
-        "best_epoch": int(row["epoch"]),
-        "validation_roc_auc": float(row["validation_roc_auc"]),
+        "best_epoch": row["epoch"],
+        "validation_roc_auc": row["validation_roc_auc"],
         "failures": list(unread),
     }
 
@@ -197,11 +201,11 @@ def _read(
     )
 
 
-def _prepare(images, numbers, *, seed: int, settings: dict) -> torch.Tensor:
+def _prepare(images, numbers, *, card: ModelCard, seed: int, settings: dict) -> torch.Tensor:
     """A batch as the network takes it, augmented when it comes with its draw numbers."""
     if numbers is not None:
         images = augment(images, numbers, seed=seed, **settings)
-    return normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+    return normalise(images, **card.preparation())
 
 
 def _card(job: dict, pool: PatchPool) -> ModelCard:
@@ -211,15 +215,19 @@ def _card(job: dict, pool: PatchPool) -> ModelCard:
             f"the training slides' working resolutions go from {spacings[0]:.4g} to"
             f" {spacings[-1]:.4g} um per px: set tile.mpp instead of tile.level, and tile again"
         )
+    settings = job["settings"]
     return ModelCard(
-        architecture=job["settings"]["model"],
+        architecture=settings["model"],
+        arguments=settings.get("patchnet", {}),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        gamma=settings["gamma"],
+        shades_of_gray=settings["shades_of_gray"],
         patch_px=pool.grids[0].patch_px,
         mpp=spacings[len(spacings) // 2],
         training={
             "seed": job["seed"],
-            "settings": job["settings"],
+            "settings": settings,
             "slides": {part: _column(job, part, "slide_id") for part in job["slides"]},
             "patients": {
                 part: sorted(set(_column(job, part, "patient_id"))) for part in job["slides"]
@@ -296,6 +304,8 @@ def _unit(config: Config) -> Unit:
     learned = earlier | {slide["patient_id"] for slide in slides["hard_negatives"]}
     slides["validation"] = [s for s in slides["validation"] if s["patient_id"] not in learned]
     settings = config.train.model_dump(mode="json")
+    if config.train.model != "patchnet":
+        del settings["patchnet"]
     inputs = {
         "seed": config.seed,
         "settings": _without(settings, DOES_NOT_CHANGE_THE_MODEL),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from wsi_pipeline.errors import RunError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.models.inference import use_mixed_precision
 from wsi_pipeline.patches.dataset import Batch
+from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.training.schedule import Schedule
 
 LOOK_SECONDS = 1.0
@@ -71,22 +72,27 @@ def fit(
     steps_per_epoch: int,
     max_epochs: int,
     save_best: Callable[[nn.Module, dict], None],
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop",
     learning_rate: float = 5e-5,
     alpha: float = 0.9,
     momentum: float = 0.9,
-    halve_after: int = 3,
+    halve_after: int | None = 3,
     stop_after: int = 5,
+    best_by: Literal["roc_auc", "loss"] = "roc_auc",
+    stop_at_accuracy: float | None = None,
+    seed: int = 0,
     device: torch.device | str = "cpu",
     mixed_precision: bool | None = None,
     checkpoint_seconds: float = 300.0,
     on_progress: Callable[[dict], None] | None = None,
 ) -> pd.DataFrame:
-    """Train a binary classifier by the lecture's recipe (Lecture, VGG16).
+    """Train a binary classifier by the lecture's recipe (Lecture, VGG16), or PatchNet's.
 
-    Binary cross-entropy on logits, RMSprop, and `Schedule`'s halving and stopping; the defaults
-    are the lecture's. `folder` receives ``history.csv``, TensorBoard events and ``state.pt``,
-    from which a later call with the same `folder` and `fingerprint` goes on: on a CPU with the
-    same number of threads it ends with the same weights, bit for bit, as one never interrupted.
+    Binary cross-entropy on logits, RMSprop or Adam, and `Schedule`'s halving and stopping; the
+    defaults are the lecture's. `folder` receives ``history.csv``, TensorBoard events and
+    ``state.pt``, from which a later call with the same `folder` and `fingerprint` goes on: on a CPU
+    with the same number of threads it ends with the same weights, bit for bit, as one never
+    interrupted.
 
     Under an initialised process group (`distributed`) every process calls `fit` with its share
     of each batch and of the validation set; gradients and losses are averaged over the
@@ -97,7 +103,8 @@ def fit(
     ----------
     module : nn.Module
         Images (N, 3, P, P) to logits (N,). Trained in place: afterwards it holds the last
-        epoch's weights, not the best. It must draw nothing at random.
+        epoch's weights, not the best. What it draws at random (dropout) comes from torch's global
+        generators, which are seeded for each step and given back as they were.
     train_batches : callable
         ``(first_step, steps)`` to that many batches, from global step ``first_step`` on: step
         ``s`` of epoch ``e``, both from 0, is step ``e * steps_per_epoch + s``. ``steps`` is 0
@@ -114,12 +121,16 @@ def fit(
         starts anew, and the log says so.
     steps_per_epoch, max_epochs : int
     save_best : callable
-        ``(module, row)``, called in the first process when the validation ROC AUC improves, with
+        ``(module, row)``, called in the first process when the measure of `best_by` improves, with
         the epoch's row of the history.
-    learning_rate, alpha, momentum : float
+    optimizer : {"rmsprop", "adam"}
+    learning_rate : float
+    alpha, momentum : float
         RMSprop's; alpha is the lecture's forgetting rho.
-    halve_after, stop_after : int
-        Epochs; see `Schedule`.
+    halve_after, stop_after, best_by, stop_at_accuracy
+        See `Schedule`.
+    seed : int
+        Of what the module draws at random.
     device : torch.device or str
     mixed_precision : bool or None
         bfloat16 autocast; see `use_mixed_precision`.
@@ -132,9 +143,11 @@ def fit(
     Returns
     -------
     pandas.DataFrame
-        ``history.csv``, a row an epoch: ``epoch`` (from 1), ``train_loss`` (mean of the batches'),
-        ``validation_loss``, ``validation_roc_auc``, ``learning_rate`` (of this epoch),
-        ``seconds``, ``images_per_second`` (in training, all processes together).
+        ``history.csv``, a row an epoch: ``epoch`` (from 1), ``train_loss`` and ``train_accuracy``
+        (means of the batches', each before its step), ``validation_loss``,
+        ``validation_accuracy``, ``validation_roc_auc``, ``learning_rate`` (of this epoch),
+        ``seconds``, ``images_per_second`` (in training, all processes together). Accuracies are
+        at a probability of 1/2.
 
     Raises
     ------
@@ -146,24 +159,37 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     mixed = use_mixed_precision(device, mixed_precision)
     module.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.RMSprop(
-        module.parameters(), lr=learning_rate, alpha=alpha, momentum=momentum
+    if optimizer == "adam":
+        descent = torch.optim.Adam(module.parameters(), lr=learning_rate)
+    else:
+        descent = torch.optim.RMSprop(
+            module.parameters(), lr=learning_rate, alpha=alpha, momentum=momentum
+        )
+    schedule = Schedule(
+        descent,
+        halve_after=halve_after,
+        stop_after=stop_after,
+        best_by=best_by,
+        stop_at_accuracy=stop_at_accuracy,
     )
-    schedule = Schedule(optimizer, halve_after=halve_after, stop_after=stop_after)
-    state = _State(folder / "state.pt", fingerprint, module, optimizer, schedule, steps_per_epoch)
+    state = _State(folder / "state.pt", fingerprint, module, descent, schedule, steps_per_epoch)
     state.load()
     parallel = _parallel(module, device)
-    with _event_writer(folder, first_epoch=state.epoch + 1) as events:
+    with (
+        _event_writer(folder, first_epoch=state.epoch + 1) as events,
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
         while state.epoch < max_epochs and not schedule.stopped:
-            epoch, rate = state.epoch + 1, optimizer.param_groups[0]["lr"]
+            epoch, rate = state.epoch + 1, descent.param_groups[0]["lr"]
             started = time.monotonic() - state.seconds
             look, checkpoint, seen_loss = _Timer(LOOK_SECONDS), _Timer(checkpoint_seconds), math.nan
             first_step = state.epoch * steps_per_epoch + state.step
             batches = train_batches(first_step, steps_per_epoch - state.step)
-            for loss, images in _steps(parallel, optimizer, batches, prepare, device, mixed):
-                state.add_step(loss, images)
+            batches = _seeded(batches, seed, first_step)
+            for measures, images in _steps(parallel, descent, batches, prepare, device, mixed):
+                state.add_step(measures, images)
                 if look.due():
-                    seen_loss = state.mean_loss()
+                    seen_loss, _ = state.means()
                 if checkpoint.due():
                     state.save(seconds=time.monotonic() - started)
                 if on_progress:
@@ -176,16 +202,18 @@ def fit(
                             "loss": seen_loss,
                         }
                     )
-            train_loss = state.mean_loss()  # waits for the device, so the clock is right below
+            train_loss, train_accuracy = state.means()  # waits for the device: the clock is right
             images_per_second = state.images / (time.monotonic() - started)
             logits, labels = _predict(module, validation_batches(), prepare, device, mixed)
-            validation_loss, roc_auc = _measures(logits, labels, f"{folder}, epoch {epoch}")
-            improved = schedule.step(validation_loss, roc_auc)
+            validation = _measures(logits, labels, f"{folder}, epoch {epoch}")
+            improved = schedule.step(
+                validation["validation_loss"], validation["validation_roc_auc"], train_accuracy
+            )
             row = {
                 "epoch": epoch,
                 "train_loss": train_loss,
-                "validation_loss": validation_loss,
-                "validation_roc_auc": roc_auc,
+                "train_accuracy": train_accuracy,
+                **validation,
                 "learning_rate": rate,
                 "seconds": time.monotonic() - started,
                 "images_per_second": images_per_second,
@@ -201,14 +229,16 @@ def fit(
 class _State:
     """How far training has come, in memory and in its file.
 
-    The epoch's losses stay on the device, one for each step: to fetch one is to wait for it.
+    The epoch's losses and accuracies stay on the device, a pair for each step: to fetch one is to
+    wait for it.
     """
 
     def __init__(self, path, fingerprint, module, optimizer, schedule, steps_per_epoch):
         self._path = path
         self._fingerprint = fingerprint
         self._parts = {"module": module, "optimizer": optimizer, "schedule": schedule}
-        self._losses = torch.zeros(steps_per_epoch, device=next(module.parameters()).device)
+        device = next(module.parameters()).device
+        self._measures = torch.zeros(steps_per_epoch, 2, device=device)
         self.history = []
         self._start_epoch()
 
@@ -220,23 +250,23 @@ class _State:
         """Epochs done."""
         return len(self.history)
 
-    def add_step(self, loss: torch.Tensor, images: int) -> None:
-        self._losses[self.step] = loss
+    def add_step(self, measures: torch.Tensor, images: int) -> None:
+        self._measures[self.step] = measures
         self.step += 1
         self.images += images
 
-    def mean_loss(self) -> float:
-        """Mean over the epoch's steps so far; RunError if one is not finite."""
-        losses = self._losses[: self.step].double().cpu()
-        finite = losses.isfinite()
+    def means(self) -> tuple[float, float]:
+        """Loss and accuracy over the epoch's steps so far; RunError if a loss is not finite."""
+        measures = self._measures[: self.step].double().cpu()
+        finite = measures[:, 0].isfinite()
         if not finite.all():
             step = int((~finite).nonzero()[0])
             raise RunError(
-                f"{self._path}: the training loss is {losses[step]:g} at epoch {self.epoch + 1},"
-                f" step {step + 1}: it must be finite; try a lower learning rate."
+                f"{self._path}: the training loss is {measures[step, 0]:g} at epoch"
+                f" {self.epoch + 1}, step {step + 1}: it must be finite; try a lower learning rate."
                 " The last state saved is kept"
             )
-        return losses.mean().item()
+        return tuple(measures.mean(dim=0).tolist())
 
     def end_epoch(self, row: dict) -> None:
         self.history.append(row)
@@ -247,14 +277,14 @@ class _State:
         """Replace the file, in the first process; `seconds` of this epoch have gone by."""
         if not _is_first():
             return
-        self.mean_loss()  # nothing past a loss that is not finite is saved
+        self.means()  # nothing past a loss that is not finite is saved
         state = {
             "fingerprint": self._fingerprint,
             "history": self.history,
             "step": self.step,
             "images": self.images,
             "seconds": seconds,
-            "losses": self._losses,
+            "measures": self._measures,
             **{name: part.state_dict() for name, part in self._parts.items()},
         }
         with replace_atomically(self._path) as part:
@@ -271,7 +301,7 @@ class _State:
                 return
             for name, part in self._parts.items():
                 part.load_state_dict(state[name])
-            self._losses.copy_(state["losses"])
+            self._measures.copy_(state["measures"])
         except (OSError, EOFError, KeyError, RuntimeError, ValueError, UnpicklingError) as error:
             raise RunError(
                 f"{self._path}: training cannot go on from this file: {error}."
@@ -295,8 +325,15 @@ class _Timer:
         return True
 
 
+def _seeded(batches: Iterable[Batch], seed: int, first_step: int) -> Iterator[Batch]:
+    """Seed torch for each step, so that dropout is the same in a training that was resumed."""
+    for step, batch in enumerate(batches, first_step):
+        torch.manual_seed(derived_seed(seed, f"step {step} of process {_rank()}"))
+        yield batch
+
+
 def _steps(module, optimizer, batches, prepare, device, mixed):
-    """Optimise once for each batch; yield its loss, on the device, and its number of images."""
+    """Optimise once for each batch; yield its loss and accuracy, on the device, and its images."""
     module.train()
     for images, labels, numbers in batches:
         images, labels = (_to(device, tensor) for tensor in (images, labels))
@@ -305,7 +342,9 @@ def _steps(module, optimizer, batches, prepare, device, mixed):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        yield _mean_over_processes(loss.detach()), len(labels) * _process_count()
+        accuracy = ((logits > 0) == (labels > 0)).float().mean()
+        measures = torch.stack([loss.detach(), accuracy])
+        yield _mean_over_processes(measures), len(labels) * _process_count()
 
 
 def _predict(module, batches, prepare, device, mixed) -> tuple[np.ndarray, np.ndarray]:
@@ -326,8 +365,8 @@ def _logits(module, images, mixed) -> torch.Tensor:
         return module(images).float()
 
 
-def _measures(logits, labels, where) -> tuple[float, float]:
-    """Binary cross-entropy and ROC AUC."""
+def _measures(logits, labels, where) -> dict[str, float]:
+    """Binary cross-entropy, accuracy and ROC AUC of the validation set."""
     present = np.unique(labels).astype(int).tolist()
     if present != [0, 1]:
         raise RunError(f"{where}: the validation set has the labels {present}: it needs 0 and 1")
@@ -337,7 +376,11 @@ def _measures(logits, labels, where) -> tuple[float, float]:
             " finite; try a lower learning rate. The last state saved is kept"
         )
     loss = binary_cross_entropy_with_logits(torch.from_numpy(logits), torch.from_numpy(labels))
-    return loss.item(), float(roc_auc_score(labels, logits))
+    return {
+        "validation_loss": loss.item(),
+        "validation_accuracy": float(np.mean((logits > 0) == (labels > 0))),
+        "validation_roc_auc": float(roc_auc_score(labels, logits)),
+    }
 
 
 def _event_writer(folder: Path, first_epoch: int) -> AbstractContextManager:
@@ -362,8 +405,12 @@ def _parallel(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
 
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def _is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return _rank() == 0
 
 
 def _process_count() -> int:
