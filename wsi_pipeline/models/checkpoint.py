@@ -15,10 +15,11 @@ from torch import nn
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.models.baselines import CAMNet, GradCAMNet
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.models.vgg16 import VGG16
 
-ARCHITECTURES = {"vgg16": VGG16, "patchnet": PatchNet}
+ARCHITECTURES = {"vgg16": VGG16, "patchnet": PatchNet, "cam": CAMNet, "vgg11": GradCAMNet}
 
 
 def _versions() -> dict[str, str]:
