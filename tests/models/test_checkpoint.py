@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.baselines import CAMNet
 from wsi_pipeline.models.checkpoint import ModelCard, load_model, read_card, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD, VGG16
@@ -70,6 +71,34 @@ def test_a_patchnet_comes_back_by_its_cards_arguments(card, tmp_path):
         assert torch.equal(loaded(images), module(images))
 
 
+def test_the_cam_network_comes_back(card, tmp_path):
+    module = CAMNet().eval()
+    save_model(tmp_path, module, replace(card, architecture="cam"))
+    loaded, _ = load_model(tmp_path)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), module(images))
+
+
+def test_corrections_of_colour_come_back(module, card, tmp_path):
+    save_model(tmp_path, module, replace(card, gamma=2.2, shades_of_gray=6.0))
+    loaded = read_card(tmp_path)
+    assert (loaded.gamma, loaded.shades_of_gray) == (2.2, 6.0)
+    assert loaded.normalisation == {
+        "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "gamma": 2.2, "shades_of_gray": 6.0,
+    }  # fmt: skip
+
+
+def test_a_card_from_before_these_corrections_has_none(card, folder):
+    path = folder / "model.json"
+    values = json.loads(path.read_text())
+    del values["gamma"], values["shades_of_gray"]
+    path.write_text(json.dumps(values))
+    loaded = read_card(folder)
+    assert loaded == replace(card, weights_sha256=loaded.weights_sha256)
+    assert (loaded.gamma, loaded.shades_of_gray) == (None, None)
+
+
 def test_saving_again_replaces_and_leaves_nothing_else(card, folder):
     other = VGG16()
     save_model(folder, other, card)
@@ -113,6 +142,7 @@ def test_a_damaged_card_is_refused(folder, text):
         ({"arguments": {"depth": 3}}, "depth"),
         ({"format_version": 2}, "format_version"),
         ({"patch_px": "wide"}, "patch_px"),
+        ({"gamma": "bright"}, "gamma"),
         ({"colour": "red"}, "colour"),
     ],
 )

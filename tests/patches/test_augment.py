@@ -1,14 +1,18 @@
 import colorsys
+import hashlib
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest, kstest
+from torchvision.transforms import v2
 
+from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.patches.augment import augment
 
 OFF = {"flips": False, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
 ALL = {"flips": True, "brightness": 0.25, "contrast": 0.25, "saturation": 0.25, "hue": 0.04}
+PAPER = {"rotate_180": True, "zoom": 1.2}
 
 
 @pytest.fixture
@@ -29,6 +33,13 @@ def test_an_image_depends_on_its_draw_number_not_on_its_batch(images):
     assert torch.equal(shuffled, together[order])
     for i in range(12):
         alone = augment(images[i : i + 1], [100 + i], seed=1, **ALL)
+        assert torch.equal(alone[0], together[i])
+
+
+def test_turns_and_zooms_depend_on_the_draw_number_alone(images):
+    together = augment(images, range(12), seed=1, **ALL, **PAPER)
+    for i in range(12):
+        alone = augment(images[i : i + 1], [i], seed=1, **ALL, **PAPER)
         assert torch.equal(alone[0], together[i])
 
 
@@ -94,6 +105,85 @@ def test_contrast_and_saturation_move_pixels_from_or_to_grey(images, name):
     assert 1.2 < per_image.max() <= 1.5
 
 
+def by_name(transform, image, name):
+    """A transform's result with the CPU's generator seeded by the hash of a name."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest, "little"))
+        return transform(image)
+
+
+@pytest.mark.parametrize("added", [{}, {"rotate_180": False, "zoom": 1.0}])
+def test_flips_and_colours_are_drawn_as_ever(images, added):
+    """Trained models depend on these draws: they must never change."""
+    transform = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomVerticalFlip(),
+            v2.ColorJitter(0.25, 0.25, 0.25, 0.04),
+        ]
+    )
+    expected = [by_name(transform, images[i], f"7/augment/{i + 5}") for i in range(12)]
+    assert torch.equal(augment(images, range(5, 17), seed=7, **ALL, **added), torch.stack(expected))
+
+
+def test_half_a_turn_comes_after_the_other_draws_with_probability_one_half(images):
+    copies, others = images.repeat(15, 1, 1, 1), {**OFF, "flips": True, "brightness": 0.2}
+    plain = augment(copies, range(180), seed=0, **others)
+    turned = augment(copies, range(180), seed=0, **others, rotate_180=True)
+    as_before = (turned == plain).flatten(1).all(1)
+    half_turn = (turned == torch.rot90(plain, 2, (2, 3))).flatten(1).all(1)
+    assert torch.equal(as_before, ~half_turn)
+    assert binomtest(int(half_turn.sum()), 180, 1 / 2).pvalue > 1e-3
+
+
+def ramps(count, side):
+    """Float images whose red is x / side and green y / side at each pixel's centre; blue is 0.5."""
+    centres = (torch.arange(side) + 0.5) / side
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    return torch.stack([x, y, torch.full_like(x, 0.5)]).repeat(count, 1, 1, 1)
+
+
+def test_zoom_shows_a_crop_of_uniform_size_at_a_uniform_place():
+    """On a ramp, the crop can be read off its image: the slope is 1 / f, the middle its centre."""
+    side = 100
+    zoomed = augment(ramps(250, side), range(250), seed=0, **OFF, zoom=1.5)
+    assert zoomed.shape == (250, 3, side, side)
+    inner = slice(2, side - 2)  # antialiasing blurs nothing but the ends of a ramp
+    slope_x = zoomed[:, 0, 50, inner].diff(dim=1).mean(1) * side
+    slope_y = zoomed[:, 1, inner, 50].diff(dim=1).mean(1) * side
+    torch.testing.assert_close(slope_x, slope_y, atol=1e-4, rtol=0)  # x and y are not distorted
+    factor = 1 / slope_x
+    assert kstest(factor, "uniform", (1, 0.5)).pvalue > 1e-3
+    for channel in (0, 1):
+        left = zoomed[:, channel].mean((1, 2)) - slope_x / 2  # upper in channel 1
+        room = 1 - slope_x
+        assert left.min() > -1e-3
+        assert (left - room).max() < 1e-3
+        wide = room > 0.1  # 10 px or more to choose from
+        assert kstest((left / room)[wide], "uniform").pvalue > 1e-3
+    assert torch.allclose(zoomed[:, 2], torch.tensor(0.5))
+
+
+def test_zoom_leaves_the_other_draws_as_they_were():
+    grey = plain(50, [0.5, 0.4, 0.3])  # a plain colour looks the same at every zoom
+    expected = augment(grey, range(50), seed=3, **ALL)
+    zoomed = augment(grey, range(50), seed=3, **ALL, zoom=1.2)
+    torch.testing.assert_close(zoomed, expected)
+
+
+def test_zoom_keeps_the_size_of_an_image_that_is_not_square(images):
+    zoomed = augment(images, range(12), seed=0, **OFF, zoom=1.5)
+    assert (zoomed.dtype, zoomed.shape) == (images.dtype, images.shape)
+    assert not torch.equal(zoomed, images)
+
+
+@pytest.mark.parametrize("zoom", [0.9, 0, float("inf"), float("nan")])
+def test_an_impossible_zoom_is_refused(images, zoom):
+    with pytest.raises(ConfigError, match=f"zoom is {zoom}: .* 1 or more"):
+        augment(images, range(12), seed=0, **OFF, zoom=zoom)
+
+
 def test_all_off_changes_nothing(images):
     assert torch.equal(augment(images, range(12), seed=0, **OFF), images)
 
@@ -109,7 +199,7 @@ def test_shape_and_type_are_kept_and_the_input_unchanged(images, scale):
 
 def test_global_generator_is_given_back_as_it_was(images):
     before = torch.get_rng_state()
-    augment(images, range(12), seed=0, **ALL)
+    augment(images, range(12), seed=0, **ALL, **PAPER)
     assert torch.equal(torch.get_rng_state(), before)
 
 

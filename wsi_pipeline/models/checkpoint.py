@@ -15,10 +15,11 @@ from torch import nn
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.models.baselines import CAMNet, GradCAMNet
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.models.vgg16 import VGG16
 
-ARCHITECTURES = {"vgg16": VGG16, "patchnet": PatchNet}
+ARCHITECTURES = {"vgg16": VGG16, "patchnet": PatchNet, "cam": CAMNet, "vgg11": GradCAMNet}
 
 
 def _versions() -> dict[str, str]:
@@ -36,11 +37,16 @@ class ModelCard:
     arguments : dict
         Keyword arguments of its constructor.
     mean, std : tuple of float
-        Red, green, blue; of pixel values scaled to 0..1. Input is ``(rgb / 255 - mean) / std``.
+        Red, green, blue; of pixel values scaled to 0..1. Input is ``(rgb / 255 - mean) / std``,
+        colours corrected before the mean is taken off where `gamma` or `shades_of_gray` say so.
     patch_px : int
         Side of the patches trained on, working px.
     mpp : float
         Micrometres per working px of the patches trained on.
+    gamma : float or None
+        Of the gamma correction (`colour.correct_gamma`); None: there is none.
+    shades_of_gray : float or None
+        The power p of the colour constancy (`colour.shades_of_gray`); None: there is none.
     training : dict
         JSON-able summary: best epoch, its metrics, seed, settings.
     versions : dict
@@ -59,11 +65,23 @@ class ModelCard:
     std: tuple[float, float, float]
     patch_px: int
     mpp: float
+    gamma: float | None = None
+    shades_of_gray: float | None = None
     arguments: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=_versions)
     weights_sha256: str = ""
     format_version: Literal[1] = 1
+
+    @property
+    def normalisation(self) -> dict:
+        """How pixels become input: the keyword arguments of `normalise` and of `predictor`."""
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "gamma": self.gamma,
+            "shades_of_gray": self.shades_of_gray,
+        }
 
 
 def save_model(folder: str | Path, module: nn.Module, card: ModelCard) -> ModelCard:

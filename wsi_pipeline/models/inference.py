@@ -7,23 +7,48 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+from wsi_pipeline.models import colour
 
-def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+
+def normalise(
+    images: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    gamma: float | None = None,
+    shades_of_gray: float | None = None,
+) -> torch.Tensor:
     """Pixels as the network takes them: ``(rgb / 255 - mean) / std``.
+
+    Between scaling and standardisation, colours are corrected where that is asked for; gamma
+    first, as in the PatchNet paper.
 
     Parameters
     ----------
     images : uint8 tensor, shape (N, 3, H, W)
     mean, std : sequences of 3 float
-        Of values scaled to 0..1.
+        Of values scaled to 0..1, and corrected.
+    gamma : float, optional
+        For `colour.correct_gamma`.
+    shades_of_gray : float, optional
+        The power p for `colour.shades_of_gray`.
 
     Returns
     -------
     float32 tensor, shape (N, 3, H, W)
         On the device of `images`, in their memory format.
+
+    Raises
+    ------
+    ModelError
+        If `gamma` or `shades_of_gray` is out of its range.
     """
-    scaled = v2.functional.to_dtype(images, torch.float32, scale=True)
-    return v2.functional.normalize(scaled, list(mean), list(std))
+    values = v2.functional.to_dtype(images, torch.float32, scale=True)
+    if gamma is not None:
+        values = colour.correct_gamma(values, gamma)
+    if shades_of_gray is not None:
+        values = colour.shades_of_gray(values, shades_of_gray)
+    return v2.functional.normalize(values, list(mean), list(std))
 
 
 def predictor(
@@ -33,6 +58,8 @@ def predictor(
     std: Sequence[float],
     device: torch.device | str,
     mixed_precision: bool,
+    gamma: float | None = None,
+    shades_of_gray: float | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A model as a function from patches to probabilities F(I).
 
@@ -44,6 +71,8 @@ def predictor(
     device : torch.device or str
     mixed_precision : bool
         bfloat16 autocast; the sigmoid is taken in float32.
+    gamma, shades_of_gray : float, optional
+        With `mean` and `std`, as for `normalise`; a card's `ModelCard.normalisation` has all four.
 
     Returns
     -------
@@ -59,7 +88,9 @@ def predictor(
             torch.inference_mode(),
             torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision),
         ):
-            logits = module(normalise(images, mean, std))
+            logits = module(
+                normalise(images, mean, std, gamma=gamma, shades_of_gray=shades_of_gray)
+            )
         return torch.sigmoid(logits.float()).cpu().numpy()
 
     return predict

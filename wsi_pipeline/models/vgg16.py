@@ -1,5 +1,7 @@
 """The lecture's patch classifier: VGG16's convolutions, global max pooling, one dense unit."""
 
+from typing import Literal
+
 import torch
 from torch import nn
 from torchvision.models import VGG16_Weights
@@ -29,13 +31,9 @@ class VGG16(nn.Module):
     def __init__(self):
         super().__init__()
         self.features = make_layers(cfgs["D"])  # vgg16() would fill 120 million weights more
-        for layer in self.features:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+        start_convolutions(self.features, mode="fan_out")
         self.head = nn.Linear(512, 1)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        start_dense_unit(self.head, std=0.01)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of normalised patches.
@@ -55,11 +53,34 @@ class VGG16(nn.Module):
         ModelError
             If H or W is under 32.
         """
-        if min(images.shape[-2:]) < MIN_PX:
-            raise ModelError(
-                f"patches are {images.shape[-1]} x {images.shape[-2]} px:"
-                f" VGG16 needs {MIN_PX} px or more on each side"
-            )
-        pooled = self.features(images).amax(dim=(2, 3))
-        with torch.autocast(pooled.device.type, enabled=False):  # bfloat16 logits would be coarse
-            return self.head(pooled.float()).squeeze(1)
+        check_size(images, MIN_PX, "VGG16")
+        return dense_unit(self.head, self.features(images).amax(dim=(2, 3)))
+
+
+def start_convolutions(features: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
+    """Fill a network's convolutions anew: Kaiming normal for ReLU, biases zero."""
+    for layer in features.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+
+def start_dense_unit(unit: nn.Linear, std: float) -> None:
+    """Fill a dense unit anew: normal with this standard deviation, bias zero."""
+    nn.init.normal_(unit.weight, std=std)
+    nn.init.zeros_(unit.bias)
+
+
+def check_size(images: torch.Tensor, min_px: int, network: str) -> None:
+    """Raise ModelError if the images, shape (..., H, W), have a side under `min_px`."""
+    if min(images.shape[-2:]) < min_px:
+        raise ModelError(
+            f"patches are {images.shape[-1]} x {images.shape[-2]} px:"
+            f" {network} needs {min_px} px or more on each side"
+        )
+
+
+def dense_unit(unit: nn.Linear, values: torch.Tensor) -> torch.Tensor:
+    """Logits (N,) of values (N, K), in the unit's own type under autocast too."""
+    with torch.autocast(values.device.type, enabled=False):  # bfloat16 logits would be coarse
+        return unit(values.to(unit.weight.dtype)).squeeze(1)

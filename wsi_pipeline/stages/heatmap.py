@@ -150,8 +150,7 @@ def _predictor(model: str, weights: str, mixed_precision: bool | None) -> Predic
         raise ModelError(f"{model}: these are not the weights that the stage began with")
     return predictor(
         module,
-        mean=card.mean,
-        std=card.std,
+        **card.normalisation,
         device=device,
         mixed_precision=use_mixed_precision(device, mixed_precision),
     )

@@ -205,7 +205,7 @@ def _prepare(images, numbers, *, card: ModelCard, seed: int, settings: dict) -> 
     """A batch as the network takes it, augmented when it comes with its draw numbers."""
     if numbers is not None:
         images = augment(images, numbers, seed=seed, **settings)
-    return normalise(images, **card.preparation())
+    return normalise(images, **card.normalisation)
 
 
 def _card(job: dict, pool: PatchPool) -> ModelCard:
