@@ -55,11 +55,11 @@ def smooth_grad(
 ) -> torch.Tensor:
     """SmoothGrad: the mean of the maps of noisy copies (Lecture; Smilkov et al. 2017).
 
-    Each copy is the image plus independent normal noise. Means are of maps, as the lecture has
-    them, that is of absolute values; the paper leaves open whether the absolute value is taken
-    before or after. One noisy copy of each image is explained at a time, in the memory that
-    `method` takes for `images`. All images get the same `samples` noises, each times its own
-    deviation, so that a map does not depend on the rest of the batch.
+    Each copy is the image plus independent normal noise. The mean is of maps, hence of absolute
+    values, as in the lecture; the paper's formula has the mean of the gradients themselves. One
+    noisy copy of each image is explained at a time, in the memory that `method` takes for `images`.
+    All images get the same `samples` noises, each times its own deviation, so that a map does not
+    depend on the rest of the batch.
 
     Parameters
     ----------
@@ -95,12 +95,12 @@ def smooth_grad(
     if not noise >= 0:
         raise ConfigError(f"noise is {noise}: it must be 0 or more")
     images = images.detach()
-    deviation = noise * (images.amax((1, 2, 3), True) - images.amin((1, 2, 3), True))
+    extent = images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True)
     generator = torch.Generator().manual_seed(seed)  # of the CPU: the same noise on any device
     total = 0
     for _ in range(samples):
         normal = torch.randn(images.shape[1:], generator=generator).to(images)
-        total += method(model, images + deviation * normal, target=target)
+        total += method(model, images + noise * extent * normal, target=target)
     return total / samples
 
 
@@ -179,20 +179,26 @@ def _gradient(
     with explained(model), torch.enable_grad():
         pixels = images.detach().requires_grad_()
         scores = score(model, pixels, target)
-        relus = [node for node in _nodes(scores.grad_fn) if node.name() == "ReluBackward0"]
-        if rule and not relus:
-            raise ModelError("the model uses no ReLU, whose gradient this method would change")
-        for node in relus if rule else ():
-            node.register_hook(rule)
+        if rule is not None:
+            _set_rule(scores.grad_fn, rule)
         return torch.autograd.grad(scores.sum(), pixels)[0]
 
 
-def _nodes(last: Node) -> Iterator[Node]:
-    """Every step of the graph that autograd kept.
+def _set_rule(last: Node, rule: Rule) -> None:
+    """Put a rule on every ReLU among the steps that autograd kept.
 
-    Unlike a hook on ``nn.ReLU`` modules (captum's way), it meets ``torch.relu`` too, which PatchNet
-    uses, and one module called twice; and nothing is left on the model.
+    Unlike a hook on ``nn.ReLU`` modules (captum's way), this meets ``torch.relu`` too, which
+    PatchNet uses, and a module called twice; and nothing is left on the model.
     """
+    relus = [node for node in _nodes(last) if node.name() == "ReluBackward0"]
+    if not relus:
+        raise ModelError("the model uses no ReLU: this method would be the plain gradient")
+    for node in relus:
+        node.register_hook(rule)
+
+
+def _nodes(last: Node) -> Iterator[Node]:
+    """Every step of the graph that autograd kept, once."""
     seen, waiting = {last}, [last]
     while waiting:
         node = waiting.pop()
