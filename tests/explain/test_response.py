@@ -305,6 +305,8 @@ def test_maps_are_float32_of_the_images_size(method):
     maps = method(model, pixels)
     assert maps.shape == (2, 16, 24)
     assert maps.dtype == torch.float32
+    channels_last = method(model, pixels.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(channels_last, maps, rtol=1e-4, atol=1e-6)
     alone = method(model, pixels[1:])
     torch.testing.assert_close(maps[1:], alone, rtol=1e-4, atol=1e-6)
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from small_networks import Failing, SmallVgg, in_odd_state, seeded, state_of
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.explain.gradients import guided_backpropagation, smooth_grad
 from wsi_pipeline.explain.unveiling import smooth_to_region, unveil, unveiled_regions
 
 SMALL = {"kernel_px": 3, "passes": 1}
@@ -209,3 +211,33 @@ def test_settings_outside_of_their_ranges_are_refused(setting, message):
 def test_an_unknown_target_is_refused():
     with pytest.raises(ModelError, match="target is 2"):
         unveil(BrightestSquare(), TWO, target=2, saliency=gradient)
+
+
+def images(dtype=torch.float64):
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 16, 24, dtype=dtype)
+
+
+def test_the_saliency_is_smooth_grad_of_guided_backpropagation():
+    model, pixels = seeded(SmallVgg), images()
+    (found,) = unveil(model, pixels, until=0.0, rounds=1)
+    expected = smooth_grad(model, pixels, method=guided_backpropagation)
+    torch.testing.assert_close(found.maps, expected.float())
+    assert found.maps.std() > 0
+
+
+def test_the_model_is_left_as_it_was():
+    model, pixels = in_odd_state(SmallVgg), images(torch.float32).requires_grad_()
+    before = state_of(model)
+    regions = unveiled_regions(model, pixels, until=0.0, rounds=2)
+    assert state_of(model) == before
+    assert not regions.requires_grad
+    assert pixels.grad is None
+
+
+def test_the_model_is_left_as_it_was_after_an_error():
+    model, pixels = in_odd_state(Failing), images(torch.float32)
+    before = state_of(model)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        unveil(model, pixels)
+    assert state_of(model) == before

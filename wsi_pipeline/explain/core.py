@@ -1,4 +1,4 @@
-"""What every explanation method shares: the score, the layer, and a model left as it was.
+"""What explanation methods share: the score, layers and units, and a model left as it was.
 
 A method is a function ``method(model, images, ..., target=1) -> maps``: `model` maps normalised
 images (N, 3, H, W) to logits (N,), and a map (H, W) comes back for each image.

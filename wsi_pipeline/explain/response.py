@@ -11,8 +11,8 @@ also rectifies at each ReLU on the way back, but their formula does not: neither
 
 The models are those that begin with a plain stack of ``nn.Conv2d``, ``nn.ReLU`` and
 ``nn.MaxPool2d`` in an ``nn.Sequential``, as VGG16's `features`. Memory: one image at a time, and
-`at_once` projections of it, each of which takes what the first layer's output does, some
-three times (VGG16 at 512 px: 67 MB). Time: a projection costs what a forward pass does.
+`at_once` projections of it; VGG16 at 512 px and four at once take some 1.1 GiB. Time: a projection
+costs what a forward pass does.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -9,9 +10,10 @@ from torch.nn import functional
 
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.explain.core import explained, score
+from wsi_pipeline.explain.gradients import guided_backpropagation, smooth_grad
 
-Saliency = Callable[..., torch.Tensor]
-"""A method in the common call form: ``saliency(model, images, target=target) -> maps``."""
+guided_smooth_grad = partial(smooth_grad, method=guided_backpropagation)
+"""The paper's saliency: the mean of guided backpropagation's maps over noisy copies."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def unveil(
     rounds: int = 5,
     until: float = 0.5,
     fill: float | str = 0.0,
-    saliency: Saliency,
+    saliency: Callable[..., torch.Tensor] = guided_smooth_grad,
     kernel_px: int = 11,
     passes: int = 3,
     threshold: float = 0.25,
@@ -72,7 +74,8 @@ def unveil(
         normalised by), or the mean colour of each image, from before the first round. The paper
         does not say what it fills with.
     saliency : callable
-        ``saliency(model, images, target=target) -> maps`` of shape (N, H, W).
+        A method of the form ``saliency(model, images, target=target) -> maps``, of shape
+        (N, H, W).
     kernel_px, passes, threshold
         As for `smooth_to_region`.
 
@@ -86,7 +89,7 @@ def unveil(
     ConfigError
         If a setting is outside of its range.
     ModelError
-        As `wsi_pipeline.explain.core.score`.
+        By `saliency`, or as `wsi_pipeline.explain.core.score`.
     """
     if rounds < 1 or not 0 <= until <= 1:
         raise ConfigError(
