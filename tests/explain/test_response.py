@@ -285,8 +285,6 @@ def test_models_of_another_form_are_refused():
         clear(seeded(SmallVgg), images(), features="body")
     with pytest.raises(ModelError, match="layer 'head' is not one of the layers of 'features'"):
         clear(seeded(SmallVgg), images(), layer="head")
-    with pytest.raises(ModelError, match="target is 2"):
-        attentive_response_map(seeded(SmallVgg), images(), target=2)
 
 
 @pytest.mark.parametrize("name", ["units", "at_once"])
@@ -296,6 +294,12 @@ def test_numbers_under_1_are_refused(name):
 
 
 METHODS = pytest.mark.parametrize("method", [attentive_response_map, clear_map])
+
+
+@METHODS
+def test_an_unknown_target_is_refused(method):
+    with pytest.raises(ModelError, match="target is 2"):
+        method(seeded(SmallVgg), images(), target=2)
 
 
 @METHODS

@@ -59,8 +59,7 @@ def score(model: nn.Module, images: torch.Tensor, target: int = 1) -> torch.Tens
     ModelError
         If `target` is another number, or the model gives anything but one logit an image.
     """
-    if target not in (0, 1):
-        raise ModelError(f"target is {target!r}: it must be 1 (tumour) or 0 (no tumour)")
+    check_target(target)
     logits = model(images)
     if logits.shape != images.shape[:1]:
         raise ModelError(
@@ -68,6 +67,12 @@ def score(model: nn.Module, images: torch.Tensor, target: int = 1) -> torch.Tens
             " explanations need one logit for each"
         )
     return logits if target == 1 else -logits
+
+
+def check_target(target: int) -> None:
+    """Refuse any target but 1 and 0, by a ModelError."""
+    if target not in (0, 1):
+        raise ModelError(f"target is {target!r}: it must be 1 (tumour) or 0 (no tumour)")
 
 
 def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:

@@ -1,6 +1,7 @@
 """Response maps: what a layer's kernels responded to, projected back to the input.
 
-Both papers project feature maps z of a layer L back by
+Two papers by Kumar et al., on CLEAR (2017, here C) and on attentive response maps (here A), project
+feature maps z of a layer L back by
 
     R = G_1 U_1 G_2 U_2 ... G_{L-1} U_{L-1} G_L z,
 
@@ -26,7 +27,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
 from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.explain.core import explained, find_layer, score
+from wsi_pipeline.explain.core import check_target, explained, find_layer, score
 
 HUES = (2 / 3, 0.0)
 """Of class 0 (blue) and class 1 (red), in [0, 1)."""
@@ -298,6 +299,7 @@ def clear_map(
     -------
     float32 tensor, shape (N, H, W), 0 or more
     """
+    check_target(target)
     maps = clear(model, images, layer=layer, features=features, rectify=rectify)
     return maps.level * (maps.dominant_class == target)
 

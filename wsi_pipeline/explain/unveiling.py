@@ -1,4 +1,4 @@
-"""Iterative unveiling (Bordes et al., U): hide what was found, and look again."""
+"""Iterative unveiling (Bordes et al.): hide what was found, and look again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
