@@ -1,4 +1,4 @@
-"""What every explanation method shares: the score, the layer, and a model left as it was.
+"""What explanation methods share: the score, layers and units, and a model left as it was.
 
 A method is a function ``method(model, images, ..., target=1) -> maps``: `model` maps normalised
 images (N, 3, H, W) to logits (N,), and a map (H, W) comes back for each image.
@@ -59,8 +59,7 @@ def score(model: nn.Module, images: torch.Tensor, target: int = 1) -> torch.Tens
     ModelError
         If `target` is another number, or the model gives anything but one logit an image.
     """
-    if target not in (0, 1):
-        raise ModelError(f"target is {target!r}: it must be 1 (tumour) or 0 (no tumour)")
+    check_target(target)
     logits = model(images)
     if logits.shape != images.shape[:1]:
         raise ModelError(
@@ -68,6 +67,12 @@ def score(model: nn.Module, images: torch.Tensor, target: int = 1) -> torch.Tens
             " explanations need one logit for each"
         )
     return logits if target == 1 else -logits
+
+
+def check_target(target: int) -> None:
+    """Refuse any target but 1 and 0, by a ModelError."""
+    if target not in (0, 1):
+        raise ModelError(f"target is {target!r}: it must be 1 (tumour) or 0 (no tumour)")
 
 
 def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -95,3 +100,67 @@ def find_layer(model: nn.Module, name: str | None = None) -> nn.Module:
         if convolutions
         else "the model has no convolution, and no layer was named"
     )
+
+
+def neuron_values(
+    model: nn.Module,
+    images: torch.Tensor,
+    *,
+    target: int = 1,
+    layer: str | None = None,
+    unit: int | None = None,
+) -> torch.Tensor:
+    """The lecture's y_i(x): the score of `target`, or the activity of one unit of a layer.
+
+    A unit of a convolutional layer is one of its kernels; its activity is the largest value of its
+    feature map, which is what global max pooling would hand on. Gradients flow to `images`. To be
+    called within `explained`.
+
+    Parameters
+    ----------
+    model : nn.Module
+    images : float tensor, shape (N, 3, H, W)
+        Normalised.
+    target : {1, 0}
+        Where there is no `unit`.
+    layer : str or None
+        Dotted name of the unit's layer; None for the last convolution.
+    unit : int or None
+        Index along the second axis of the layer's output; None for the score.
+
+    Returns
+    -------
+    tensor, shape (N,)
+
+    Raises
+    ------
+    ModelError
+        As `score` and `find_layer`; if the layer has no such unit, or is named without a unit.
+    """
+    if unit is None:
+        if layer is not None:
+            raise ModelError(f"layer {layer!r} is named without a unit of it")
+        return score(model, images, target)
+    outputs = layer_outputs(model, images, layer)
+    if not 0 <= unit < outputs.shape[1]:
+        raise ModelError(f"unit is {unit}: the layer has units 0 to {outputs.shape[1] - 1}")
+    return outputs[:, unit].reshape(len(images), -1).amax(1)
+
+
+def layer_outputs(model: nn.Module, images: torch.Tensor, layer: str | None = None) -> torch.Tensor:
+    """What a layer hands on for images, before anything that follows it; within `explained`.
+
+    Raises
+    ------
+    ModelError
+        As `find_layer`; if the model does not call the layer.
+    """
+    outputs = []
+    hook = find_layer(model, layer).register_forward_hook(lambda *call: outputs.append(call[2]))
+    try:
+        model(images)
+    finally:
+        hook.remove()
+    if not outputs:
+        raise ModelError(f"the model does not call layer {layer!r}")
+    return outputs[-1]
