@@ -17,3 +17,14 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("WSI_TEST_DATA is not set: no real slides to test on")
     return Path(folder)
+
+
+@pytest.fixture
+def one_thread():
+    """Many small operations of torch: on a busy machine, threads would wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -91,7 +91,11 @@ def test_paths_come_back_absolute_for_workers_in_other_folders(tmp_path, monkeyp
     assert load_config(write(tmp_path, train={"weights": "none"})).train.weights == "none"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+OF_A_WORKFLOW = {"patchnet_comparison.yaml"}
+RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if path.name not in OF_A_WORKFLOW)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_shipped_configurations_are_complete_and_valid(path):
     found = yaml.safe_load(path.read_text())
     assert found.keys() == Config.model_fields.keys()

@@ -8,6 +8,7 @@ after training beside these values.
 """
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -18,13 +19,13 @@ from wsi_pipeline.models.patchnet import PatchNet, cut_patches, logit_of_mean
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
 
 SIDE_PX, PATCH_PX = 128, 17
-SQUARES = {"1/16": (32, 32), "1/4": (64, 64), "1/2": (64, 128)}
+SQUARES = {Fraction(1, 16): (32, 32), Fraction(1, 4): (64, 64), Fraction(1, 2): (64, 128)}
 """Share of the patches that bear the white, and its height and width, px."""
 
 
-def closed_form(share: float) -> tuple[float, float]:
-    """Q of a black and of a white patch at convergence, for a share b / (a + b) of white ones."""
-    return max(0.0, (1 - 2 * share) / (2 * (1 - share))), 1.0
+def closed_form(share: Fraction) -> Fraction:
+    """Q of a black patch at convergence, max(0, (a - b) / 2a), for a share b / (a + b) of white."""
+    return max(Fraction(0), (1 - 2 * share) / (2 * (1 - share)))
 
 
 def black_and_white(height: int, width: int) -> torch.Tensor:
@@ -34,8 +35,8 @@ def black_and_white(height: int, width: int) -> torch.Tensor:
     return images
 
 
-def converged(images: torch.Tensor, *, seed: int = 0, most_steps: int = 4000) -> PatchNet:
-    """Train by the paper's settings (Adam, 1e-4) until 100 steps gain less than 1e-4 of the loss.
+def trained(images: torch.Tensor, *, seed: int = 0, steps: int = 400) -> PatchNet:
+    """Train on both images by the paper's settings (Adam, learning rate 1e-4).
 
     Most of the images' patches are alike. Each distinct one goes through the subnet once and
     counts as often as it occurs: the loss and its gradient are those of `PatchNet.forward`.
@@ -43,22 +44,26 @@ def converged(images: torch.Tensor, *, seed: int = 0, most_steps: int = 4000) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = PatchNet(PATCH_PX, PATCH_PX, channels=1)
+    patches = distinct_patches(images)
+    descent = torch.optim.Adam(module.parameters(), lr=1e-4)
+    for _ in range(steps):
+        descent.zero_grad()
+        loss_of_distinct(module, *patches).backward()
+        descent.step()
+    return module.eval()
+
+
+def distinct_patches(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images' different patches, and for each patch of both which of them it is."""
     covered = pad(images, (0, -SIDE_PX % PATCH_PX) * 2)
     patches = cut_patches(covered, PATCH_PX, PATCH_PX)
-    distinct, which = patches.flatten(0, 1).unique(dim=0, return_inverse=True)
-    labels = torch.tensor([0.0, 1.0])
-    descent = torch.optim.Adam(module.parameters(), lr=1e-4)
-    losses = []
-    for step in range(most_steps):
-        logits = logit_of_mean(module.subnet(distinct)[which].unflatten(0, (2, -1)))
-        loss = binary_cross_entropy_with_logits(logits, labels)
-        descent.zero_grad()
-        loss.backward()
-        descent.step()
-        losses.append(loss.item())
-        if step >= 100 and losses[-101] - losses[-1] < 1e-4:
-            break
-    return module.eval()
+    return patches.flatten(0, 1).unique(dim=0, return_inverse=True)
+
+
+def loss_of_distinct(module: PatchNet, distinct: torch.Tensor, which: torch.Tensor):
+    """Cross-entropy of both images, the first of class 0, from their different patches."""
+    logits = logit_of_mean(module.subnet(distinct)[which].unflatten(0, (2, -1)))
+    return binary_cross_entropy_with_logits(logits, torch.tensor([0.0, 1.0]))
 
 
 def black_and_white_q(module: PatchNet) -> tuple[float, float]:
@@ -77,31 +82,25 @@ def main() -> None:
     columns = figure.subplots(2, len(SQUARES), sharex=True, sharey=True).T
     for (above, below), (share, square) in zip(columns, SQUARES.items(), strict=True):
         image = black_and_white(*square)
-        module = converged(image)
+        module = trained(image)
         black, white = black_and_white_q(module)
-        expected_black, expected_white = closed_form(eval_share(share))
+        expected = float(closed_form(share))
         above.imshow(image[1, 0], cmap="gray", vmin=0, vmax=1)
         above.set_title(f"class 1: {share} of the patches bear white", fontsize=10)
         shown = below.imshow(global_heatmap(module.subnet, image[1]), cmap="gray", vmin=0, vmax=1)
         below.set_title(
-            f"black patch: Q = {black:.3f} (closed form {expected_black:.3f})\n"
-            f"white patch: Q = {white:.3f} (closed form {expected_white:.0f})",
+            f"black patch: Q = {black:.3f} (closed form {expected:.3f})\n"
+            f"white patch: Q = {white:.3f} (closed form 1)",
             fontsize=10,
         )
         for axes in (above, below):
             axes.set_xticks([])
             axes.set_yticks([])
-        print(f"{share}: black {black:.3f} ({expected_black:.3f}), white {white:.3f} (1)")
+        print(f"{share}: black {black:.3f} ({expected:.3f}), white {white:.3f} (1)")
     figure.colorbar(shown, ax=columns[:, 1], label="Q of the patch centred at the pixel")
     columns[0][0].set_ylabel("image")
     columns[0][1].set_ylabel("global heatmap")
     figure.savefig(out, dpi=110)
-
-
-def eval_share(text: str) -> float:
-    """The number that a fraction like 1/16 stands for."""
-    above, below = text.split("/")
-    return int(above) / int(below)
 
 
 if __name__ == "__main__":
