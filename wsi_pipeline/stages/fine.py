@@ -242,11 +242,17 @@ def _picture_unit(slide, config: Config, folder: Path) -> Unit:
     coarse = _coarse_store(config, slide.slide_id)
     fine = folder / f"{slide.slide_id}.zarr"
     index = index_path(config.out, slide.slide_id)
-    names = [f"{config.fine.coarse}, coarse"] if coarse else []
+    titles = [f"fine heatmap ({config.train.name})\nat every indexed patch"]
+    if coarse is not None:
+        where = f"where the coarse one is {config.fine.min_probability:g} or more"
+        titles = [
+            f"coarse heatmap ({config.fine.coarse})",
+            f"fine heatmap ({config.train.name})\n{where}",
+        ]
     settings = {
         "mpp": slide.mpp,
         "annotation_rules": config.catalog.annotation.model_dump(),
-        "titles": [*names, f"{config.train.name}, fine"],
+        "titles": titles,
     }
     inputs = {
         **settings,
@@ -283,15 +289,21 @@ def _most_suspicious(patches: PatchIndex, coarse: Heatmap | None) -> tuple[int, 
 
 
 def _around(grid: PatchGrid, row: int, col: int) -> Bounds:
-    """A square around a cell's centre, level-0 px."""
+    """A square around a cell's centre, level-0 px; within the slide's bounds where it fits."""
+    bounds = grid.bounds
     side = round(max(SHOWN_LEVEL0_PX, INNER_SQUARES * grid.inner_px * grid.downsample))
-    x, y = (int(centre) for centre in grid.centre_pixels(row, col))
-    return Bounds(x - side // 2, y - side // 2, side, side)
+    x, y = (int(centre) - side // 2 for centre in grid.centre_pixels(row, col))
+    return Bounds(
+        max(bounds.x, min(x, bounds.x + bounds.width - side)),
+        max(bounds.y, min(y, bounds.y + bounds.height - side)),
+        side,
+        side,
+    )
 
 
 def _panel(title: str, heatmap: Heatmap, shown: Bounds) -> HeatmapPanel:
     rows, cols = heatmap.grid.cells_over(shown)
     values = heatmap.values(0, rows, cols)
     if np.isnan(values).all():
-        title += ": nothing to look at here"
+        title += ": nowhere here"
     return HeatmapPanel(title, values, heatmap.grid, (rows.start, cols.start))
