@@ -123,3 +123,72 @@ def test_grid_survives_a_file():
 def test_impossible_grids_are_refused_by_name(values, named):
     with pytest.raises(ConfigError, match=named):
         grid(**values)
+
+
+@pytest.mark.parametrize(
+    ("patch_px", "stride_px", "inner_px"),
+    [
+        (31, 8, 9),  # 31 - 8 is odd
+        (31, 1, 1),
+        (16, 8, 8),
+        (16, 1, 2),
+        (11, 32, 11),  # steps wider than the patch
+    ],
+)
+def test_a_finer_grid_has_its_own_patches_over_the_same_area(patch_px, stride_px, inner_px):
+    coarse = grid(x=1000, y=3000, downsample=2.0)
+    found = coarse.finer(patch_px, stride_px)
+    assert (found.patch_px, found.stride_px, found.inner_px) == (patch_px, stride_px, inner_px)
+    assert (found.bounds, found.mpp, found.downsample) == (coarse.bounds, 0.5, 2.0)
+
+
+def test_finer_cells_are_told_by_their_centres():
+    coarse = grid(100, 70, patch_px=32, stride_px=24, inner_px=24)
+    fine = coarse.finer(17, 8)
+    # Inner squares of 9 px every 8 px: centres at 4.5, 12.5, 20.5 | 28.5, ...; squares of 24 px.
+    assert fine.cells_centred_in(coarse, [0, 2], [1, 0]).tolist() == [[0, 3, 3, 6], [6, 9, 0, 3]]
+    # Row 2 ends at 72 px, column 4 at 120: the fine grid's last rows and columns come before.
+    assert fine.shape == (9, 13)
+    assert fine.cells_centred_in(coarse, [2], [4]).tolist() == [[6, 9, 12, 13]]
+
+
+def test_a_centre_on_a_border_is_in_the_later_square():
+    coarse = grid(64, 64, patch_px=4, stride_px=4, inner_px=4)
+    fine = coarse.finer(16, 8)  # centres at 4, 12, 20, ...: every second border
+    assert fine.cells_centred_in(coarse, [0, 1, 2], [0, 1, 3]).tolist() == [
+        [0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 2],
+    ]  # fmt: skip
+
+
+@given(
+    sizes=st.sampled_from([(512, 256, 256), (64, 40, 32), (32, 24, 24), (96, 32, 64)]),
+    patch_px=st.integers(1, 31),
+    stride_px=st.integers(1, 40),
+)
+def test_finer_cells_are_those_that_a_comparison_of_all_centres_finds(sizes, patch_px, stride_px):
+    patch, stride, inner = sizes
+    coarse = grid(700, 300, patch_px=patch, stride_px=stride, inner_px=inner)
+    fine = coarse.finer(patch_px, stride_px)
+    rows, cols = (a.ravel() for a in np.indices(coarse.shape))
+    x_px = np.arange(fine.shape[1]) * stride_px + fine.inner_px / 2
+    for col, (*_, first, end) in zip(
+        cols, fine.cells_centred_in(coarse, rows, cols).tolist(), strict=True
+    ):
+        inside = (x_px >= col * stride) & (x_px < col * stride + inner)
+        assert np.flatnonzero(inside).tolist() == list(range(first, end))
+
+
+def test_grids_of_other_areas_or_resolutions_do_not_mix():
+    for other in (grid(x=1), grid(downsample=2.0)):
+        with pytest.raises(ConfigError, match="must be of the same area and resolution"):
+            grid().finer(17, 8).cells_centred_in(other, [0], [0])
+
+
+def test_cells_over_a_box_are_those_whose_squares_meet_it():
+    a_grid = grid(x=1000, y=3000, downsample=2.0, patch_px=64, stride_px=32, inner_px=32)
+    # Squares of 64 level-0 px from (1000, 3000): x 1100 to 1200 meets columns 1 (1064) to 3.
+    assert a_grid.cells_over(Bounds(1100, 2900, 100, 164)) == (slice(0, 1), slice(1, 4))
+    assert a_grid.cells_over(Bounds(1064, 3064, 64, 65)) == (slice(1, 3), slice(1, 2))
+    fine = a_grid.finer(17, 8)  # inner squares of 9 px: heatmap pixels from 0.5 working px on
+    assert fine.cells_over(Bounds(1000, 3001, 17, 16)) == (slice(0, 1), slice(0, 1))
+    assert fine.cells_over(Bounds(1000, 3001, 18, 17)) == (slice(0, 2), slice(0, 2))

@@ -77,6 +77,11 @@ _stage_verb("run", STAGES, "All stages: tile, train, heatmap, evaluate.")
 _stage_verb("tile", ("tile",), "Catalog the slides and index their patches with labels.")
 _stage_verb("train", ("train",), "Train the patch classifier.")
 _stage_verb("heatmap", ("heatmap",), "Predict every indexed patch: one OME-Zarr a slide.")
+_stage_verb(
+    "fine",
+    ("fine",),
+    "PatchNet's fine heatmap: everywhere or where the coarse one is suspicious.",
+)
 _stage_verb("evaluate", ("evaluate",), "Patch metrics, slide accuracy, FROC, and the report.")
 
 

@@ -15,6 +15,7 @@ from wsi_pipeline.geometry import Bounds, PatchGrid
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 SplitName = Literal["train", "validation", "test"]
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Section(BaseModel):
@@ -151,7 +152,7 @@ class TrainConfig(Section):
 
     name: str = Field(
         "vgg16",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=MODEL_NAME,
         description="folder of the model's results",
     )
     model: Literal["vgg16", "patchnet", "cam", "vgg11"] = Field(
@@ -236,6 +237,24 @@ class HeatmapConfig(Section):
     ngff: Literal["0.5", "0.4"] = Field("0.5", description="OME-Zarr version")
 
 
+class FineConfig(Section):
+    """PatchNet's fine heatmap, of the slides, precision and OME-Zarr version that heatmap has."""
+
+    stride_px: int = Field(8, gt=0, description="step between heatmap pixels, working px")
+    coarse: str | None = Field(
+        None,
+        pattern=MODEL_NAME,
+        description="model whose heatmap says where to look, vgg16 say; null: at every indexed"
+        " patch",
+    )
+    min_probability: Fraction = Field(
+        0.5, description="a pixel of the coarse heatmap is suspicious from here on"
+    )
+    chunk: int = Field(
+        128, gt=0, description="side of a chunk, heatmap px: the slab that a task reads at once"
+    )
+
+
 class DetectionConfig(Section):
     """Detections from the heatmaps: the candidates of CAMELYON16's FROC."""
 
@@ -317,6 +336,7 @@ class Config(Section):
     tile: TileConfig = TileConfig()
     train: TrainConfig = TrainConfig()
     heatmap: HeatmapConfig = HeatmapConfig()
+    fine: FineConfig = FineConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     mine: MineConfig = MineConfig()
     jobs: JobsConfig = JobsConfig()

@@ -11,7 +11,7 @@ Three frames:
   coordinates name pixel *centres*: level-0 pixel ``i`` lies at ``i * mpp``.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -158,6 +158,79 @@ class PatchGrid:
             np.minimum(x, self.bounds.x + self.bounds.width - 1),
             np.minimum(y, self.bounds.y + self.bounds.height - 1),
         )
+
+    def finer(self, patch_px: int, stride_px: int) -> "PatchGrid":
+        """Patches of another side at another step over the same area.
+
+        The inner square is one stride wide, one working px more where it could not be centred
+        otherwise, and never wider than the patch.
+
+        Parameters
+        ----------
+        patch_px, stride_px : int
+            Working px of this grid.
+
+        Raises
+        ------
+        ConfigError
+            If one of them is not positive.
+        """
+        inner_px = min(stride_px, patch_px)
+        inner_px += (patch_px - inner_px) % 2
+        return replace(self, patch_px=patch_px, stride_px=stride_px, inner_px=inner_px)
+
+    def cells_centred_in(self, other: "PatchGrid", rows, cols) -> np.ndarray:
+        """Cells of this grid whose patches have their centres in inner squares of another.
+
+        A centre on the border of two squares is in the later one.
+
+        Parameters
+        ----------
+        other : PatchGrid
+            Of the same bounds and downsample.
+        rows, cols : array_like of int, shape (N,)
+            Its cells.
+
+        Returns
+        -------
+        int64 array, shape (N, 4)
+            ``first row, end row, first column, end column`` (ends excluded) of each square's cells;
+            the end is the first where there is none.
+
+        Raises
+        ------
+        ConfigError
+            If the grids are not of the same area and resolution.
+        """
+        if (other.bounds, other.downsample) != (self.bounds, self.downsample):
+            raise ConfigError(
+                f"grids of {self.bounds} at downsample {self.downsample} and of {other.bounds} at"
+                f" {other.downsample}: they must be of the same area and resolution"
+            )
+        starts = np.stack([rows, rows, cols, cols], axis=-1).astype(np.int64) * other.stride_px
+        starts[:, 1::2] += other.inner_px
+        # The first cell k with k * stride + inner / 2 >= start, in whole numbers.
+        found = -((self.inner_px - 2 * starts) // (2 * self.stride_px))
+        n_rows, n_cols = self.shape
+        return np.clip(found, 0, [n_rows, n_rows, n_cols, n_cols])
+
+    def cells_over(self, box: Bounds) -> tuple[slice, slice]:
+        """Rows and columns of the heatmap pixels that meet a box, level-0 px.
+
+        A heatmap pixel is the square of one stride around its patch's centre.
+        """
+        margin_px = (self.inner_px - self.stride_px) / 2
+        spans = (
+            (box.y - self.bounds.y, box.height, self.shape[0]),
+            (box.x - self.bounds.x, box.width, self.shape[1]),
+        )
+        step = self.stride_px * self.downsample
+        found = []
+        for start, length, count in spans:
+            first = (start - margin_px * self.downsample) / step
+            ends = np.floor(first), np.ceil(first + length / step)
+            found.append(slice(*(int(np.clip(end, 0, count)) for end in ends)))
+        return found[0], found[1]
 
     def pixel_spacing_um(self, reduction: int = 1) -> float:
         """Micrometres between neighbouring heatmap pixels, `reduction` cells to a pixel."""

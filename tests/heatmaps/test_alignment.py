@@ -11,6 +11,7 @@ from scipy import ndimage
 from slide_files import write_mrxs, write_pyramid_tiff
 
 from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.heatmaps.fine import coarse_slabs, predict_pixels, wanted_pixels
 from wsi_pipeline.heatmaps.predict import predict_slab, slabs
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap, write_chunk
 from wsi_pipeline.slides.reader import Slide
@@ -118,6 +119,46 @@ def test_squares_lie_where_they_were_painted(
         # A heatmap pixel is dark when more than half of its cells are, so an edge is off by half
         # a pixel at most, and a little for resampling: a slip of a pixel would show.
         assert np.abs(boxes - truth).max() <= 0.6 * spacing
+
+
+def darkness_of_centres(patch_px, stride_px):
+    """A dense model: how dark the pixel is on which each patch is centred."""
+
+    def predict(image):
+        rows, cols = ((n - patch_px) // stride_px + 1 for n in image.shape[:2])
+        centres = image[patch_px // 2 :: stride_px, patch_px // 2 :: stride_px, 0]
+        return (1 - centres[:rows, :cols] / 255).astype(np.float32)
+
+    return predict
+
+
+FINE_CASES = ("level 0", "level 2.03", "bounds, level 1", "bounds, mpp between levels")
+
+
+@pytest.mark.parametrize("case", FINE_CASES)
+def test_squares_of_a_fine_heatmap_lie_where_they_were_painted(tmp_path, painted_slide, case):
+    write, how, resolution, _ = CASES[case]
+    with Slide(painted_slide(write, how)) as slide:
+        downsample = slide.downsample(**resolution)
+        coarse = PatchGrid(slide.bounds, slide.mpp, downsample, 64, 32, 32)
+        grid = coarse.finer(patch_px=11, stride_px=round(12 / downsample))
+        predict = darkness_of_centres(grid.patch_px, grid.stride_px)
+        create_heatmap(tmp_path / "fine.zarr", grid=grid, slide_id="s", model="darkness", chunk=64)
+        cells = np.divmod(np.arange(np.prod(coarse.shape)), coarse.shape[1])
+        for slab in coarse_slabs(grid, coarse, *cells, chunk=64):
+            pixels = wanted_pixels(grid, coarse, slab, chunk=64)
+            values, _ = predict_pixels(slide, grid, pixels, predict)
+            write_chunk(tmp_path / "fine.zarr", pixels, values)
+        bounds = slide.bounds
+    finish_heatmap(tmp_path / "fine.zarr")
+    truth = (np.array(SQUARES) + [bounds.x, bounds.y] * 2 - 0.5) * MPP
+    sampled = 0.0
+    for spacing, boxes in squares_um(tmp_path / "fine.zarr"):
+        assert boxes.shape == truth.shape
+        # A fine pixel is a sample: an edge between two is off by half their step at the most, and
+        # by half a working px, the sample itself. A coarser level adds half of its own pixel.
+        assert np.abs(boxes - truth).max() <= 0.5 * spacing + sampled + 0.5 * downsample * MPP
+        sampled = sampled or 0.5 * spacing
 
 
 def test_both_ngff_versions_put_the_squares_at_the_same_places(tmp_path, painted_slide):

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -8,11 +9,12 @@ from PIL import Image
 from shapely import Point, box
 
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.heatmaps.render import heatmap_figure
+from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
 
 
 def picture(image, shown, lesions, values, grid, **settings):
-    data = heatmap_figure(image, shown, lesions, values, grid, **settings)
+    panel = HeatmapPanel("heatmap", values, grid)
+    data = heatmap_figure(image, shown, lesions, [panel], **settings)
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
@@ -27,12 +29,14 @@ def extent(mask):
 
 @pytest.mark.parametrize(("height", "width"), [(200, 280), (900, 60), (60, 900)])
 @pytest.mark.parametrize("lesions", [[], [Point(500, 1100).buffer(80)]])
-def test_the_figure_is_a_jpeg_and_leaves_no_global_state(height, width, lesions):
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_figure_is_a_jpeg_and_leaves_no_global_state(height, width, lesions, count):
     grid = PatchGrid(Bounds(300, 900, width * 8, height * 8), 0.25, 1.0, 128, 64, 64)
     image = np.full((height, width, 3), 230, np.uint8)
     values = np.random.default_rng(0).random(grid.shape, np.float32)
     backend = matplotlib.get_backend()
-    data = heatmap_figure(image, grid.bounds, lesions, values, grid, width_inches=8)
+    panels = [HeatmapPanel("heatmap", values, grid)] * count
+    data = heatmap_figure(image, grid.bounds, lesions, panels, width_inches=8)
     found = Image.open(io.BytesIO(data))
     assert found.format == "JPEG"
     assert found.width == 880
@@ -108,3 +112,34 @@ def test_holes_have_outlines_and_marks_a_circle():
     middle = marked.shape[1] // 2
     for half in (np.s_[:, :middle], np.s_[:, middle:]):
         assert (np.abs(marked - plain).max(axis=2)[half] > 120).any()
+
+
+def test_a_window_of_a_heatmap_lies_where_the_whole_one_does():
+    grid = PatchGrid(Bounds(100, 200, 6400, 6400), 0.25, 1.0, 128, 64, 64)
+    shown = Bounds(3300, 200, 3200, 3200)  # columns 50 to 100, rows 0 to 50
+    image = np.full((400, 400, 3), 255, np.uint8)
+    values = np.random.default_rng(0).random(grid.shape, np.float32)
+    whole = HeatmapPanel("same", values, grid)
+    window = HeatmapPanel("same", values[:50, 50:], grid, first_cell=(0, 50))
+    found, expected, wrong = (
+        np.asarray(Image.open(io.BytesIO(heatmap_figure(image, shown, [], [panel])))).astype(int)
+        for panel in (window, whole, replace(window, first_cell=(1, 50)))
+    )
+    # Not to the last grey level: where a cell ends within a pixel of the picture, it is rounded.
+    assert np.abs(found - expected).mean() < 1
+    assert np.abs(wrong - expected).mean() > 5
+
+
+def test_heatmaps_stand_side_by_side_in_their_order():
+    grid = PatchGrid(Bounds(0, 0, 640, 640), 0.25, 1.0, 128, 64, 64)
+    image = np.full((64, 64, 3), 255, np.uint8)
+    high, low = np.full(grid.shape, 1.0), np.full(grid.shape, 0.0)
+    panels = [HeatmapPanel("high", high, grid), HeatmapPanel("low", low, grid)]
+    data = heatmap_figure(image, grid.bounds, [], panels, width_inches=9)
+    found = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    # The scale on the right stands in the way of a plain third: look at the middle of each panel.
+    middle = found[found.shape[0] // 2 - 20 : found.shape[0] // 2 + 20]
+    left, centre, right = (middle[:, x : x + 40].mean(axis=(0, 1)) for x in (140, 440, 740))
+    assert left.min() > 245
+    assert centre[0] > centre[2] + 60  # red
+    assert right[2] > right[0] + 40  # blue

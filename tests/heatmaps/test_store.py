@@ -13,6 +13,7 @@ from ome_zarr.reader import Reader
 
 from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.heatmaps import store
 from wsi_pipeline.heatmaps.predict import Slab, slabs
 from wsi_pipeline.heatmaps.store import (
     chunk_file,
@@ -77,6 +78,33 @@ def test_each_level_is_the_mean_of_the_known_pixels_below_it(tmp_path, grid, tru
         below = heatmap.values(level - 1)
         np.testing.assert_allclose(heatmap.values(level), brute_halve(below), rtol=1e-6)
     assert np.isnan(heatmap.values(2)[:10, :12]).all()
+
+
+@pytest.mark.parametrize("level_0_chunk", [9, 64])
+def test_levels_do_not_depend_on_the_bands_they_are_made_in(tmp_path, grid, truth, level_0_chunk):
+    path = write_heatmap(tmp_path / "s.zarr", grid, truth, chunk=level_0_chunk)
+    for level, below in ((1, truth), (2, brute_halve(truth))):
+        np.testing.assert_allclose(open_heatmap(path).values(level), brute_halve(below), rtol=1e-6)
+
+
+def test_memory_to_finish_a_heatmap_does_not_grow_with_its_height(tmp_path, monkeypatch):
+    sizes, halve = [], store._halve
+    monkeypatch.setattr(store, "_halve", lambda below: sizes.append(below.shape) or halve(below))
+    largest = []
+    for height in (500, 2000):
+        grid = PatchGrid(Bounds(0, 0, 70 * 16, height * 16), 0.25, 1.0, 32, 16, 16)
+        values = np.full(grid.shape, 0.5, np.float32)
+        write_heatmap(tmp_path / f"{height}.zarr", grid, values, chunk=50)
+        largest.append(max(sizes))
+        sizes.clear()
+    assert largest == [(100, 70), (100, 70)]  # two rows of chunks
+
+
+def test_a_window_is_read_alone(tmp_path, grid, truth):
+    path = write_heatmap(tmp_path / "s.zarr", grid, truth)
+    chunk_file(path, (6, 8), "0.5").write_bytes(b"damaged, and not under the window")
+    found = open_heatmap(path).values(0, slice(30, 60), slice(20, 128))
+    np.testing.assert_array_equal(found, truth[30:60, 20:128])
 
 
 def test_a_small_slide_has_one_level(tmp_path):

@@ -5,8 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.checkpoint import ModelCard
-from wsi_pipeline.models.inference import normalise, predictor
+from wsi_pipeline.models.inference import dense_predictor, normalise, predictor
+from wsi_pipeline.models.patchnet import Subnet, cut_patches
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 
@@ -74,3 +78,58 @@ def test_a_predictor_normalises_as_the_card_says(pixels, corrections):
     assert card.normalisation == {
         "mean": MEAN, "std": STD, "gamma": None, "shades_of_gray": None, **corrections,
     }  # fmt: skip
+
+
+def dense(patch_px, stride_px, mixed_precision=False):
+    torch.manual_seed(0)
+    subnet = Subnet(patch_px, filters=4, layers=2)
+    settings = {"mean": MEAN, "std": STD, "device": "cpu", "mixed_precision": mixed_precision}
+    return subnet, dense_predictor(subnet, stride_px=stride_px, **settings)
+
+
+@pytest.mark.parametrize(("patch_px", "stride_px"), [(11, 1), (11, 4), (16, 3)])
+def test_dense_predictions_are_q_of_each_normalised_patch(patch_px, stride_px):
+    subnet, predict = dense(patch_px, stride_px)
+    image = np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8)
+    normalised = ((image / 255 - MEAN) / STD).astype(np.float32)
+    patches = cut_patches(torch.tensor(normalised).permute(2, 0, 1)[None], patch_px, stride_px)
+    with torch.no_grad():
+        expected = torch.sigmoid(subnet(patches[0])).numpy()
+
+    found = predict(image)
+
+    assert found.dtype == np.float32
+    assert found.shape == tuple((n - patch_px) // stride_px + 1 for n in (30, 41))
+    np.testing.assert_allclose(found.ravel(), expected, atol=1e-6)
+    assert found.std() > 1e-3  # there is something to be equal to
+
+
+def test_a_window_of_a_larger_array_is_taken_as_it_is():
+    _, predict = dense(11, 4)
+    image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    window = image[10:40, 20:50]
+    np.testing.assert_array_equal(predict(window), predict(window.copy()))
+
+
+def test_mixed_precision_is_near_single_precision_and_not_the_same():
+    image = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
+    single, mixed = (dense(11, 1, mixed)[1](image) for mixed in (False, True))
+    assert mixed.dtype == np.float32
+    assert 0 < np.abs(single - mixed).max() < 0.05
+
+
+def test_an_image_smaller_than_a_patch_is_refused():
+    with pytest.raises(ModelError, match="images are 20 x 10 px: patches of 11 px"):
+        dense(11, 1)[1](np.zeros((10, 20, 3), np.uint8))
+
+
+def test_dense_predictions_have_the_cards_gamma():
+    subnet, _ = dense(11, 4)
+    image = np.random.default_rng(0).integers(0, 256, (11, 11, 3), np.uint8)
+    predict = dense_predictor(
+        subnet, stride_px=4, mean=MEAN, std=STD, gamma=2.2, device="cpu", mixed_precision=False
+    )
+    corrected = (((image / 255) ** (1 / 2.2) - MEAN) / STD).astype(np.float32)
+    with torch.no_grad():
+        expected = torch.sigmoid(subnet(torch.from_numpy(corrected).permute(2, 0, 1)[None]))
+    np.testing.assert_allclose(predict(image), expected.numpy()[None], atol=1e-6)

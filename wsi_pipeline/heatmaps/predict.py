@@ -19,14 +19,14 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Slab:
-    """The indexed cells under one heatmap chunk: small and picklable.
+    """Cells that belong to one heatmap chunk: small and picklable.
 
     Parameters
     ----------
     chunk : tuple of int
         Row and column of the chunk among the heatmap's chunks.
     rows, cols : int64 arrays, shape (N,)
-        Cells of the grid, in row-major order; N >= 1.
+        Cells of a grid, in row-major order; N >= 1.
     """
 
     chunk: tuple[int, int]
@@ -35,7 +35,7 @@ class Slab:
 
 
 class UnreadPatch(NamedTuple):
-    """A patch that could not be decoded: its upper left corner in level-0 px, and why."""
+    """A patch, or block of them, that cannot be decoded: upper left level-0 px, and why."""
 
     x: int
     y: int
@@ -71,15 +71,24 @@ def slabs(grid: PatchGrid, rows, cols, chunk: int) -> list[Slab]:
             f"the indexed patch in row {rows[first]}, column {cols[first]} lies outside its grid"
             f" of {grid.shape[0]} x {grid.shape[1]} cells"
         )
-    chunks_across = -(-grid.shape[1] // chunk)
-    number = rows // chunk * chunks_across + cols // chunk
-    order = np.lexsort((cols, rows, number))
-    numbers, starts = np.unique(number[order], return_index=True)
-    parts = np.split(order, starts[1:])[: len(numbers)]  # split gives one part of nothing, too
-    return [
-        Slab(divmod(int(number), chunks_across), rows[part], cols[part])
-        for number, part in zip(numbers, parts, strict=True)
-    ]
+    return list(by_chunk(rows // chunk, cols // chunk, rows, cols))
+
+
+def by_chunk(chunk_rows, chunk_cols, rows, cols) -> Iterator[Slab]:
+    """Group cells by the chunk given for each, in row-major order of the chunks.
+
+    Parameters
+    ----------
+    chunk_rows, chunk_cols, rows, cols : int64 arrays, shape (N,)
+    """
+    order = np.lexsort((cols, rows, chunk_cols, chunk_rows))
+    changes = np.diff(chunk_rows[order]) | np.diff(chunk_cols[order])
+    ends = [*(np.flatnonzero(changes) + 1), len(order)]
+    start = 0
+    for end in ends if len(order) else ():
+        part, start = order[start:end], end
+        chunk = int(chunk_rows[part[0]]), int(chunk_cols[part[0]])
+        yield Slab(chunk, rows[part], cols[part])
 
 
 def predict_slab(
@@ -113,7 +122,7 @@ def predict_slab(
     values = np.full(len(slab.rows), np.nan, np.float32)
     unread: list[UnreadPatch] = []
     try:
-        batches = _cut(_read_slab(slide, grid, slab), grid, slab, batch_size)
+        batches = _cut(read_slab(slide, grid, slab), grid, slab, batch_size)
     except SlideReadError:
         batches = _read_singly(slide, grid, slab, batch_size, unread)
     for positions, patches in batches:
@@ -134,7 +143,14 @@ def _read(slide, grid: PatchGrid, row: int, col: int, rows: int = 1, cols: int =
     )
 
 
-def _read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
+def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
+    """Pixels of the box around a slab's patches: uint8 (height, width, 3).
+
+    Raises
+    ------
+    SlideReadError
+        If a part of it cannot be decoded.
+    """
     row, col = int(slab.rows.min()), int(slab.cols.min())
     rows, cols = int(slab.rows.max()) - row + 1, int(slab.cols.max()) - col + 1
     return _read(slide, grid, row, col, rows, cols)

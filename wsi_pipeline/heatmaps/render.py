@@ -1,4 +1,4 @@
-"""Pictures for the report: a slide, or a place in it, with its annotation beside its heatmap.
+"""Pictures for people: a slide, or a place in it, with its annotation beside its heatmaps.
 
 Everything is drawn in level-0 px. Colours stand for 0 to 1 in every picture, so that pictures can
 be compared.
@@ -6,6 +6,7 @@ be compared.
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -24,17 +25,37 @@ JPEG_QUALITY = 85
 DPI = 110
 
 
+@dataclass(frozen=True, eq=False)
+class HeatmapPanel:
+    """A heatmap, or a window in it, to be drawn.
+
+    Parameters
+    ----------
+    title : str
+    values : float array, shape (rows, cols)
+        Of the heatmap's level 0, in [0, 1]; where it is NaN the slide stays as it is.
+    grid : PatchGrid
+        Of the whole heatmap.
+    first_cell : tuple of int
+        Row and column of the window's first value.
+    """
+
+    title: str
+    values: np.ndarray
+    grid: PatchGrid
+    first_cell: tuple[int, int] = (0, 0)
+
+
 def heatmap_figure(
     image: np.ndarray,
     shown: Bounds,
     lesions: Sequence[Polygon],
-    values: np.ndarray,
-    grid: PatchGrid,
+    heatmaps: Sequence[HeatmapPanel],
     *,
     marks: Sequence[tuple[float, float]] = (),
     width_inches: float = 10.0,
 ) -> bytes:
-    """Draw a part of a slide with its annotation beside the same part with its heatmap.
+    """Draw a part of a slide with its annotation beside the same part with each of its heatmaps.
 
     Each heatmap cell covers the square of one stride around its patch's centre; where an image
     pixel is coarser than that, the colour is the mean of the cells under it.
@@ -47,9 +68,8 @@ def heatmap_figure(
         The part, level-0 px.
     lesions : sequence of Polygon
         Level-0 px; may be empty, or lie outside the part.
-    values : float array, shape `grid.shape`
-        Level 0 of the heatmap, in [0, 1]; where it is NaN the slide stays as it is.
-    grid : PatchGrid
+    heatmaps : sequence of HeatmapPanel
+        One or more of the slide, from left to right.
     marks : sequence of (x, y)
         Places to mark with a circle, level-0 px.
     width_inches : float
@@ -59,29 +79,31 @@ def heatmap_figure(
     bytes
         A JPEG image, 110 px an inch.
     """
-    panel_width = 0.46 * width_inches
+    panel_width = 0.92 * width_inches / (len(heatmaps) + 1)
     panel_height = np.clip(panel_width * shown.height / shown.width, 1.5, 1.75 * panel_width)
     # Figure, not pyplot: no state shared between the threads of a worker.
     figure = Figure(figsize=(width_inches, panel_height + 0.7), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    panels = figure.subplots(1, len(heatmaps) + 1)
+    left, *others = panels
     frame = (shown.x, shown.x + shown.width, shown.y + shown.height, shown.y)
-    for axes in (left, right):
+    for axes in panels:
         axes.imshow(image, extent=frame, interpolation="antialiased")
     outlines = _rings(lesions)
     left.add_collection(LineCollection(outlines, colors="black", linewidths=2.2))
     left.add_collection(LineCollection(outlines, colors="yellow", linewidths=1.1))
     left.set_title("annotation" if lesions else "no annotation")
-    right.imshow(
-        np.ma.masked_invalid(values), cmap=COLORMAP, norm=SCALE, alpha=OPACITY,
-        extent=_heatmap_frame(values.shape, grid), interpolation="antialiased",
-    )  # fmt: skip
-    right.set_title("heatmap")
+    for axes, heatmap in zip(others, heatmaps, strict=True):
+        axes.imshow(
+            np.ma.masked_invalid(heatmap.values), cmap=COLORMAP, norm=SCALE, alpha=OPACITY,
+            extent=_heatmap_frame(heatmap), interpolation="antialiased",
+        )  # fmt: skip
+        axes.set_title(heatmap.title)
     figure.colorbar(
-        ScalarMappable(SCALE, COLORMAP), ax=right, label="probability of tumour", shrink=0.8,
+        ScalarMappable(SCALE, COLORMAP), ax=others[-1], label="probability of tumour", shrink=0.8,
         alpha=OPACITY,
     )  # fmt: skip
-    _draw_scale_bar(left, shown, grid.mpp)
-    for axes in (left, right):
+    _draw_scale_bar(left, shown, heatmaps[0].grid.mpp)
+    for axes in panels:
         for x, y in marks:
             axes.plot(x, y, "o", mfc="none", mec="black", mew=2.4, markersize=15)
             axes.plot(x, y, "o", mfc="none", mec="white", mew=1.1, markersize=15)
@@ -93,12 +115,13 @@ def heatmap_figure(
     return picture.getvalue()
 
 
-def _heatmap_frame(shape: tuple[int, int], grid: PatchGrid) -> tuple[float, float, float, float]:
+def _heatmap_frame(heatmap: HeatmapPanel) -> tuple[float, float, float, float]:
     """Left, right, bottom, top of the cells' squares, level-0 px."""
+    grid, (row, col), (rows, cols) = heatmap.grid, heatmap.first_cell, heatmap.values.shape
     step = grid.stride_px * grid.downsample
     margin = (grid.inner_px - grid.stride_px) / 2 * grid.downsample
-    left, top = grid.bounds.x + margin, grid.bounds.y + margin
-    return left, left + shape[1] * step, top + shape[0] * step, top
+    left, top = grid.bounds.x + margin + col * step, grid.bounds.y + margin + row * step
+    return left, left + cols * step, top + rows * step, top
 
 
 def _rings(lesions: Sequence[Polygon]) -> list[np.ndarray]:

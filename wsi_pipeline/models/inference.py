@@ -8,6 +8,8 @@ from torch import nn
 from torchvision.transforms import v2
 
 from wsi_pipeline.models import colour
+from wsi_pipeline.models.dense import dense_logits
+from wsi_pipeline.models.patchnet import Subnet
 
 
 def normalise(
@@ -90,6 +92,54 @@ def predictor(
         ):
             logits = module(
                 normalise(images, mean, std, gamma=gamma, shades_of_gray=shades_of_gray)
+            )
+        return torch.sigmoid(logits.float()).cpu().numpy()
+
+    return predict
+
+
+def dense_predictor(
+    subnet: Subnet,
+    *,
+    stride_px: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    gamma: float | None = None,
+    device: torch.device | str,
+    mixed_precision: bool,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """PatchNet's subnet as a function from an image to Q of the patches in it.
+
+    Parameters
+    ----------
+    subnet : Subnet
+        Moved to the device, evaluation mode.
+    stride_px : int
+        Step between patches, px; the first starts at the image's upper left corner.
+    mean, std, gamma
+        As for `normalise`. There is no colour constancy: it is of whole patches, not of these.
+    device : torch.device or str
+    mixed_precision : bool
+        bfloat16 autocast of the convolutions; the linear models and the sigmoid are in float32.
+
+    Returns
+    -------
+    callable
+        uint8 (H, W, 3) -> float32 (rows, cols), in [0, 1]; rows =
+        (H - patch_px) // stride_px + 1, cols alike. It raises ModelError if the image is smaller
+        than a patch.
+    """
+    device = torch.device(device)
+    subnet = subnet.to(device).eval()
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision),
+        ):
+            logits = dense_logits(
+                subnet, normalise(pixels[None], mean, std, gamma=gamma)[0], stride_px
             )
         return torch.sigmoid(logits.float()).cpu().numpy()
 

@@ -31,7 +31,7 @@ from wsi_pipeline.evaluation.uncertainty import froc_band, froc_intervals, inter
 from wsi_pipeline.evaluation.weighted import binary_statistic
 from wsi_pipeline.files import replace_atomically, write_whole
 from wsi_pipeline.heatmaps.detect import component_detections, peak_detections
-from wsi_pipeline.heatmaps.render import heatmap_figure
+from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.record import file_fingerprint
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
@@ -179,7 +179,8 @@ def score_slide(
     write_hits(
         folder / "hits", slide_id, found, size=tuple(size), mpp=mpp, labels=labels, truth=lesions
     )
-    jpeg = heatmap_figure(thumbnail, grid.bounds, lesions, values, grid)
+    panel = HeatmapPanel("heatmap", values, grid)
+    jpeg = heatmap_figure(thumbnail, grid.bounds, lesions, [panel])
     write_whole(_picture_path(folder, slide_id), jpeg)
     return {"lesions": len(lesions)}
 

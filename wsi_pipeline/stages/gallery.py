@@ -7,7 +7,7 @@ import pandas as pd
 
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds
-from wsi_pipeline.heatmaps.render import heatmap_figure
+from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.record import file_fingerprint
 from wsi_pipeline.jobs.run import Unit
@@ -110,7 +110,8 @@ def draw_places(
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     probabilities = open_heatmap(heatmap)
-    grid, values = probabilities.grid, probabilities.values()
+    grid = probabilities.grid
+    panels = [HeatmapPanel("heatmap", probabilities.values(), grid)]
     with Slide(path, mpp) as slide:
         lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
         for place in places:
@@ -121,7 +122,7 @@ def draw_places(
             x0, y0, x1, y1 = place["box"]
             marks = [(x0, y0)] if (x0, y0) == (x1, y1) else []
             jpeg = heatmap_figure(
-                image, shown, lesions, values, grid, marks=marks, width_inches=WIDTH_INCHES
+                image, shown, lesions, panels, marks=marks, width_inches=WIDTH_INCHES
             )
             write_whole(Path(folder) / place["name"], jpeg)
     return {"pictures": len(places)}

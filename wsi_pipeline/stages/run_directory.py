@@ -12,6 +12,9 @@ SLIDE_COLUMNS = (
     "slide_id", "path", "annotation", "patient_id", "split",
     "label", "mpp", "width", "height", "status",
 )  # fmt: skip
+FINE_STAGES = ("fine_predict", "fine", "fine_pictures")
+"""What the record calls the fine stage's work on slabs, on slides and on pictures. No hyphen: it
+parts a stage's name from its model's, see `of_model`."""
 
 
 def slides_path(run_dir: Path) -> Path:
@@ -63,6 +66,11 @@ def learned_patients(card: dict) -> set[str]:
 def heatmap_folder(run_dir: Path, name: str) -> Path:
     """Where the heatmaps of a model lie."""
     return Path(run_dir) / "heatmaps" / name
+
+
+def fine_folder(run_dir: Path, name: str) -> Path:
+    """Where the fine heatmaps of a PatchNet lie."""
+    return Path(run_dir) / "fine" / name
 
 
 def mined_path(run_dir: Path, name: str) -> Path:

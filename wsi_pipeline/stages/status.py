@@ -8,6 +8,8 @@ from wsi_pipeline.config import Config, load_config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.jobs.record import Failure, read_done, read_failures
 from wsi_pipeline.stages.run_directory import (
+    FINE_STAGES,
+    fine_folder,
     learned_patients,
     of_model,
     read_model_card,
@@ -58,10 +60,10 @@ def stage_status(run_dir: Path) -> list[StageStatus]:
 def notes_by_slide(run_dir: Path, model: str) -> dict[str, list[str]]:
     """What a stage did not fail on but wants known: repaired outlines, lesions without tissue."""
     notes = defaultdict(list)
-    for stage in ("catalog", "tile", of_model("heatmap", model)):
+    for stage in ("catalog", "tile", *(of_model(stage, model) for stage in ("heatmap", "fine"))):
         for slide_id, line in read_done(run_dir, stage).items():
             notes[slide_id] += line["result"].get("notes", [])
-    return {slide_id: of_slide for slide_id, of_slide in notes.items() if of_slide}
+    return {slide_id: list(dict.fromkeys(found)) for slide_id, found in notes.items() if found}
 
 
 def failures_on_the_way(run_dir: Path, model: str) -> list[Failure]:
@@ -80,7 +82,7 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
     slides = read_slides(run_dir)
     predicted = slides["split"].isin(config.heatmap.splits)
     learned = slides["patient_id"].isin(_learned(run_dir, config.train.name))
-    return {
+    found = {
         "catalog": len(read_done(run_dir, "catalog")),
         "tile": len(slides),
         "train": 1,
@@ -88,6 +90,10 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
         heatmap: int(predicted.sum()),
         evaluate: int((predicted & ~learned).sum()),
     }
+    if fine_folder(run_dir, config.train.name).is_dir():  # a stage that only some runs have
+        slabs, fine, pictures = (of_model(stage, config.train.name) for stage in FINE_STAGES)
+        found |= {slabs: None, fine: int(predicted.sum()), pictures: int(predicted.sum())}
+    return found
 
 
 def _learned(run_dir: Path, model: str) -> set[str]:

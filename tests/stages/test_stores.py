@@ -1,0 +1,80 @@
+"""What finished stores say of themselves, and stores of other inputs."""
+
+import numpy as np
+import pytest
+import torch
+
+from wsi_pipeline.errors import ModelError, RunError
+from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.heatmaps.store import create_heatmap, open_heatmap
+from wsi_pipeline.models.checkpoint import ModelCard, save_model
+from wsi_pipeline.models.patchnet import PatchNet
+from wsi_pipeline.stages.stores import StorePlan, _units_or_refusal, finish_slide, load_same_model
+
+GRID = PatchGrid(Bounds(0, 0, 2048, 2048), 0.25, 2.0, 64, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("patch_px", "mpp", "notes"),
+    [
+        (64, 0.5, []),
+        (None, 0.5, []),
+        (64, 0.6, []),  # 0.5 is 17 % less
+        (128, 0.5, ["patches have 64 px, the model was trained on 128"]),
+        (None, 1.0, ["patches have 0.5 um per px, the model was trained at 1: its probabilities"
+                     " mean little here"]),
+    ],
+)  # fmt: skip
+def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
+    tmp_path, patch_px, mpp, notes
+):
+    part, out = tmp_path / ".s-0.zarr", tmp_path / "s.zarr"
+    create_heatmap(part, grid=GRID, slide_id="s", model="m")
+    arguments = {"part": str(part), "out": str(out), "failures": ["one"], "patch_px": patch_px}
+    expected = {"notes": notes, "failures": ["one"]}
+    assert finish_slide(**arguments, mpp=mpp) == expected
+    assert not part.exists()
+    assert np.isnan(open_heatmap(out).values()).all()
+    # A worker that died after renaming: the unit is done again.
+    assert finish_slide(**arguments, mpp=mpp) == expected
+
+
+def plan(folder):
+    part, out = folder / f".s-{'0' * 12}.zarr", folder / "s.zarr"
+    return StorePlan("s", "s.tif", 0.5, folder / "s.parquet", folder, None, {}, part, out)
+
+
+def test_stores_of_other_inputs_make_room_and_a_begun_one_stays(tmp_path):
+    mine = plan(tmp_path)
+    others = [tmp_path / name for name in ("s.zarr", f".s-{'a' * 12}.zarr")]
+    of_another_slide = tmp_path / f".s-2-{'a' * 12}.zarr"
+    for store in (mine.part, *others, of_another_slide):
+        store.mkdir()
+    assert list(_units_or_refusal(mine, lambda _: iter(["unit"]))) == ["unit"]
+    assert mine.part.exists() and of_another_slide.exists()
+    assert not any(store.exists() for store in others)
+
+
+def test_a_slide_whose_units_cannot_be_told_is_one_unit_that_fails(tmp_path):
+    def units_of(plan):
+        yield "first"
+        raise RunError("the index is damaged")
+
+    first, refusal = _units_or_refusal(plan(tmp_path), units_of)
+    assert (first, refusal.key, refusal.slide_id) == ("first", "s/", "s")
+    with pytest.raises(RunError, match="the index is damaged"):
+        refusal.function(**refusal.arguments)
+
+
+def test_weights_that_changed_since_the_stage_began_are_refused(tmp_path):
+    arguments = {"patch_px": 5, "stride_px": 5, "filters": 1, "layers": 1}
+    card = ModelCard(
+        architecture="patchnet", arguments=arguments,
+        mean=(0.5,) * 3, std=(0.5,) * 3, patch_px=64, mpp=0.5,
+    )  # fmt: skip
+    card = save_model(tmp_path, PatchNet(**arguments), card)
+    module, found = load_same_model(str(tmp_path), card.weights_sha256)
+    assert found == card
+    assert isinstance(module, torch.nn.Module)
+    with pytest.raises(ModelError, match="not the weights that the stage began with"):
+        load_same_model(str(tmp_path), "0" * 64)
