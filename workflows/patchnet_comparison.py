@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from dask.system import CPU_COUNT
 from matplotlib.figure import Figure
 from PIL import Image
 from pydantic import Field, ValidationError
@@ -415,6 +416,7 @@ def main() -> int:
         sets = {"phantom": draw_phantom_patches(config)}
         if arguments.tiles is not None:
             sets["tiles"] = read_tiles(arguments.tiles, config)
+        torch.set_num_threads(CPU_COUNT)  # Dask's local workers leave this process one
         rows = pd.concat([compare(name, data, config) for name, data in sets.items()])
     except WsiError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

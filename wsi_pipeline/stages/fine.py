@@ -148,8 +148,8 @@ def _subnet_patch_px(card: ModelCard, folder: Path) -> int:
         )
     if card.shades_of_gray is not None:
         raise ModelError(
-            f"{folder}: the model was trained with shades_of_gray {card.shades_of_gray:g}: colour constancy is"
-            " of a whole patch, and a fine heatmap has none; train one without it"
+            f"{folder}: the model was trained with shades_of_gray {card.shades_of_gray:g}: colour"
+            " constancy is of a whole patch, and a fine heatmap has none; train one without it"
         )
     if "patch_px" not in card.arguments:
         raise ModelError(f"{folder}: model.json lacks the argument patch_px: PatchNet needs it")
