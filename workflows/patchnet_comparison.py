@@ -57,7 +57,7 @@ SHOWN = 3
 class ImagesConfig(Section):
     """How many images of each class, and their side."""
 
-    side_px: int = Field(gt=0)
+    side_px: int = Field(gt=0, multiple_of=2)
     train: int = Field(gt=0)
     validation: int = Field(gt=0)
     test: int = Field(gt=0)
@@ -148,8 +148,8 @@ def draw_phantom_patches(config: ComparisonConfig) -> Data:
             level=None,
             mpp=settings.patch_mpp,
             patch_px=side,
-            stride_px=side // 2,
-            inner_px=side // 2,
+            stride_px=side // 4 * 2,
+            inner_px=side // 4 * 2,  # even, as the sides are: it is centred on whole pixels
         ),
     )
     run.out.mkdir(parents=True, exist_ok=True)
