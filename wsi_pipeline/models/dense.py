@@ -11,6 +11,12 @@ image, edges once for each row (or column) of patches, corners once for each pat
 of each region is an ordinary convolution without padding, of the region with the pixels around it
 attached: zeros outside of the patch, two pixels of the middle inside.
 
+A corner is a few pixels wide, too few to keep a processor's vector units busy. So the patches of a
+row are interleaved: the first pixel of each, then the second of each. That is one wide image, on
+which a convolution of all these patches is one with dilation. Most of the work is in the corners
+and no row of patches needs another's: they are evaluated a few rows at a time, through all layers,
+so that what they leave in between stays in the processor's caches.
+
 With n(l) = min(P, 2 l + s) pixels a patch and axis at patch side P and stride s, a layer costs
 n(l)^2 convolution outputs a patch instead of P^2. Once 2 l + s reaches P nothing is shared any
 more: the regions are joined into whole patches, and the remaining layers run on these. So for each
@@ -20,7 +26,7 @@ The valid variant has no border, and the same code runs with the middle segment 
 convolutional network, n(l) = min(P - 2 l, s).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 
 import torch
@@ -33,11 +39,18 @@ from wsi_pipeline.models.patchnet import Subnet, check_holds_a_patch
 START, MIDDLE, END = "start", "middle", "end"
 BLOCK = 32
 """Patches a side evaluated at once. In float32, with 64 filters and patches of 31 px, that takes
-some 150 MB at stride 1 and 320 MB at stride 8."""
+some 70 MB at stride 1 and 320 MB at stride 8."""
+ROWS_AT_ONCE = 4
+"""Rows of patches whose upper and lower segments are evaluated at once on a CPU: fewer leave its
+cores waiting, more its caches. Other devices take all rows of a block."""
 
 Regions = dict[tuple[str, str], torch.Tensor]
-"""By row and column segment: shape (rows or 1, columns or 1, height, width, filters). The first two
-count the lattice's patches and are 1 where all of them share the segment."""
+"""By row and column segment: shape (rows or 1, height, width, columns or 1, filters). Rows and
+columns count the lattice's patches and are 1 where all of them share the segment."""
+
+MIDDLE_ROWS = ([(MIDDLE, MIDDLE)], [(MIDDLE, START), (MIDDLE, END)])
+BORDER_ROWS = ([(START, MIDDLE), (END, MIDDLE)], list(product((START, END), repeat=2)))
+"""The regions in the middle along the rows' axis, and the others: in groups of one shape."""
 
 
 @torch.no_grad()
@@ -162,65 +175,123 @@ def _blocks(
 
 def _evaluate(subnet: Subnet, image: torch.Tensor, stride_px: int) -> torch.Tensor:
     """`dense_filter_outputs` in one block: (channels, H, W) to (filters, rows, cols)."""
-    lattice = _lattice(subnet, image, stride_px)
-    regions = _image_as_regions(image, lattice, subnet.padding)
-    layer = 0
-    while layer < len(subnet.convolutions) and _is_shared(subnet, layer + 1, stride_px):
-        convolution = subnet.convolutions[layer]
-        regions = {
-            key: _convolve(convolution, _with_surroundings(regions, key, lattice, stride_px))
-            for key in regions
-        }
-        layer += 1
-    if layer == len(subnet.convolutions):
+    rows, cols = lattice = _lattice(subnet, image, stride_px)
+    middles = [_image_as_regions(image, cols, subnet.padding)]
+    for layer, convolution in enumerate(subnet.convolutions, 1):
+        if not _is_shared(subnet, layer, stride_px):
+            break
+        middles.append(_next_layer(convolution, MIDDLE_ROWS, middles[-1], lattice, stride_px))
+    step = ROWS_AT_ONCE if image.device.type == "cpu" else rows
+    parts = []
+    for first in range(0, rows, step):
+        chosen = range(first, min(first + step, rows))
+        of_rows = [_of_rows(middle, rows, chosen, stride_px) for middle in middles]
+        parts.append(_evaluate_rows(subnet, of_rows, (len(chosen), cols), stride_px))
+    return torch.cat(parts, dim=1)
+
+
+def _evaluate_rows(
+    subnet: Subnet, middles: list[Regions], lattice: tuple[int, int], stride_px: int
+) -> torch.Tensor:
+    """`_evaluate` for some rows of patches, given each shared layer's middle rows."""
+    shared = len(middles) - 1
+    borders = _empty_borders(middles[0], lattice[0])
+    for convolution, middle in zip(subnet.convolutions, middles[:shared], strict=False):
+        borders = _next_layer(convolution, BORDER_ROWS, borders | middle, lattice, stride_px)
+    regions = borders | middles[shared]
+    if shared == len(subnet.convolutions):
         return _read_out(subnet, regions, stride_px)
     values = _as_patches(_joined(regions, lattice, stride_px))
-    for convolution in subnet.convolutions[layer:]:
+    for convolution in subnet.convolutions[shared:]:
         values = torch.relu(convolution(values))
     return subnet.read_out(values).T.unflatten(1, lattice)
 
 
-def _image_as_regions(image: torch.Tensor, lattice: tuple[int, int], padding: str) -> Regions:
-    """Layer 0: no pixel depends on a border, so that all is middle and the borders are empty."""
-    image = image.permute(1, 2, 0)
-    height, width, channels = image.shape
-    segments = (START, MIDDLE, END) if padding == "same" else (MIDDLE,)
-    regions = {}
-    for row in segments:
-        for col in segments:
-            rows, high = (1, height) if row == MIDDLE else (lattice[0], 0)
-            cols, wide = (1, width) if col == MIDDLE else (lattice[1], 0)
-            regions[row, col] = image.new_empty(rows, cols, high, wide, channels)
-    regions[MIDDLE, MIDDLE] = image[None, None]
-    return regions
+def _image_as_regions(image: torch.Tensor, cols: int, padding: str) -> Regions:
+    """Layer 0's middle rows: no pixel depends on a border, so that left and right are empty."""
+    middle = image.permute(1, 2, 0)[None, :, :, None]
+    if padding == "valid":
+        return {(MIDDLE, MIDDLE): middle}
+    border = middle[:, :, :0].expand(-1, -1, -1, cols, -1)
+    return {(MIDDLE, START): border, (MIDDLE, MIDDLE): middle, (MIDDLE, END): border}
+
+
+def _empty_borders(middle: Regions, rows: int) -> Regions:
+    """Layer 0's other regions, empty too; none in the valid variant, which has no border."""
+    if (MIDDLE, START) not in middle:
+        return {}
+    return {
+        (row, col): region[:, :0].expand(rows, -1, -1, -1, -1)
+        for row in (START, END)
+        for (_, col), region in middle.items()
+    }
+
+
+def _of_rows(middle: Regions, rows: int, chosen: range, stride_px: int) -> Regions:
+    """The middle of some of the rows of patches (views)."""
+    others_px = (rows - len(chosen)) * stride_px
+    return {
+        key: region.narrow(1, chosen.start * stride_px, region.shape[1] - others_px)
+        for key, region in middle.items()
+    }
+
+
+def _next_layer(
+    convolution: nn.Conv2d,
+    groups: Iterable[list[tuple[str, str]]],
+    regions: Regions,
+    lattice: tuple[int, int],
+    stride_px: int,
+) -> Regions:
+    """The next layer's regions, those of a group as one batch; none that the model lacks."""
+    layer = {}
+    for keys in groups:
+        if keys[0] in regions:
+            inputs = _with_surroundings(regions, keys, lattice, stride_px)
+            outputs = _convolve(convolution, inputs).chunk(len(keys))
+            layer |= zip(keys, outputs, strict=True)
+    return layer
 
 
 def _with_surroundings(
-    regions: Regions, key: tuple[str, str], lattice: tuple[int, int], stride_px: int
+    regions: Regions, keys: list[tuple[str, str]], lattice: tuple[int, int], stride_px: int
 ) -> torch.Tensor:
-    """A region with what the next layer reads around it.
+    """Regions of one shape with what the next layer reads around them, one after the other.
 
-    Along each axis on which it lies at the border: a zero outside of the patch, two pixels of the
+    Along each axis on which they lie at the border: a zero outside of the patch, two pixels of the
     middle inside. The middle loses a pixel at each end to the borders, and needs none.
     """
-    own = regions[key]
-    at_border = [segment != MIDDLE for segment in key]
-    height, width = (own.shape[2 + axis] + 3 * at_border[axis] for axis in (0, 1))
-    out = own.new_empty(*own.shape[:2], height, width, own.shape[4])
+    own = regions[keys[0]]
+    if keys[0] == (MIDDLE, MIDDLE):
+        return own
+    height, width = (own.shape[1 + axis] + (0 if keys[0][axis] == MIDDLE else 3) for axis in (0, 1))
+    out = own.new_empty(len(keys), len(own), height, width, *own.shape[3:])
+    for key, target in zip(keys, out, strict=True):
+        _write_with_surroundings(target, regions, key, lattice, stride_px)
+    return out.flatten(0, 1)
+
+
+def _write_with_surroundings(
+    out: torch.Tensor,
+    regions: Regions,
+    key: tuple[str, str],
+    lattice: tuple[int, int],
+    stride_px: int,
+) -> None:
+    """One region with what the next layer reads around it, into `out`."""
     for axis in (0, 1):
-        if at_border[axis]:
-            out.select(2 + axis, 0 if key[axis] == START else -1).zero_()
+        if key[axis] != MIDDLE:
+            out.select(1 + axis, 0 if key[axis] == START else -1).zero_()
     for source in product(*({segment, MIDDLE} for segment in key)):
         part, target = regions[source], out
         for axis in (0, 1):
-            size = own.shape[2 + axis]
+            size = regions[key].shape[1 + axis]
             first = {START: 1, MIDDLE: 0, END: 2}[key[axis]]
             if source[axis] != key[axis]:
                 first, size = (1 + size if key[axis] == START else 0), 2
                 part = _next_to_border(part, axis, key[axis], lattice[axis], stride_px)
-            target = target.narrow(2 + axis, first, size)
+            target = target.narrow(1 + axis, first, size)
         target.copy_(part)
-    return out
 
 
 def _next_to_border(
@@ -233,21 +304,21 @@ def _next_to_border(
 
 def _middle_px(middle: torch.Tensor, axis: int, count: int, stride_px: int) -> int:
     """Pixels of one patch's middle segment, given that of `count` patches together."""
-    return middle.shape[axis + 2] - (count - 1) * stride_px
+    return middle.shape[1 + axis] - (count - 1) * stride_px
 
 
 def _of_each_patch(
     middle: torch.Tensor, axis: int, count: int, first: int, size: int, stride_px: int
 ) -> torch.Tensor:
     """Pixels `first` to ``first + size`` of each patch's middle segment along one axis (a view)."""
-    pixels = axis + 2
+    pixels, patches = 1 + axis, 3 * axis
     used = middle.narrow(pixels, first, (count - 1) * stride_px + size)
     windows = used.unfold(pixels, size, stride_px)  # patches in place of pixels, pixels at the end
-    return windows.transpose(axis, pixels).transpose(pixels, -1).squeeze(-1)
+    return windows.transpose(patches, pixels).transpose(pixels, -1).squeeze(-1)
 
 
 def _joined(regions: Regions, lattice: tuple[int, int], stride_px: int) -> torch.Tensor:
-    """Whole patches, put together from the regions: shape (rows, cols, height, width, filters)."""
+    """Whole patches, put together from the regions: shape (rows, height, width, cols, filters)."""
     segments = [segment for segment in (START, MIDDLE, END) if (segment, MIDDLE) in regions]
 
     def whole(axis: int, parts: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -255,7 +326,7 @@ def _joined(regions: Regions, lattice: tuple[int, int], stride_px: int) -> torch
         size = _middle_px(middle, axis, lattice[axis], stride_px)
         spread = _of_each_patch(middle, axis, lattice[axis], 0, size, stride_px)
         parts = parts | {MIDDLE: spread}
-        return torch.cat([parts[segment] for segment in segments], axis + 2)
+        return torch.cat([parts[segment] for segment in segments], 1 + axis)
 
     strips = {col: whole(0, {row: regions[row, col] for row in segments}) for col in segments}
     return whole(1, strips)
@@ -263,13 +334,21 @@ def _joined(regions: Regions, lattice: tuple[int, int], stride_px: int) -> torch
 
 def _convolve(convolution: nn.Conv2d, region: torch.Tensor) -> torch.Tensor:
     """Convolution without padding, and ReLU, of a region."""
-    values = functional.conv2d(_as_patches(region), convolution.weight, convolution.bias)
-    return torch.relu_(values).permute(0, 2, 3, 1).unflatten(0, region.shape[:2])
+    cols = region.shape[3]
+    values = functional.conv2d(
+        _as_image(region), convolution.weight, convolution.bias, dilation=(1, cols)
+    )
+    return torch.relu_(values).permute(0, 2, 3, 1).unflatten(2, (-1, cols))
+
+
+def _as_image(region: torch.Tensor) -> torch.Tensor:
+    """A region as a batch of rows of patches, interleaved, in torch's channels-last layout."""
+    return region.flatten(2, 3).permute(0, 3, 1, 2)
 
 
 def _as_patches(region: torch.Tensor) -> torch.Tensor:
-    """A region as a batch of images, in torch's channels-last layout."""
-    return region.flatten(0, 1).permute(0, 3, 1, 2)
+    """Whole patches as a batch, in torch's channels-last layout."""
+    return region.movedim(3, 1).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def _read_out(subnet: Subnet, regions: Regions, stride_px: int) -> torch.Tensor:
@@ -283,19 +362,25 @@ def _read_out(subnet: Subnet, regions: Regions, stride_px: int) -> torch.Tensor:
     }
     total = subnet.readout_bias[:, None, None]
     with torch.autocast(total.device.type, enabled=False):  # bfloat16 would be coarse
-        for (row, col), region in regions.items():
-            weight = subnet.readout_weight[:, spans[row], spans[col]]
-            total = total + _weighted_sums(region.to(weight.dtype), weight, stride_px)
+        for key, region in regions.items():
+            weight = subnet.readout_weight[:, spans[key[0]], spans[key[1]]]
+            steps = tuple(stride_px if segment == MIDDLE else 1 for segment in key)
+            total = total + _weighted_sums(region.to(weight.dtype), weight, steps)
     return torch.tanh(total)
 
 
-def _weighted_sums(region: torch.Tensor, weight: torch.Tensor, stride_px: int) -> torch.Tensor:
+def _weighted_sums(
+    region: torch.Tensor, weight: torch.Tensor, steps: tuple[int, int]
+) -> torch.Tensor:
     """Each filter's dot product with its weights at every patch: (filters, rows, cols)."""
     sums = functional.conv2d(
-        _as_patches(region), weight[:, None], stride=stride_px, groups=len(weight)
-    ).unflatten(0, region.shape[:2])
-    rows, cols, _, high, wide = sums.shape  # one of rows and high is 1, so is one of cols and wide
-    return sums.permute(2, 0, 3, 1, 4).reshape(len(weight), rows * high, cols * wide)
+        _as_image(region),
+        weight[:, None],
+        stride=steps,
+        dilation=(1, region.shape[3]),
+        groups=len(weight),
+    )
+    return sums.movedim(1, 0).flatten(1, 2)  # there is one row of patches or one of sums
 
 
 def _is_shared(subnet: Subnet, layer: int, stride_px: int) -> bool:
