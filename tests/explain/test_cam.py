@@ -11,13 +11,7 @@ from wsi_pipeline.explain.cam import class_activation_map, grad_cam
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.models.vgg16 import VGG16
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count=2, height=16, width=24, dtype=torch.float64):

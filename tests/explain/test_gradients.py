@@ -19,18 +19,12 @@ from wsi_pipeline.explain.gradients import (
 )
 from wsi_pipeline.models.patchnet import PatchNet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 few_copies = functools.partial(smooth_grad, samples=3)
 METHODS = pytest.mark.parametrize(
     "method", [saliency, few_copies, guided_backpropagation, deconvolution]
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def images(count=2, height=8, width=12, dtype=torch.float64):

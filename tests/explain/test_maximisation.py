@@ -8,13 +8,7 @@ from torch import nn
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.explain.maximisation import START_STD, activation_maximisation
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def linear(size_px=4):

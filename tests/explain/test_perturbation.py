@@ -13,17 +13,11 @@ from torch import nn
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.explain.perturbation import cut_superpixels, lime, occlusion
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 small_windows = functools.partial(occlusion, window_px=4, stride_px=3)
 few_superpixels = functools.partial(lime, superpixels=12, samples=60)
 METHODS = pytest.mark.parametrize("method", [small_windows, few_superpixels])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def mosaic(count=2, dtype=torch.float64):

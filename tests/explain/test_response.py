@@ -21,13 +21,7 @@ from wsi_pipeline.explain.response import (
 )
 from wsi_pipeline.models.vgg16 import VGG16
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count=2, height=16, width=24, channels=3, dtype=torch.float64):

@@ -9,15 +9,9 @@ from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.explain.gradients import guided_backpropagation, smooth_grad
 from wsi_pipeline.explain.unveiling import smooth_to_region, unveil, unveiled_regions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"kernel_px": 3, "passes": 1}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class BrightestSquare(nn.Module):

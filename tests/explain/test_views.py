@@ -9,13 +9,7 @@ from torch import nn
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.explain.views import feature_maps, first_layer_filters, most_representative
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count=2, dtype=torch.float64):

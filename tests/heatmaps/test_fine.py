@@ -13,17 +13,10 @@ from wsi_pipeline.models.inference import dense_predictor
 from wsi_pipeline.models.patchnet import Subnet
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Inner squares of 24 px tile 260 x 190 px: 8 x 11 coarse cells.
 COARSE = PatchGrid(Bounds(0, 0, 260, 190), 0.5, 1.0, patch_px=32, stride_px=24, inner_px=24)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small operations: on a busy machine, threads would wait for each other at each."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class ArraySlide:

@@ -14,14 +14,7 @@ from wsi_pipeline.models.dense import (
 )
 from wsi_pipeline.models.patchnet import Subnet, cut_patches
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small operations: on a busy machine, threads would wait for each other at each."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def subnet(patch_px, dtype=torch.float64, **settings):
