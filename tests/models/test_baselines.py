@@ -15,12 +15,7 @@ from wsi_pipeline.models.checkpoint import ARCHITECTURES
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
