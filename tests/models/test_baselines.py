@@ -14,7 +14,6 @@ from wsi_pipeline.models.baselines import CAMNet, GradCAMNet
 from wsi_pipeline.models.checkpoint import ARCHITECTURES
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
