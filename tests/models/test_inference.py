@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models import inference
 from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.models.inference import dense_predictor, normalise, predictor
 from wsi_pipeline.models.patchnet import Subnet, cut_patches
@@ -133,3 +134,19 @@ def test_dense_predictions_have_the_cards_gamma():
     with torch.no_grad():
         expected = torch.sigmoid(subnet(torch.from_numpy(corrected).permute(2, 0, 1)[None]))
     np.testing.assert_allclose(predict(image), expected.numpy()[None], atol=1e-6)
+
+
+def test_images_of_many_sizes_are_evaluated_in_few(monkeypatch):
+    """Else what libraries of convolutions keep for each size would fill a worker's memory."""
+    seen, evaluate = set(), inference.dense_logits
+
+    def dense_logits(subnet, image, stride_px):
+        seen.add(tuple((n - subnet.patch_px) // stride_px + 1 for n in image.shape[1:]))
+        return evaluate(subnet, image, stride_px)
+
+    _, predict = dense(11, 4)
+    monkeypatch.setattr(inference, "dense_logits", dense_logits)
+    for rows, cols in [(1, 1), (3, 8), (8, 2), (9, 16), (13, 5), (16, 16)]:
+        image = np.zeros((4 * rows + 7, 4 * cols + 7 + 3, 3), np.uint8)  # 3 px are in no patch
+        assert predict(image).shape == (rows, cols)
+    assert seen == {(8, 8), (16, 16), (16, 8), (8, 16)}

@@ -5,11 +5,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from torchvision.transforms import v2
 
 from wsi_pipeline.models import colour
 from wsi_pipeline.models.dense import dense_logits
-from wsi_pipeline.models.patchnet import Subnet
+from wsi_pipeline.models.patchnet import Subnet, check_holds_a_patch
+
+LATTICE_STEP = 8
+"""Patches along each axis of a dense evaluation are rounded up to a multiple of this."""
 
 
 def normalise(
@@ -138,12 +142,30 @@ def dense_predictor(
             torch.inference_mode(),
             torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision),
         ):
-            logits = dense_logits(
-                subnet, normalise(pixels[None], mean, std, gamma=gamma)[0], stride_px
-            )
-        return torch.sigmoid(logits.float()).cpu().numpy()
+            prepared = normalise(pixels[None], mean, std, gamma=gamma)[0]
+            logits = dense_logits(subnet, _of_few_sizes(prepared, subnet, stride_px), stride_px)
+        rows, cols = ((n - subnet.patch_px) // stride_px + 1 for n in image.shape[:2])
+        return torch.sigmoid(logits[:rows, :cols].float()).cpu().numpy()
 
     return predict
+
+
+def _of_few_sizes(image: torch.Tensor, subnet: Subnet, stride_px: int) -> torch.Tensor:
+    """An image with zeros attached until its patches come in multiples of `LATTICE_STEP`.
+
+    oneDNN and cuDNN keep what they prepare for each size they meet: with sizes at will, a worker's
+    memory would grow from chunk to chunk.
+    """
+    check_holds_a_patch(image, subnet.patch_px)
+    below, right = (
+        (_rounded_up((n - subnet.patch_px) // stride_px + 1) - 1) * stride_px + subnet.patch_px - n
+        for n in image.shape[1:]
+    )
+    return functional.pad(image, (0, right, 0, below))  # under 0: pixels in no patch are cut off
+
+
+def _rounded_up(count: int) -> int:
+    return -(-count // LATTICE_STEP) * LATTICE_STEP
 
 
 def use_mixed_precision(device: torch.device | str, setting: bool | None) -> bool:
