@@ -50,7 +50,9 @@ class Heatmap:
     levels: tuple[zarr.Array, ...]
 
     def values(self, level: int = 0) -> np.ndarray:
-        """Pixels of a level: float32 (rows, cols), in [0, 1], NaN where not predicted.
+        """Pixels of a level: float32 (rows, cols), NaN where not predicted.
+
+        Probabilities in [0, 1]; of an explanation's map, in the method's units.
 
         Raises
         ------
@@ -197,6 +199,32 @@ def finish_heatmap(path) -> None:
     for array in heatmap.levels[1:]:
         values = _halve(values)
         array[:] = values
+
+
+def write_heatmap(
+    path, values: np.ndarray, *, grid: PatchGrid, slide_id: str, model: str, chunk: int, ngff: str
+) -> None:
+    """Write a heatmap that is in memory, whole, with its pyramid; replaces an old one.
+
+    Parameters
+    ----------
+    path, grid, slide_id, model, chunk, ngff
+        As for `create_heatmap`.
+    values : float array, shape `grid.shape`
+        In any unit.
+
+    Raises
+    ------
+    RunError
+        If the values are of another shape.
+    ConfigError
+        As `create_heatmap`.
+    """
+    if values.shape != grid.shape:
+        raise RunError(f"{path}: values of shape {values.shape} for a grid of {grid.shape}")
+    create_heatmap(path, grid=grid, slide_id=slide_id, model=model, chunk=chunk, ngff=ngff)
+    _open(path, "r+").levels[0][:] = values
+    finish_heatmap(path)
 
 
 def open_heatmap(path) -> Heatmap:

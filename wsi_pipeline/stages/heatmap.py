@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from distributed import Client
 
 from wsi_pipeline.config import Config
-from wsi_pipeline.errors import ModelError, RunError
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.predict import Predict, Slab, predict_slab, slabs
 from wsi_pipeline.heatmaps.store import (
@@ -25,7 +24,7 @@ from wsi_pipeline.heatmaps.store import (
 from wsi_pipeline.jobs.cluster import GPU, has_resource
 from wsi_pipeline.jobs.record import Record, file_fingerprint, hash_inputs
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
-from wsi_pipeline.models.checkpoint import ModelCard, load_model, read_card
+from wsi_pipeline.models.checkpoint import ModelCard, read_card
 from wsi_pipeline.models.inference import predictor, use_mixed_precision
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.slides.reader import cached_slide
@@ -37,6 +36,7 @@ from wsi_pipeline.stages.run_directory import (
     of_model,
     tiled_slides,
 )
+from wsi_pipeline.stages.worker_model import worker_model
 
 HASH_DIGITS = 12
 SAME_MPP = 0.2
@@ -143,11 +143,9 @@ def _unlike_training(grid: PatchGrid, patch_px: int, mpp: float) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _predictor(model: str, weights: str, mixed_precision: bool | None) -> Predict:
-    """The model, loaded once in each worker; `weights` is the hash that tells models apart."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module, card = load_model(model)
-    if card.weights_sha256 != weights:
-        raise ModelError(f"{model}: these are not the weights that the stage began with")
+    """The worker's model as a function of patches."""
+    module, card = worker_model(model, weights)
+    device = next(module.parameters()).device
     return predictor(
         module,
         **card.normalisation,

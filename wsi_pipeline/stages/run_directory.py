@@ -75,6 +75,11 @@ def evaluation_folder(run_dir: Path, name: str) -> Path:
     return Path(run_dir) / "evaluation" / name
 
 
+def explanation_folder(run_dir: Path, name: str) -> Path:
+    """Where the explanations of a model lie."""
+    return Path(run_dir) / "explanations" / name
+
+
 def read_slides(run_dir: Path, splits: Sequence[str] | None = None) -> pd.DataFrame:
     """Read the catalog's slides that could be opened, of the given splits.
 
