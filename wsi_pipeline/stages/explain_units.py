@@ -123,15 +123,16 @@ def map_place(
 
 def draw_place(
     path: str, mpp: float, place: dict, methods: list[str], probabilities: list[float],
-    annotation: str | None, annotation_rules: dict, folder: str,
+    annotation: str | None, annotation_rules: dict, of: str, folder: str,
 ) -> dict:  # fmt: skip
     """Draw a place beside its maps, ``panel.png``: the work of a unit.
 
     Returns
     -------
     dict
-        What the page says of the place: ``title``, ``where``, ``probability`` (the highest of its
-        patches), ``x_um``, ``y_um`` (of its upper left corner), and ``methods``.
+        What the page says of it: ``place``, ``title``, ``where``, ``probability`` (the highest of
+        its patches), ``x_um``, ``y_um`` (of its upper left corner), ``methods``, and ``of``, what
+        the picture is true of (`shown_of`).
     """
     place, folder = Place(**place), Path(folder)
     slide = cached_slide(path, mpp)
@@ -153,12 +154,14 @@ def draw_place(
     )  # fmt: skip
     write_whole(folder / "panel.png", picture)
     return {
+        "place": asdict(place),
         "title": title,
         "where": where,
         "probability": max(probabilities),
         "x_um": place.x * mpp,
         "y_um": place.y * mpp,
         "methods": methods,
+        "of": of,
     }
 
 
@@ -220,13 +223,14 @@ def panel_units(
             "probabilities": probabilities,
             "annotation": slide.annotation,
             "annotation_rules": config.catalog.annotation.model_dump(),
+            "of": shown_of(slide, config, card),
             "folder": str(folder),
         }
         inputs = {
             "place": asdict(place),
             "probabilities": probabilities,
             "maps": {name: hash_inputs(unit.inputs) for name, unit in of_place.items()},
-            "of": shown_of(slide, config, card),
+            "of": arguments["of"],
         }
         output = folder / "panel.png"
         units.append(Unit(place.name, place.slide_id, inputs, draw_place, arguments, output))
@@ -273,17 +277,15 @@ def _panel(method: str, values: np.ndarray) -> MethodPanel:
 
 
 def _around(shown: Bounds) -> Bounds:
-    """The place's surroundings, level-0 px; they may reach over the slide's edge, which is white."""
-    side = SURROUNDINGS * max(shown.width, shown.height)
-    x, y = shown.x + (shown.width - side) // 2, shown.y + (shown.height - side) // 2
-    return Bounds(x, y, side, side)
+    """The place's surroundings, level-0 px; white beyond the slide's edge."""
+    width, height = SURROUNDINGS * shown.width, SURROUNDINGS * shown.height
+    x, y = shown.x - (width - shown.width) // 2, shown.y - (height - shown.height) // 2
+    return Bounds(x, y, width, height)
 
 
 def _title(place: Place, lesions: Sequence) -> str:
     bounds = map_grid(place, 1.0).bounds
-    shown = shapely.box(
-        bounds.x, bounds.y, bounds.x + bounds.width, bounds.y + bounds.height
-    )
+    shown = shapely.box(bounds.x, bounds.y, bounds.x + bounds.width, bounds.y + bounds.height)
     here = any(lesion.intersects(shown) for lesion in lesions)
     tumour = "tumour is annotated here" if here else "no tumour is annotated here"
     return {

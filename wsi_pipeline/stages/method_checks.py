@@ -7,7 +7,6 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import shapely
-import torch
 from shapely.affinity import translate
 from torch import nn
 
@@ -140,9 +139,7 @@ def rank_units(
             "annotation_rules": config.catalog.annotation.model_dump(),
         }
         inputs = unit.inputs | {"of": shown_of(slide, config, card)}
-        units.append(
-            Unit(unit.key, unit.slide_id, inputs, rank_patch, unit.arguments | own)
-        )
+        units.append(Unit(unit.key, unit.slide_id, inputs, rank_patch, unit.arguments | own))
     return units
 
 

@@ -13,6 +13,11 @@ SLIDE_COLUMNS = (
     "label", "mpp", "width", "height", "status",
 )  # fmt: skip
 
+EXPLANATIONS_PAGE = "index.html"
+"""In the folder of a model's explanations."""
+EXPLAIN_STAGES = ("explain", "panels", "rank", "trust")
+"""What the record calls the explain stage's work: maps, pictures, and the two checks of methods."""
+
 
 def slides_path(run_dir: Path) -> Path:
     """Where the catalog lies."""
