@@ -106,6 +106,39 @@ class Size(click.ParamType):
         return int(found[1]), int(found[2])
 
 
+class Point(click.ParamType):
+    """A pixel, as 1024,-64."""
+
+    name = "X,Y"
+
+    def convert(self, value, param, ctx):
+        """Two whole numbers."""
+        if isinstance(value, tuple):
+            return value
+        if not (found := re.fullmatch(r"(-?\d+),(-?\d+)", value)):
+            self.fail(f"{value!r} is no place: write it as 1024,2048", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+@main.command()
+@config_option
+@out_option
+@click.option("--slide", metavar="ID", help="A slide, with --at; else places of the evaluation.")
+@click.option("--at", type=Point(), help="Upper left corner of a place in it, level-0 px.")
+@click.option("--size", type=Size(), help="Its size, working px; one patch unless given.")
+@click.option("--methods", metavar="A,B", help="Names, in place of explain.methods.")
+@click.option("--top", type=click.IntRange(1), help="Places of each kind, in place of explain.top.")
+@scheduler_option
+def explain(path, out, scheduler, methods, slide, at, size, top):
+    """Why: explanations of mistakes, hits or any place, in slide coordinates."""
+    from wsi_pipeline.stages.explain import check_place
+
+    check_place(slide, at, size)
+    names = None if methods is None else [name.strip() for name in methods.split(",")]
+    place = {"slide": slide, "at": at, "size": size}
+    _run(_load(path, out, scheduler), ("explain",), **place, methods=names, top=top)
+
+
 @main.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--slides", default=20, show_default=True, help="Number of slides.")
@@ -326,11 +359,18 @@ def _load(path: Path, out: Path | None, scheduler: str | None, **overrides) -> C
     return load_config(path, **overrides)
 
 
-def _run(config: Config, stages: tuple[str, ...]):
-    """Run stages with one Dask client and leave with the status that their failures call for."""
+def _run(config: Config, stages: tuple[str, ...], **options):
+    """Run stages with one Dask client and leave with the status that their failures call for.
+
+    `options` are handed to each stage.
+    """
     from wsi_pipeline.files import replace_atomically
     from wsi_pipeline.jobs.cluster import connect
-    from wsi_pipeline.stages.run_directory import evaluation_folder
+    from wsi_pipeline.stages.run_directory import (
+        EXPLANATIONS_PAGE,
+        evaluation_folder,
+        explanation_folder,
+    )
 
     try:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -343,12 +383,15 @@ def _run(config: Config, stages: tuple[str, ...]):
     with _only_one(config.out), connect(jobs.scheduler, workers=jobs.workers) as client:
         for name in stages:
             stage = import_module(f"wsi_pipeline.stages.{name}")
-            outcomes.append((name, stage.run(config, client)))
+            outcomes.append((name, stage.run(config, client, **options)))
             if name == "train" and not outcomes[-1][1].results:
                 break  # a failed slide stops nothing, but there is no going on without a model
-    if outcomes[-1][0] == "evaluate":
-        report = evaluation_folder(config.out, config.train.name) / "report.html"
-        console.print(f"report: {report}", markup=False, soft_wrap=True)
+    pages = {
+        "evaluate": evaluation_folder(config.out, config.train.name) / "report.html",
+        "explain": explanation_folder(config.out, config.train.name) / EXPLANATIONS_PAGE,
+    }
+    if outcomes[-1][0] in pages:
+        console.print(f"report: {pages[outcomes[-1][0]]}", markup=False, soft_wrap=True)
     _finish(outcomes, config.out)
 
 

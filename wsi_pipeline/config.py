@@ -316,6 +316,30 @@ class MineConfig(Section):
     )
 
 
+class ExplainConfig(Section):
+    """Explanations: why a patch was called positive."""
+
+    methods: tuple[str, ...] | None = Field(
+        None, description="methods by name, see docs/explanations.md; null: all that fit the model"
+    )
+    layer: str | None = Field(
+        None,
+        description="layer that grad_cam, clear and attentive_response_map look at, features.28"
+        " say; null: the last convolution",
+    )
+    top: int = Field(
+        3,
+        gt=0,
+        description="places of each kind: worst false positives, missed lesions, best hits",
+    )
+    patches: int = Field(
+        20, ge=0, description="annotated test patches that rank the methods; 0: no ranking"
+    )
+    trust_patches: int = Field(
+        3, ge=0, description="of these, patches for the trust checks, which take longest; 0: none"
+    )
+
+
 class JobsConfig(Section):
     """Dask."""
 
@@ -339,6 +363,7 @@ class Config(Section):
     fine: FineConfig = FineConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     mine: MineConfig = MineConfig()
+    explain: ExplainConfig = ExplainConfig()
     jobs: JobsConfig = JobsConfig()
 
 

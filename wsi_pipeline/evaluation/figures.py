@@ -299,6 +299,36 @@ def reliability_figure(table: pd.DataFrame) -> Picture:
     )
 
 
+def similarity_figure(table: pd.DataFrame, names: Mapping[str, str]) -> Picture:
+    """How alike explanations stay while a model's weights become random, layer by layer.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``method, depth, layer, similarity``, see
+        `wsi_pipeline.evaluation.explanations.MethodChecks`; the depths of all methods are the same.
+    names : mapping
+        What to call each method.
+    """
+    layers = table.drop_duplicates("depth").sort_values("depth")
+
+    def draw(axes):
+        for number, (method, of_method) in enumerate(table.groupby("method", sort=False)):
+            color = COLORS[number % len(COLORS)]
+            line = ("-", "--", "-.", ":")[number // len(COLORS) % 4]
+            axes.plot(
+                of_method["depth"], of_method["similarity"], color=color, ls=line, marker="o",
+                markersize=3, lw=1.3, label=names[method],
+            )  # fmt: skip
+        axes.axhline(0, color=GREY, lw=1, ls=":")
+        axes.set_xticks(layers["depth"], layers["layer"], rotation=20, ha="right", fontsize=8)
+        axes.set(ylim=(min(-0.1, table["similarity"].min() - 0.05), 1.02))
+        axes.set(xlabel="weights random from the head down to", ylabel="rank correlation")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
+
+    return Picture(_svg(draw), "Similarity of each method's maps while weights become random")
+
+
 def _svg(draw) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")

@@ -28,6 +28,10 @@ PERCENT = "\N{NO-BREAK SPACE}%"
 OPEN_PICTURES = 12
 """A gallery shows as many at once, and whatever went wrong; the rest is folded."""
 
+SHOWN_LINK = '<a class="why"'
+HIDDEN_LINK = f"{SHOWN_LINK} hidden"
+"""How the link to the explanations begins, before they are there."""
+
 
 def write_report(
     folder,
@@ -45,6 +49,7 @@ def write_report(
     false_positive_pictures: Mapping[int, bytes],
     slides: Sequence[SlidePanel],
     failures: pd.DataFrame,
+    explanations: str | None = None,
 ) -> Path:
     """Write ``report.html``, ``metrics.json`` and the tables as CSV, each whole or not at all.
 
@@ -85,6 +90,9 @@ def write_report(
         Of both splits.
     failures : DataFrame
         A row for each slide or unit that failed in any stage; any columns.
+    explanations : str, optional
+        Where the page of explanations is or will be, seen from `folder`. The report links to it if
+        it is there, or as soon as `show_explanations` says so.
 
     Returns
     -------
@@ -108,7 +116,7 @@ def write_report(
         "lesions": lesions,
         "false_positives": false_positives,
     }
-    html = _environment().get_template("report.html.j2").render(
+    html = environment().get_template("report.html.j2").render(
         title=title,
         run=_sections(run),
         metrics=metrics,
@@ -128,6 +136,8 @@ def write_report(
         false_positive_count=len(false_positives),
         panels=reading_order(slides),
         failures=failures,
+        explanations=explanations,
+        explained=explanations is not None and (folder / explanations).is_file(),
         csv_names=list(tables),
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +146,22 @@ def write_report(
     write_json(folder / "metrics.json", metrics)
     write_whole(folder / "report.html", html.encode())
     return folder / "report.html"
+
+
+def show_explanations(report) -> None:
+    """Make a report's link to the explanations visible, now that they are there.
+
+    Parameters
+    ----------
+    report : path-like
+        ``report.html``; nothing happens where it is not there, or has no such link.
+    """
+    report = Path(report)
+    if report.is_file():
+        html = report.read_text()
+        shown = html.replace(HIDDEN_LINK, SHOWN_LINK)
+        if shown != html:
+            write_whole(report, shown.encode())
 
 
 def _patch_tables(patches: pd.DataFrame, threshold: float) -> dict[str, pd.DataFrame]:
@@ -220,18 +246,19 @@ def _sections(run: dict) -> dict[str, str]:
     }
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates of the package's pages, with the filters that write its numbers."""
+    pages = Environment(
         loader=PackageLoader("wsi_pipeline", "evaluation"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"level": f"{100 * LEVEL:g}{PERCENT}", "open_pictures": OPEN_PICTURES}
-    environment.filters |= _filters()
-    environment.tests["missing"] = _missing
-    return environment
+    pages.globals |= {"level": f"{100 * LEVEL:g}{PERCENT}", "open_pictures": OPEN_PICTURES}
+    pages.filters |= _filters()
+    pages.tests["missing"] = _missing
+    return pages
 
 
 def _filters() -> dict:

@@ -88,7 +88,7 @@ def heatmap_figure(
     frame = (shown.x, shown.x + shown.width, shown.y + shown.height, shown.y)
     for axes in panels:
         axes.imshow(image, extent=frame, interpolation="antialiased")
-    outlines = _rings(lesions)
+    outlines = rings(lesions)
     left.add_collection(LineCollection(outlines, colors="black", linewidths=2.2))
     left.add_collection(LineCollection(outlines, colors="yellow", linewidths=1.1))
     left.set_title("annotation" if lesions else "no annotation")
@@ -102,7 +102,7 @@ def heatmap_figure(
         ScalarMappable(SCALE, COLORMAP), ax=others[-1], label="probability of tumour", shrink=0.8,
         alpha=OPACITY,
     )  # fmt: skip
-    _draw_scale_bar(left, shown, heatmaps[0].grid.mpp)
+    draw_scale_bar(left, shown, heatmaps[0].grid.mpp)
     for axes in panels:
         for x, y in marks:
             axes.plot(x, y, "o", mfc="none", mec="black", mew=2.4, markersize=15)
@@ -124,13 +124,13 @@ def _heatmap_frame(heatmap: HeatmapPanel) -> tuple[float, float, float, float]:
     return left, left + cols * step, top + rows * step, top
 
 
-def _rings(lesions: Sequence[Polygon]) -> list[np.ndarray]:
+def rings(lesions: Sequence[Polygon]) -> list[np.ndarray]:
     """Outer and inner rings: x, y of the corners, shape (N, 2) each."""
     rings = (ring for lesion in lesions for ring in (lesion.exterior, *lesion.interiors))
     return [np.asarray(ring.coords)[:, :2] for ring in rings]
 
 
-def _draw_scale_bar(axes, shown: Bounds, mpp: float) -> None:
+def draw_scale_bar(axes, shown: Bounds, mpp: float) -> None:
     """Draw the longest bar of 1, 2 or 5 x 10^n um that is under a quarter of the width."""
     longest_um = shown.width * mpp / 4
     decade = 10.0 ** np.floor(np.log10(longest_um))

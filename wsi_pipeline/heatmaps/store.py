@@ -62,8 +62,9 @@ class Heatmap:
 
         Returns
         -------
-        float32 array, shape (rows, cols), in [0, 1]
-            NaN where not predicted.
+        float32 array, shape (rows, cols)
+            Probabilities in [0, 1]; of an explanation's map, in the method's units. NaN where not
+            predicted.
 
         Raises
         ------
@@ -212,6 +213,32 @@ def finish_heatmap(path) -> None:
         for first in range(0, coarser.shape[0], step):
             below = heatmap.values(level, slice(2 * first, 2 * (first + step)))
             coarser[first : first + step] = _halve(below)
+
+
+def write_heatmap(
+    path, values: np.ndarray, *, grid: PatchGrid, slide_id: str, model: str, chunk: int, ngff: str
+) -> None:
+    """Write a heatmap that is in memory, whole, with its pyramid; replaces an old one.
+
+    Parameters
+    ----------
+    path, grid, slide_id, model, chunk, ngff
+        As for `create_heatmap`.
+    values : float array, shape `grid.shape`
+        In any unit.
+
+    Raises
+    ------
+    RunError
+        If the values are of another shape.
+    ConfigError
+        As `create_heatmap`.
+    """
+    if values.shape != grid.shape:
+        raise RunError(f"{path}: values of shape {values.shape} for a grid of {grid.shape}")
+    create_heatmap(path, grid=grid, slide_id=slide_id, model=model, chunk=chunk, ngff=ngff)
+    _open(path, "r+").levels[0][:] = values
+    finish_heatmap(path)
 
 
 def open_heatmap(path) -> Heatmap:

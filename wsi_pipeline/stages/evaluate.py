@@ -48,6 +48,7 @@ from wsi_pipeline.stages.hits import (
     write_hits,
 )
 from wsi_pipeline.stages.run_directory import (
+    EXPLANATIONS_PAGE,
     evaluation_folder,
     heatmap_folder,
     index_path,
@@ -313,6 +314,7 @@ def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged,
         false_positive_pictures=read_pictures(folder / "gallery", "false-positive", shown[1]),
         slides=_panels(config.out, config.train.name, slides, metrics["slide"]["threshold"]),
         failures=pd.DataFrame(failures_on_the_way(config.out, config.train.name)),
+        explanations=f"../../explanations/{config.train.name}/{EXPLANATIONS_PAGE}",
     )
 
 

@@ -5,7 +5,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from distributed import Client
 
 from wsi_pipeline.config import Config
@@ -36,10 +35,10 @@ from wsi_pipeline.stages.stores import (
     StorePlan,
     begin_store,
     fill_stores,
-    load_same_model,
     plan_store,
     slab_unit,
 )
+from wsi_pipeline.stages.worker_model import worker_model
 
 PICTURE_SCHEMA = 1
 SHOWN_LEVEL0_PX = 2000
@@ -225,8 +224,8 @@ def _predictor(
     model: str, weights: str, stride_px: int, mixed_precision: bool | None
 ) -> DensePredict:
     """The subnet, loaded once in each worker; `weights` is the hash that tells models apart."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module, card = load_same_model(model, weights)
+    module, card = worker_model(model, weights)
+    device = next(module.parameters()).device
     return dense_predictor(
         module.subnet,
         stride_px=stride_px,

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
-import torch
 from distributed import Client
 
 from wsi_pipeline.config import Config
@@ -20,10 +19,10 @@ from wsi_pipeline.stages.stores import (
     StorePlan,
     begin_store,
     fill_stores,
-    load_same_model,
     plan_store,
     slab_unit,
 )
+from wsi_pipeline.stages.worker_model import worker_model
 
 
 def run(config: Config, client: Client) -> Outcome:
@@ -71,9 +70,9 @@ def predict_chunk(
 
 @lru_cache(maxsize=1)
 def _predictor(model: str, weights: str, mixed_precision: bool | None) -> Predict:
-    """The model, loaded once in each worker; `weights` is the hash that tells models apart."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module, card = load_same_model(model, weights)
+    """The worker's model as a function of patches."""
+    module, card = worker_model(model, weights)
+    device = next(module.parameters()).device
     return predictor(
         module,
         **card.normalisation,

@@ -16,6 +16,11 @@ FINE_STAGES = ("fine_predict", "fine", "fine_pictures")
 """What the record calls the fine stage's work on slabs, on slides and on pictures. No hyphen: it
 parts a stage's name from its model's, see `of_model`."""
 
+EXPLANATIONS_PAGE = "index.html"
+"""In the folder of a model's explanations."""
+EXPLAIN_STAGES = ("explain", "panels", "rank", "trust")
+"""What the record calls the explain stage's work: maps, pictures, and the two checks of methods."""
+
 
 def slides_path(run_dir: Path) -> Path:
     """Where the catalog lies."""
@@ -81,6 +86,11 @@ def mined_path(run_dir: Path, name: str) -> Path:
 def evaluation_folder(run_dir: Path, name: str) -> Path:
     """Where the report on a model lies."""
     return Path(run_dir) / "evaluation" / name
+
+
+def explanation_folder(run_dir: Path, name: str) -> Path:
+    """Where the explanations of a model lie."""
+    return Path(run_dir) / "explanations" / name
 
 
 def read_slides(run_dir: Path, splits: Sequence[str] | None = None) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from wsi_pipeline.config import Config, load_config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.jobs.record import Failure, read_done, read_failures
 from wsi_pipeline.stages.run_directory import (
+    EXPLAIN_STAGES,
     FINE_STAGES,
     fine_folder,
     learned_patients,
@@ -80,6 +81,8 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
     if not slides_path(run_dir).exists():
         return dict.fromkeys(("catalog", "tile", "train", predict, heatmap, evaluate))
     slides = read_slides(run_dir)
+    begun = [of_model(stage, config.train.name) for stage in EXPLAIN_STAGES]
+    begun = [stage for stage in begun if read_done(run_dir, stage)]  # no part of every run
     predicted = slides["split"].isin(config.heatmap.splits)
     learned = slides["patient_id"].isin(_learned(run_dir, config.train.name))
     found = {
@@ -89,6 +92,7 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
         predict: None,  # slabs: how many there are is known while they are made
         heatmap: int(predicted.sum()),
         evaluate: int((predicted & ~learned).sum()),
+        **dict.fromkeys(begun),  # how many there are depends on what is asked for
     }
     if fine_folder(run_dir, config.train.name).is_dir():  # a stage that only some runs have
         slabs, fine, pictures = (of_model(stage, config.train.name) for stage in FINE_STAGES)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distributed import Client
-from torch import nn
 
 from wsi_pipeline.config import Config
-from wsi_pipeline.errors import ModelError, RunError
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.predict import Slab
 from wsi_pipeline.heatmaps.store import (
@@ -28,7 +27,7 @@ from wsi_pipeline.heatmaps.store import (
 from wsi_pipeline.jobs.cluster import GPU, has_resource
 from wsi_pipeline.jobs.record import Record, file_fingerprint, hash_inputs
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
-from wsi_pipeline.models.checkpoint import ModelCard, load_model
+from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.stages.run_directory import index_path, model_folder, model_id, of_model
 
 HASH_DIGITS = 12
@@ -184,20 +183,6 @@ def slab_unit(
     key = f"{plan.slide_id}/{slab.chunk[0]}.{slab.chunk[1]}"
     output = chunk_file(plan.part, slab.chunk, config.heatmap.ngff)
     return Unit(key, plan.slide_id, plan.inputs, function, own | arguments, output)
-
-
-def load_same_model(folder: str, weights: str) -> tuple[nn.Module, ModelCard]:
-    """Load the model that the stage began with.
-
-    Raises
-    ------
-    ModelError
-        If it cannot be loaded, or has other weights than those of the hash `weights`.
-    """
-    module, card = load_model(folder)
-    if card.weights_sha256 != weights:
-        raise ModelError(f"{folder}: these are not the weights that the stage began with")
-    return module, card
 
 
 def refuse(reason: str) -> dict:

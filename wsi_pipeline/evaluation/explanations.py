@@ -1,0 +1,134 @@
+"""The page of explanations: places with their maps, and how far the methods can be trusted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from wsi_pipeline.evaluation.figures import similarity_figure
+from wsi_pipeline.evaluation.report import environment
+from wsi_pipeline.files import write_csv, write_whole
+
+
+@dataclass(frozen=True)
+class ExplainedPlace:
+    """A place on the page.
+
+    Parameters
+    ----------
+    name : str
+        Of its folder, which holds its maps.
+    group : str
+        Heading that it belongs under.
+    title, where : str
+        What kind of place it is; where, and what the model says.
+    picture : bytes
+        PNG: the place beside its maps.
+    """
+
+    name: str
+    group: str
+    title: str
+    where: str
+    picture: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class MethodChecks:
+    """How methods do on annotated patches; each table may be empty.
+
+    Parameters
+    ----------
+    ranking : DataFrame
+        ``method, patches, exact_match, recall, auroc, pointing_game, energy_inside, seconds``,
+        the best first.
+    drawn : int
+        Patches that were drawn for it, of which only those with and without tumour count.
+    trust : DataFrame
+        ``method, patches, deletion_area, insertion_area, similarity, warning``.
+    layers : DataFrame
+        ``method, depth, layer, similarity, patches``.
+    """
+
+    ranking: pd.DataFrame
+    drawn: int
+    trust: pd.DataFrame
+    layers: pd.DataFrame
+
+
+def write_explanations(
+    folder,
+    *,
+    title: str,
+    report: str | None,
+    run: Mapping[str, str],
+    places: Sequence[ExplainedPlace],
+    table: pd.DataFrame,
+    words: Mapping[str, Mapping[str, str]],
+    checks: MethodChecks,
+    failures: pd.DataFrame,
+) -> Path:
+    """Write ``index.html`` and the tables as CSV, each whole or not at all.
+
+    The page needs no other file and no network, runs no script, and can be printed.
+
+    Parameters
+    ----------
+    folder : path-like
+        Made when missing.
+    title : str
+    report : str or None
+        Relative link to the evaluation's report, if there is one.
+    run : mapping
+        What to say of the model and the settings, by name.
+    places : sequence of ExplainedPlace
+        In order; those of a group together.
+    table : DataFrame
+        The same places as figures: ``places.csv``.
+    words : mapping
+        ``name`` and ``legend`` of each method on the page, in the order of the pictures.
+    checks : MethodChecks
+        ``ranking.csv``, ``trust.csv``, ``similarity.csv`` where they are not empty.
+    failures : DataFrame
+        What failed on the way; any columns.
+
+    Returns
+    -------
+    Path
+        Of ``index.html``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {method: of_method["name"] for method, of_method in words.items()}
+    groups: dict[str, list[ExplainedPlace]] = {}
+    for place in places:
+        groups.setdefault(place.group, []).append(place)
+    drawn = not checks.layers.empty
+    html = environment().get_template("explanations.html.j2").render(
+        title=title,
+        report=report,
+        run=run,
+        groups=groups,
+        words=words,
+        names=names,
+        ranking=checks.ranking.to_dict("records"),
+        drawn=checks.drawn,
+        trust=checks.trust.to_dict("records"),
+        similarity=similarity_figure(checks.layers, names) if drawn else None,
+        failures=failures,
+    )  # fmt: skip
+    tables = {
+        "places": table,
+        "ranking": checks.ranking,
+        "trust": checks.trust,
+        "similarity": checks.layers,
+    }
+    for name, rows in tables.items():
+        path = folder / f"{name}.csv"
+        if rows.empty:
+            path.unlink(missing_ok=True)
+        else:
+            write_csv(path, rows)
+    write_whole(folder / "index.html", html.encode())
+    return folder / "index.html"

@@ -1,0 +1,315 @@
+"""Units of the explain stage: a method's map of a place, and the picture of all of them."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import shapely
+import torch
+
+from wsi_pipeline.config import Config
+from wsi_pipeline.explain.methods import LAYERED, SEEDED, WORDS, bind
+from wsi_pipeline.files import write_whole
+from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.heatmaps.panels import MethodPanel, panels_figure
+from wsi_pipeline.heatmaps.store import open_heatmap, write_heatmap
+from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs
+from wsi_pipeline.jobs.run import Unit
+from wsi_pipeline.models.checkpoint import ModelCard
+from wsi_pipeline.models.inference import normalise
+from wsi_pipeline.seeds import derived_seed
+from wsi_pipeline.slides.reader import cached_slide
+from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.places import Place
+from wsi_pipeline.stages.run_directory import explanation_folder, model_folder, model_id
+from wsi_pipeline.stages.worker_model import worker_model
+
+CHUNK_PX = 256
+"""Side of a chunk of a map's OME-Zarr."""
+SURROUNDINGS = 4
+"""Side of the picture around a place, in the place's."""
+SURROUNDINGS_PX = 400
+"""Longer side of what is read for it."""
+UNLIKE = 0.05
+"""A probability that is this far from the evaluation's is told: another model, or another slide."""
+
+
+def read_patches(
+    path: str, mpp: float, place: Place, card: ModelCard, device: torch.device
+) -> tuple[np.ndarray, torch.Tensor]:
+    """A place's pixels, and the adjacent patches it is cut into, as the model takes them.
+
+    Patches lie side by side from the upper left corner on; those of the last row and column may
+    reach over the place's edge, and over the slide's, where reading gives white.
+
+    Returns
+    -------
+    image : uint8 array, shape (height_px, width_px, 3)
+    patches : float32 tensor, shape (N, 3, patch_px, patch_px)
+        Row by row.
+
+    Raises
+    ------
+    SlideError
+        If the slide cannot be opened or read.
+    """
+    side = place.patch_px
+    rows, cols = -(-place.height_px // side), -(-place.width_px // side)
+    slide = cached_slide(path, mpp)
+    pixels = slide.read(place.x, place.y, cols * side, rows * side, place.downsample)
+    cut = pixels.reshape(rows, side, cols, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    images = torch.from_numpy(cut).permute(0, 3, 1, 2).to(device)
+    return pixels[: place.height_px, : place.width_px], normalise(images, **card.normalisation)
+
+
+def stitch(maps: torch.Tensor, place: Place) -> np.ndarray:
+    """Maps of the patches of `read_patches`, side by side, cut to the place.
+
+    Returns
+    -------
+    float32 array, shape (height_px, width_px)
+    """
+    side, cols = place.patch_px, -(-place.width_px // place.patch_px)
+    whole = maps.cpu().numpy().reshape(-1, cols, side, side).swapaxes(1, 2)
+    return whole.reshape(-1, cols * side)[: place.height_px, : place.width_px]
+
+
+def map_grid(place: Place, mpp: float) -> PatchGrid:
+    """The grid whose cells are the place's pixels: what lays a map over the slide."""
+    width, height = (
+        int((side_px - 1) * place.downsample) + 1  # the least that has as many cells
+        for side_px in (place.width_px, place.height_px)
+    )
+    bounds = Bounds(place.x, place.y, width, height)
+    return PatchGrid(bounds, mpp, place.downsample, patch_px=1, stride_px=1, inner_px=1)
+
+
+def map_place(
+    path: str, mpp: float, place: dict, method: str, settings: dict, model: str, weights: str,
+    model_name: str, ngff: str, out: str,
+) -> dict:  # fmt: skip
+    """Explain a place by one method and write its map: the work of a unit.
+
+    Patches are explained one by one, so that memory does not grow with the place.
+
+    Returns
+    -------
+    dict
+        ``probabilities`` (F(I) of each patch) and ``seconds`` (of the method, for each patch).
+    """
+    place = Place(**place)
+    module, card = worker_model(model, weights)
+    _, patches = read_patches(path, mpp, place, card, next(module.parameters()).device)
+    with torch.no_grad():
+        probabilities = [float(torch.sigmoid(module(patch)).item()) for patch in patches.split(1)]
+    explain, started = bind(method, **settings), time.perf_counter()
+    maps = torch.cat([explain(module, patch).cpu() for patch in patches.split(1)])
+    seconds = (time.perf_counter() - started) / len(patches)
+    values, grid = stitch(maps, place), map_grid(place, mpp)
+    whole = np.full(grid.shape, np.nan, np.float32)
+    whole[: values.shape[0], : values.shape[1]] = values
+    part = Path(out).with_name(f".{Path(out).name}")
+    write_heatmap(
+        part, whole, grid=grid, slide_id=place.slide_id, model=model_name, chunk=CHUNK_PX, ngff=ngff
+    )
+    shutil.rmtree(out, ignore_errors=True)  # of a worker that died before it could say so
+    part.rename(out)
+    return {"probabilities": probabilities, "seconds": seconds}
+
+
+def draw_place(
+    path: str, mpp: float, place: dict, methods: list[str], probabilities: list[float],
+    annotation: str | None, annotation_rules: dict, of: str, folder: str,
+) -> dict:  # fmt: skip
+    """Draw a place beside its maps, ``panel.png``: the work of a unit.
+
+    Returns
+    -------
+    dict
+        What the page says of it: ``place``, ``title``, ``where``, ``probability`` (the highest of
+        its patches), ``x_um``, ``y_um`` (of its upper left corner), ``methods``, and ``of``, what
+        the picture is true of (`shown_of`).
+    """
+    place, folder = Place(**place), Path(folder)
+    slide = cached_slide(path, mpp)
+    shown = map_grid(place, mpp).bounds
+    image = slide.read(place.x, place.y, place.width_px, place.height_px, place.downsample)
+    around = _around(shown)
+    reduction = max(1.0, max(around.width, around.height) / SURROUNDINGS_PX)
+    size = (max(1, round(side / reduction)) for side in (around.width, around.height))
+    lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
+    values = {
+        name: open_heatmap(folder / f"{name}.zarr").values()[: place.height_px, : place.width_px]
+        for name in methods
+    }
+    title, where = _title(place, lesions), _where(place, mpp, probabilities)
+    picture = panels_figure(
+        image, shown, slide.read(around.x, around.y, *size, reduction), around, lesions,
+        [_panel(name, values[name]) for name in methods],
+        mpp=mpp, title=title, subtitle=where,
+    )  # fmt: skip
+    write_whole(folder / "panel.png", picture)
+    return {
+        "place": asdict(place),
+        "title": title,
+        "where": where,
+        "probability": max(probabilities),
+        "x_um": place.x * mpp,
+        "y_um": place.y * mpp,
+        "methods": methods,
+        "of": of,
+    }
+
+
+def map_units(
+    places: Sequence[Place], methods: Sequence[str], slides: pd.DataFrame, config: Config,
+    card: ModelCard,
+) -> list[Unit]:  # fmt: skip
+    """A unit for each place and method, all places by the first method first.
+
+    `slides` are the catalog's rows, by slide id.
+    """
+    units = []
+    for method in methods:
+        settings = method_settings(method, config)
+        for place in places:
+            slide = slides.loc[place.slide_id]
+            folder = explanation_folder(config.out, config.train.name) / place.name
+            out = folder / f"{method}.zarr"
+            own = {"place": _where_only(place), "method": method, "settings": settings}
+            own |= {"mpp": float(slide.mpp), "ngff": config.heatmap.ngff}
+            inputs = own | {
+                "slide_file": file_fingerprint(slide.path),
+                "weights": card.weights_sha256,
+            }
+            arguments = own | {
+                "place": asdict(place),
+                "path": slide.path,
+                **model_arguments(config, card),
+                "model_name": model_id(config.train.name, card.weights_sha256),
+                "out": str(out),
+            }
+            key = f"{place.name}/{method}"
+            units.append(Unit(key, place.slide_id, inputs, map_place, arguments, out))
+    return units
+
+
+def panel_units(
+    places: Sequence[Place], maps: Sequence[Unit], results: Mapping[str, dict],
+    slides: pd.DataFrame, config: Config, card: ModelCard,
+) -> list[Unit]:  # fmt: skip
+    """A unit for each place that has a map, with the methods that did not fail there."""
+    units = []
+    for place in places:
+        of_place = {
+            unit.key.rpartition("/")[2]: unit
+            for unit in maps
+            if unit.key.rpartition("/")[0] == place.name and unit.key in results
+        }
+        if not of_place:
+            continue
+        slide = slides.loc[place.slide_id]
+        folder = explanation_folder(config.out, config.train.name) / place.name
+        probabilities = results[next(iter(of_place.values())).key]["probabilities"]
+        arguments = {
+            "path": slide.path,
+            "mpp": float(slide.mpp),
+            "place": asdict(place),
+            "methods": list(of_place),
+            "probabilities": probabilities,
+            "annotation": slide.annotation,
+            "annotation_rules": config.catalog.annotation.model_dump(),
+            "of": shown_of(slide, config, card),
+            "folder": str(folder),
+        }
+        inputs = {
+            "place": asdict(place),
+            "probabilities": probabilities,
+            "maps": {name: hash_inputs(unit.inputs) for name, unit in of_place.items()},
+            "of": arguments["of"],
+        }
+        output = folder / "panel.png"
+        units.append(Unit(place.name, place.slide_id, inputs, draw_place, arguments, output))
+    return units
+
+
+def shown_of(slide, config: Config, card: ModelCard) -> str:
+    """Hash of what a picture is true of: the model, the slide and its annotation."""
+    return hash_inputs(
+        {
+            "weights": card.weights_sha256,
+            "slide_file": file_fingerprint(slide.path),
+            "annotation_file": slide.annotation
+            and file_fingerprint(slide.annotation, content=True),
+            "annotation_rules": config.catalog.annotation.model_dump(),
+        }
+    )
+
+
+def method_settings(method: str, config: Config) -> dict:
+    """Keyword arguments of `bind` that matter to a method."""
+    seed = derived_seed(config.seed, "explain") if method in SEEDED else 0
+    return {"seed": seed, "layer": config.explain.layer if method in LAYERED else None}
+
+
+def model_arguments(config: Config, card: ModelCard) -> dict:
+    """What a worker needs to find the model."""
+    folder = model_folder(config.out, config.train.name)
+    return {"model": str(folder), "weights": card.weights_sha256}
+
+
+def _where_only(place: Place) -> dict:
+    """What a map depends on: the same pixels have the same map whatever the kind of place."""
+    return {
+        name: value
+        for name, value in asdict(place).items()
+        if name not in ("kind", "lesion_id", "evaluated")
+    }
+
+
+def _panel(method: str, values: np.ndarray) -> MethodPanel:
+    words = WORDS[method]
+    return MethodPanel(values, words.name, words.shows, words.unit, words.signed, words.coarse)
+
+
+def _around(shown: Bounds) -> Bounds:
+    """The place's surroundings, level-0 px; white beyond the slide's edge."""
+    width, height = SURROUNDINGS * shown.width, SURROUNDINGS * shown.height
+    x, y = shown.x - (width - shown.width) // 2, shown.y - (height - shown.height) // 2
+    return Bounds(x, y, width, height)
+
+
+def _title(place: Place, lesions: Sequence) -> str:
+    bounds = map_grid(place, 1.0).bounds
+    shown = shapely.box(bounds.x, bounds.y, bounds.x + bounds.width, bounds.y + bounds.height)
+    here = any(lesion.intersects(shown) for lesion in lesions)
+    tumour = "tumour is annotated here" if here else "no tumour is annotated here"
+    return {
+        "false-positive": "False positive: "
+        + ("off the annotated tumour that reaches into the place" if here else tumour),
+        "missed": f"Missed: lesion {place.lesion_id}, annotated here, was not found",
+        "lowest": f"Hardly found: lesion {place.lesion_id}, annotated here, has a low probability",
+        "hit": f"Best hit: lesion {place.lesion_id}, annotated here, was found",
+        "asked": f"Place asked for: {tumour}",
+    }[place.kind]
+
+
+def _where(place: Place, mpp: float, probabilities: Sequence[float]) -> str:
+    spacing_um = place.downsample * mpp
+    size = f"{place.width_px * spacing_um:.0f} x {place.height_px * spacing_um:.0f} µm"
+    if len(probabilities) == 1:
+        found = f"probability of tumour F(I) = {probabilities[0]:.3f}"
+        evaluated = place.evaluated
+        if evaluated is not None and abs(evaluated - probabilities[0]) > UNLIKE:
+            found += f" (in the evaluation {evaluated:.3f}: evaluate again)"
+    else:
+        low, high = min(probabilities), max(probabilities)
+        found = f"F(I) = {low:.3f} to {high:.3f} in {len(probabilities)} patches side by side"
+    return (
+        f"slide {place.slide_id}, upper left corner at x {place.x * mpp:.0f} µm,"
+        f" y {place.y * mpp:.0f} µm, {size}; {found}"
+    )

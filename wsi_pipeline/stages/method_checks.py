@@ -1,0 +1,262 @@
+"""Methods of explanation held against annotations, and against what a map must depend on."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import shapely
+from shapely.affinity import translate
+from torch import nn
+
+from wsi_pipeline.config import Config
+from wsi_pipeline.evaluation.lesion_pixels import rasterise
+from wsi_pipeline.evaluation.overlap import STATISTICS, average_overlap, overlap
+from wsi_pipeline.explain.methods import WORDS, bind, unit_maps
+from wsi_pipeline.explain.trust import deletion_and_insertion, randomised, similarity
+from wsi_pipeline.jobs.record import file_fingerprint
+from wsi_pipeline.jobs.run import Unit
+from wsi_pipeline.models.checkpoint import ModelCard
+from wsi_pipeline.models.patchnet import PatchNet
+from wsi_pipeline.seeds import derived_seed
+from wsi_pipeline.slides.reader import cached_slide
+from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.explain_units import (
+    method_settings,
+    model_arguments,
+    read_patches,
+    shown_of,
+)
+from wsi_pipeline.stages.places import Place
+from wsi_pipeline.stages.worker_model import worker_model
+
+SIMILAR = 0.5
+"""Mean rank correlation with the maps of a model of random weights, from which on a method is
+warned of. Unrelated maps have about 0; two maps of one image share its edges and its background."""
+DEPTHS = 5
+"""Depths of the randomisation that are compared: each costs as much as the method itself."""
+
+
+def place_mask(path: str, mpp: float, place: Place, annotation, annotation_rules) -> np.ndarray:
+    """The place's pixels whose centres are annotated as tumour, bool (height_px, width_px)."""
+    slide = cached_slide(path, mpp)
+    lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
+    size = (place.width_px * place.downsample, place.height_px * place.downsample)
+    inside = [
+        shapely.clip_by_rect(translate(lesion, -place.x, -place.y), 0, 0, *size)
+        for lesion in lesions
+    ]
+    return rasterise([part for part in inside if part.area > 0], size, place.downsample)
+
+
+def rank_patch(
+    path: str, mpp: float, place: dict, method: str, settings: dict, annotation: str | None,
+    annotation_rules: dict, model: str, weights: str,
+) -> dict:  # fmt: skip
+    """Hold a method's map of a patch against the annotation: the work of a unit.
+
+    Returns
+    -------
+    dict
+        ``mixed``: whether the patch has pixels with and without tumour; ``seconds`` of the
+        method; and the `STATISTICS`, None where undefined. PatchNet's own heatmap is compared as
+        it is, as its paper does; all others as `unit_maps`.
+    """
+    place = Place(**place)
+    mask = place_mask(path, mpp, place, annotation, annotation_rules)
+    module, card = worker_model(model, weights)
+    _, patches = read_patches(path, mpp, place, card, next(module.parameters()).device)
+    started = time.perf_counter()
+    maps = bind(method, **settings)(module, patches).cpu()
+    seconds = time.perf_counter() - started
+    unit = maps if method == "patchnet" else unit_maps(maps)
+    figures = overlap([unit[0].numpy()], [mask]).iloc[0]
+    return {
+        "mixed": bool(mask.any() and not mask.all()),
+        "seconds": seconds,
+        **{name: None if np.isnan(value) else float(value) for name, value in figures.items()},
+    }
+
+
+def check_patch(
+    path: str, mpp: float, place: dict, method: str, settings: dict, seed: int, model: str,
+    weights: str,
+) -> dict:  # fmt: skip
+    """Try whether a method's map of a patch can be trusted: the work of a unit.
+
+    Returns
+    -------
+    dict
+        ``deletion``, ``insertion``: areas, see `deletion_and_insertion`; ``layers``: the layers
+        down to which the weights were random, from the head on; ``similarity`` of the maps at
+        each of these depths to the model's own, None where a map is constant.
+    """
+    place, explain = Place(**place), bind(method, **settings)
+    module, card = worker_model(model, weights)
+    _, patches = read_patches(path, mpp, place, card, next(module.parameters()).device)
+    maps = explain(module, patches)
+    curves = deletion_and_insertion(module, patches, maps)
+    layers = cascade_layers(module)
+    depths = np.unique(np.linspace(0, len(layers) - 1, DEPTHS).round().astype(int))
+    found = {}
+    for depth, (layer, other) in enumerate(randomised(module, seed, layers=layers)):
+        if depth in depths:
+            alike = similarity(maps, explain(other, patches))[0]
+            found[layer] = None if np.isnan(alike) else float(alike)
+    return {
+        "deletion": float(curves.deletion_area[0]),
+        "insertion": float(curves.insertion_area[0]),
+        "layers": list(found),
+        "similarity": list(found.values()),
+    }
+
+
+def cascade_layers(model: nn.Module) -> list[str]:
+    """Layers with parameters from the last to the first, as the image meets them.
+
+    The order of definition is that of use in all our models but PatchNet, whose readout belongs
+    to its subnet and comes between its convolutions and its head.
+    """
+    layers = [name for name, part in model.named_modules() if list(part.parameters(False))]
+    layers.reverse()
+    if isinstance(model, PatchNet):
+        layers.remove("subnet")
+        layers.insert(layers.index("subnet.head") + 1, "subnet")
+    return layers
+
+
+def rank_units(
+    patches: Sequence[Place], methods: Sequence[str], slides: pd.DataFrame, config: Config,
+    card: ModelCard,
+) -> list[Unit]:  # fmt: skip
+    """A unit for each method and patch; `slides` are the catalog's rows, by slide id."""
+    units = []
+    for unit in _units(patches, methods, slides, config, card):
+        slide = slides.loc[unit.slide_id]
+        own = {
+            "annotation": slide.annotation,
+            "annotation_rules": config.catalog.annotation.model_dump(),
+        }
+        inputs = unit.inputs | {"of": shown_of(slide, config, card)}
+        units.append(Unit(unit.key, unit.slide_id, inputs, rank_patch, unit.arguments | own))
+    return units
+
+
+def trust_units(
+    patches: Sequence[Place], methods: Sequence[str], slides: pd.DataFrame, config: Config,
+    card: ModelCard,
+) -> list[Unit]:  # fmt: skip
+    """A unit for each method and patch; `slides` are the catalog's rows, by slide id."""
+    own = {"seed": derived_seed(config.seed, "explain/weights")}
+    return [
+        Unit(unit.key, unit.slide_id, unit.inputs | own, check_patch, unit.arguments | own)
+        for unit in _units(patches, methods, slides, config, card)
+    ]
+
+
+def _units(patches, methods, slides, config, card):
+    for method in methods:
+        for patch in patches:
+            slide = slides.loc[patch.slide_id]
+            own = {
+                "mpp": float(slide.mpp),
+                "place": asdict(patch),
+                "method": method,
+                "settings": method_settings(method, config),
+            }
+            files = {
+                "slide_file": file_fingerprint(slide.path),
+                "weights": card.weights_sha256,
+            }
+            arguments = own | {"path": slide.path, **model_arguments(config, card)}
+            key = f"{patch.slide_id}/{patch.x},{patch.y}/{method}"
+            yield Unit(key, patch.slide_id, own | files, check_patch, arguments)
+
+
+def ranking_table(results: Mapping[str, dict]) -> pd.DataFrame:
+    """Methods by how well their maps lie over the annotation, the best first.
+
+    Parameters
+    ----------
+    results : mapping
+        What `rank_patch` returned, by key.
+
+    Returns
+    -------
+    DataFrame
+        ``method, patches`` (how many were used: those with pixels of both kinds), the means of
+        the `STATISTICS` (NaN: undefined in all of them) and ``seconds`` for each patch; by
+        falling AUROC.
+    """
+    rows = pd.DataFrame(
+        [{"method": key.rpartition("/")[2], **result} for key, result in results.items()],
+        columns=["method", "mixed", "seconds", *STATISTICS],
+    )
+    rows = rows[rows["mixed"].astype(bool)]
+    table = [
+        {
+            "method": method,
+            "patches": len(of_method),
+            **average_overlap(of_method.astype(dict.fromkeys(STATISTICS, float)))["mean"],
+            "seconds": of_method["seconds"].median(),
+        }
+        for method, of_method in rows.groupby("method", sort=False)
+    ]
+    frame = pd.DataFrame(table, columns=["method", "patches", *STATISTICS, "seconds"])
+    return frame.sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
+
+
+def trust_tables(results: Mapping[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the trust checks found, by method and by depth of the randomisation.
+
+    Parameters
+    ----------
+    results : mapping
+        What `check_patch` returned, by key.
+
+    Returns
+    -------
+    trust : DataFrame
+        ``method, patches, deletion_area, insertion_area``, ``similarity`` to the maps of a model
+        whose weights are all random (mean over the patches where it is defined, NaN: none) and
+        ``warning``, a sentence or empty.
+    layers : DataFrame
+        ``method, depth`` (from 0), ``layer, similarity, patches`` (where it is defined).
+    """
+    rows = [
+        {"method": key.rpartition("/")[2], "depth": depth, "layer": layer, "similarity": alike}
+        for key, result in results.items()
+        for depth, (layer, alike) in enumerate(
+            zip(result["layers"], result["similarity"], strict=True)
+        )
+    ]
+    layers = (
+        pd.DataFrame(rows, columns=["method", "depth", "layer", "similarity"])
+        .astype({"similarity": float})
+        .groupby(["method", "depth", "layer"], sort=False)["similarity"]
+        .agg(similarity="mean", patches="count")
+        .reset_index()
+    )
+    areas = pd.DataFrame(
+        [{"method": key.rpartition("/")[2], **result} for key, result in results.items()],
+        columns=["method", "deletion", "insertion"],
+    ).astype({"deletion": float, "insertion": float})
+    trust = areas.groupby("method", sort=False).agg(
+        patches=("deletion", "size"),
+        deletion_area=("deletion", "mean"),
+        insertion_area=("insertion", "mean"),
+    )
+    last = layers.groupby("method", sort=False)["similarity"].last()
+    trust = trust.assign(similarity=last).reset_index()
+    trust["warning"] = [_warning(*row) for row in trust[["method", "similarity"]].to_numpy()]
+    return trust, layers
+
+
+def _warning(method: str, alike: float) -> str:
+    if not alike > SIMILAR:
+        return ""
+    return (
+        f"{WORDS[method].name}: with random weights its maps stay much the same (rank correlation"
+        f" {alike:.2f}, over {SIMILAR:g}): they show the image more than what the model learned."
+    )

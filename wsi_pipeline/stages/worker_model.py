@@ -1,0 +1,31 @@
+"""The model of a worker: loaded once, for all units that use it."""
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.checkpoint import ModelCard, load_model
+
+
+@lru_cache(maxsize=1)
+def worker_model(folder: str, weights: str) -> tuple[nn.Module, ModelCard]:
+    """The model in a folder, on the worker's GPU if it has one, in evaluation mode.
+
+    Parameters
+    ----------
+    folder : str
+    weights : str
+        Hash that tells models apart: that of the model which the stage began with.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be loaded, or has other weights.
+    """
+    module, card = load_model(folder)
+    if card.weights_sha256 != weights:
+        raise ModelError(f"{folder}: these are not the weights that the stage began with")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return module.to(device, memory_format=torch.channels_last), card
