@@ -1,6 +1,6 @@
 """The fine stage on a small slide file, with a Dask client and PatchNets that were not trained."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -353,12 +353,19 @@ def test_a_model_that_is_no_patchnet_is_refused(tmp_path, client):
 
 
 def test_colour_constancy_and_lacking_arguments_are_refused():
-    card = {"architecture": "patchnet", "arguments": {"patch_px": 11}}
-    assert fine._subnet_patch_px(SimpleNamespace(**card), "net") == 11
+    card = ModelCard(
+        architecture="patchnet",
+        arguments={"patch_px": 11},
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        patch_px=32,
+        mpp=0.5,
+    )
+    assert fine._subnet_patch_px(card, "net") == 11
     with pytest.raises(ModelError, match=r"net: the model was trained with shades_of_gray 6:"):
-        fine._subnet_patch_px(SimpleNamespace(**card, shades_of_gray=6.0), "net")
+        fine._subnet_patch_px(replace(card, shades_of_gray=6.0), "net")
     with pytest.raises(ModelError, match=r"net: model\.json lacks the argument patch_px"):
-        fine._subnet_patch_px(SimpleNamespace(**card | {"arguments": {}}), "net")
+        fine._subnet_patch_px(replace(card, arguments={}), "net")
 
 
 def test_status_shows_the_stage_when_it_ran(tmp_path, client):
