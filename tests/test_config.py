@@ -53,6 +53,24 @@ def test_defaults_are_the_lectures(tmp_path):
         ),
         ({"evaluate": {"patch_threshold": 1.5}}, r"evaluate\.patch_threshold.*found 1\.5"),
         ({"train": {"name": "../x"}}, r"train\.name"),
+        ({"train": {"model": "patchnet"}}, r"imagenet.*for patchnet it must be none or a file"),
+        (
+            {"train": {"patchnet": {"patch_px": 14, "stride_px": 14, "padding": "valid"}}},
+            r"patch_px is 14: 7 layers.*15 or more",
+        ),
+        ({"train": {"patchnet": {"patch_px": 21}}}, r"stride_px is 31 and patch_px 21"),
+        ({"train": {"shades_of_gray": 0.5}}, r"train\.shades_of_gray.*found 0\.5"),
+        (
+            {
+                "tile": {"patch_px": 32, "stride_px": 16, "inner_px": 16},
+                "train": {
+                    "model": "patchnet",
+                    "weights": "none",
+                    "patchnet": {"patch_px": 33, "stride_px": 33},
+                },
+            },
+            r"train\.patchnet\.patch_px is 33 and tile\.patch_px 32",
+        ),
         ({"train": {"hard_negative_share": 1.1}}, r"train\.hard_negative_share.*found 1\.1"),
         (
             {"evaluate": {"detections": {"radius_um": -1}}},

@@ -9,6 +9,7 @@ it was. Writes comparison.md, models.csv, overlap.csv and heatmaps_*.png to `out
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ from wsi_pipeline.slides.annotations import read_annotation
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import phantom, tile
 from wsi_pipeline.stages.run_directory import index_path, tiled_slides
-from wsi_pipeline.training.loop import fit
+from wsi_pipeline.training.loop import best_epoch, fit
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHOWN = 3
@@ -244,7 +245,7 @@ def train(name: str, data: Data, folder: Path, config: ComparisonConfig) -> pd.D
                     "settings": settings.model_dump(mode="json", exclude={"max_epochs"}),
                     "images": config.images.model_dump(),
                     "seed": config.seed,
-                    "pixels": [int(images.pixels.sum()), len(images.labels)],
+                    "data": _fingerprint(data),
                 }
             ),
             steps_per_epoch=steps,
@@ -262,6 +263,15 @@ def train(name: str, data: Data, folder: Path, config: ComparisonConfig) -> pd.D
         )  # fmt: skip
 
 
+def _fingerprint(data: Data) -> str:
+    """Hash of what a training sees: pixels and labels of its two splits."""
+    digest = hashlib.sha256()
+    for split in ("train", "validation"):
+        digest.update(data[split].pixels.tobytes())
+        digest.update(data[split].labels.tobytes())
+    return digest.hexdigest()
+
+
 def _batch(images: Images, chosen: np.ndarray, numbers: np.ndarray | None = None):
     pixels = torch.from_numpy(images.pixels[chosen]).permute(0, 3, 1, 2)
     labels = torch.from_numpy(images.labels[chosen].astype(np.float32))
@@ -270,8 +280,7 @@ def _batch(images: Images, chosen: np.ndarray, numbers: np.ndarray | None = None
 
 def figures(folder: Path, history: pd.DataFrame, data: Data, best_by: str) -> dict:
     """What the best epoch of a model reached, and what it reaches on the test images."""
-    measure = history["validation_roc_auc"] if best_by == "roc_auc" else -history["validation_loss"]
-    best = history.loc[measure.idxmax()]
+    best = best_epoch(history, best_by)
     p, labels = _probabilities(folder, data["test"].pixels), data["test"].labels
     return {
         "best_epoch": int(best["epoch"]),

@@ -146,6 +146,20 @@ class PatchNetConfig(Section):
         " none, another model whose fine heatmaps cost some 100 times less",
     )
 
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.stride_px > self.patch_px:
+            raise ValueError(
+                f"stride_px is {self.stride_px} and patch_px {self.patch_px}: pixels between"
+                " patches would not count"
+            )
+        if self.padding == "valid" and self.patch_px <= 2 * self.layers:
+            raise ValueError(
+                f"patch_px is {self.patch_px}: {self.layers} layers without padding need"
+                f" {2 * self.layers + 1} or more"
+            )
+        return self
+
 
 class TrainConfig(Section):
     """The patch classifier and its schedule; the defaults are the lecture's."""
@@ -204,7 +218,7 @@ class TrainConfig(Section):
     )
     shades_of_gray: float | None = Field(
         None,
-        gt=0,
+        ge=1,
         description="colour constancy of each patch: the Minkowski norm of its illuminant, usually"
         " 6; null: none. Fine heatmaps cannot have it",
     )
@@ -219,6 +233,15 @@ class TrainConfig(Section):
     processes: int | None = Field(
         None, gt=0, description="torchrun processes; null: one for each GPU, or one on the CPU"
     )
+
+    @model_validator(mode="after")
+    def _imagenet_is_vgg16s(self):
+        if self.weights == "imagenet" and self.model != "vgg16":
+            raise ValueError(
+                f"weights is imagenet, which there are for vgg16 alone: for {self.model} it must be"
+                " none or a file"
+            )
+        return self
 
 
 class HeatmapConfig(Section):
@@ -365,6 +388,16 @@ class Config(Section):
     mine: MineConfig = MineConfig()
     explain: ExplainConfig = ExplainConfig()
     jobs: JobsConfig = JobsConfig()
+
+    @model_validator(mode="after")
+    def _patches_within_patches(self):
+        inner = self.train.patchnet.patch_px
+        if self.train.model == "patchnet" and inner > self.tile.patch_px:
+            raise ValueError(
+                f"train.patchnet.patch_px is {inner} and tile.patch_px {self.tile.patch_px}:"
+                " PatchNet's patches must fit into a patch"
+            )
+        return self
 
 
 def load_config(path, **overrides) -> Config:

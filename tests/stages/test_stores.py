@@ -1,15 +1,19 @@
 """What finished stores say of themselves, and stores of other inputs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from wsi_pipeline.config import CatalogConfig, Config
 from wsi_pipeline.errors import ModelError, RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, open_heatmap
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.patchnet import PatchNet
-from wsi_pipeline.stages.stores import StorePlan, _units_or_refusal, finish_slide, load_same_model
+from wsi_pipeline.stages.stores import StorePlan, _units_or_refusal, begin_store, finish_slide
+from wsi_pipeline.stages.worker_model import worker_model
 
 GRID = PatchGrid(Bounds(0, 0, 2048, 2048), 0.25, 2.0, 64, 32, 32)
 
@@ -55,6 +59,17 @@ def test_stores_of_other_inputs_make_room_and_a_begun_one_stays(tmp_path):
     assert not any(store.exists() for store in others)
 
 
+def test_a_store_that_was_killed_while_it_was_made_is_made_anew(tmp_path):
+    card = ModelCard(architecture="vgg16", mean=(0.5,) * 3, std=(0.5,) * 3, patch_px=64, mpp=0.5)
+    mine = replace(plan(tmp_path), card=card)
+    (tmp_path / f".s-{'0' * 12}.empty").mkdir()
+    (tmp_path / f".s-{'0' * 12}.empty" / "zarr.json").write_text('{"half of')
+    config = Config(out=tmp_path, catalog=CatalogConfig(csv="slides.csv"))
+    begin_store(mine, config, GRID, 16)
+    assert np.isnan(open_heatmap(mine.part).values()).all()
+    assert [path.name for path in tmp_path.iterdir()] == [mine.part.name]
+
+
 def test_a_slide_whose_units_cannot_be_told_is_one_unit_that_fails(tmp_path):
     def units_of(plan):
         yield "first"
@@ -73,8 +88,8 @@ def test_weights_that_changed_since_the_stage_began_are_refused(tmp_path):
         mean=(0.5,) * 3, std=(0.5,) * 3, patch_px=64, mpp=0.5,
     )  # fmt: skip
     card = save_model(tmp_path, PatchNet(**arguments), card)
-    module, found = load_same_model(str(tmp_path), card.weights_sha256)
+    module, found = worker_model(str(tmp_path), card.weights_sha256)
     assert found == card
     assert isinstance(module, torch.nn.Module)
     with pytest.raises(ModelError, match="not the weights that the stage began with"):
-        load_same_model(str(tmp_path), "0" * 64)
+        worker_model(str(tmp_path), "0" * 64)

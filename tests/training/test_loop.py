@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.training.loop import best_epoch
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 tiny = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
@@ -78,6 +79,18 @@ def test_the_loop_is_a_plain_loop_with_the_lectures_settings(tmp_path):
     assert last.validation_loss == pytest.approx(log_loss(labels, scores), rel=1e-5)
     assert last.validation_accuracy == accuracy_score(labels, scores > 0.5)
     assert last.validation_roc_auc == roc_auc_score(labels, scores)
+
+
+def test_the_best_epoch_is_the_first_of_the_best():
+    history = pd.DataFrame(
+        {
+            "epoch": [1, 2, 3, 4],
+            "validation_loss": [0.6, 0.5, 0.5, 0.7],
+            "validation_roc_auc": [0.6, 0.7, 0.8, 0.8],
+        }
+    )
+    assert best_epoch(history, "loss")["epoch"] == 2
+    assert best_epoch(history, "roc_auc")["epoch"] == 3
 
 
 def test_adam_is_torchs_with_the_learning_rate_given(tmp_path):

@@ -86,6 +86,15 @@ def test_every_model_is_trained_drawn_and_held_against_the_masks(config, one_thr
     assert "exact match" in text
 
 
+def test_a_training_is_taken_over_for_the_same_images_alone(config):
+    same, data = ({"train": images(12), "validation": images(8, 1)} for _ in range(2))
+    assert workflow._fingerprint(data) == workflow._fingerprint(same)
+    for split, attribute in [("train", "labels"), ("validation", "pixels")]:
+        other = {**data, split: images(len(data[split].labels))}
+        getattr(other[split], attribute)[0] += 1
+        assert workflow._fingerprint(other) != workflow._fingerprint(data)
+
+
 def test_splits_of_tiles_share_none(config, tmp_path):
     for split in ("training", "test"):
         for label, name in enumerate(("H", "AC")):

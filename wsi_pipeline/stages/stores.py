@@ -154,14 +154,16 @@ def fill_stores(
 def begin_store(plan: StorePlan, config: Config, grid: PatchGrid, chunk: int) -> None:
     """Make an empty store where an earlier run has not begun it."""
     if not plan.part.exists():
+        empty = plan.part.with_suffix(".empty")  # killed here, it is made anew
         create_heatmap(
-            plan.part,
+            empty,
             grid=grid,
             slide_id=plan.slide_id,
             model=model_id(config.train.name, plan.card.weights_sha256),
             chunk=chunk,
             ngff=config.heatmap.ngff,
         )
+        empty.rename(plan.part)
 
 
 def slab_unit(

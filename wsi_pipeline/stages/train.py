@@ -24,7 +24,7 @@ from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
 from wsi_pipeline.jobs.progress import step_progress
 from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
-from wsi_pipeline.models.checkpoint import ModelCard, read_card, save_model
+from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
@@ -39,7 +39,7 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
     tiled_slides,
 )
-from wsi_pipeline.training.loop import Process, distributed, fit
+from wsi_pipeline.training.loop import Process, best_epoch, distributed, fit
 
 SCHEMA_VERSION = 1
 TOPIC = "wsi-training"
@@ -151,11 +151,11 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
         for name in ("model.safetensors", "model.json"):  # the card last: it is the model's sign
             with replace_atomically(folder / name) as part:
                 shutil.copyfile(best / name, part)
-    row = read_card(best).training["best"]
+    row = best_epoch(history, settings["best_by"])
     return {
         "epochs": len(history),
-        "best_epoch": row["epoch"],
-        "validation_roc_auc": row["validation_roc_auc"],
+        "best_epoch": int(row["epoch"]),
+        "validation_roc_auc": float(row["validation_roc_auc"]),
         "failures": list(unread),
     }
 

@@ -226,6 +226,13 @@ def fit(
     return pd.DataFrame(state.history)
 
 
+def best_epoch(history: pd.DataFrame, best_by: Literal["roc_auc", "loss"]) -> pd.Series:
+    """The row of the epoch whose weights `fit` kept: the first of the best."""
+    if best_by == "roc_auc":
+        return history.loc[history["validation_roc_auc"].idxmax()]
+    return history.loc[history["validation_loss"].idxmin()]
+
+
 class _State:
     """How far training has come, in memory and in its file.
 
