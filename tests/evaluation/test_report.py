@@ -11,7 +11,7 @@ from PIL import Image
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation.froc import FrocHits, froc_curve, froc_metrics, lecture_hits
 from wsi_pipeline.evaluation.patch_level import patch_metrics
-from wsi_pipeline.evaluation.report import SlidePanel, write_report
+from wsi_pipeline.evaluation.report import SlidePanel, show_explanations, write_report
 from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics, slide_scores
 
 SLIDES = ("t1", "t2", "t3")
@@ -460,3 +460,24 @@ def test_rows_of_slides_that_are_not_shown_are_refused(tmp_path, table):
     with pytest.raises(RunError, match=r"\['v1'\]: none of the test slides"):
         write_report(tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_link_to_the_explanations_appears_when_they_are_there(tmp_path):
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+
+    def links():
+        tags = Page(folder / "report.html").tags
+        return [dict(attributes) for tag, attributes in tags if "why" in dict(attributes).values()]
+
+    write_report(folder, **report_arguments())
+    assert links() == []
+    write_report(folder, **report_arguments(), explanations="../why/index.html")
+    assert [("hidden" in link, link["href"]) for link in links()] == [(True, "../why/index.html")]
+    show_explanations(folder / "report.html")
+    assert ["hidden" in link for link in links()] == [False]
+    (tmp_path / "why").mkdir()
+    (tmp_path / "why/index.html").touch()
+    write_report(folder, **report_arguments(), explanations="../why/index.html")
+    assert ["hidden" in link for link in links()] == [False]
+    show_explanations(folder / "none.html")

@@ -309,3 +309,14 @@ def test_a_damaged_chunk_is_named(tmp_path, grid, truth, ngff, content):
     chunk.write_bytes(chunk.read_bytes()[:-9] if content is None else content)
     with pytest.raises(RunError, match=r"s\.zarr: level 0 is damaged"):
         open_heatmap(path).values()
+
+
+def test_a_heatmap_written_whole_equals_one_written_by_chunks(grid, truth, tmp_path):
+    by_chunks = open_heatmap(write_heatmap(tmp_path / "a.zarr", grid, truth))
+    options = {"slide_id": "tumor_001", "model": "vgg16", "chunk": 64, "ngff": "0.5"}
+    store.write_heatmap(tmp_path / "b.zarr", truth, grid=grid, **options)
+    whole = open_heatmap(tmp_path / "b.zarr")
+    for level in range(len(whole.levels)):
+        np.testing.assert_array_equal(whole.values(level), by_chunks.values(level))
+    with pytest.raises(RunError, match=r"b\.zarr: values of shape \(2, 2\) for a grid of \(101"):
+        store.write_heatmap(tmp_path / "b.zarr", truth[:2, :2], grid=grid, **options)

@@ -290,14 +290,17 @@ def test_a_method_that_random_weights_do_not_change_gets_a_warning():
 
     results = {
         "s/0,0/saliency": result(0.1), "s/9,9/saliency": result(0.3),
-        "s/0,0/deconvolution": result(0.7), "s/9,9/deconvolution": result(None),
+        "s/0,0/deconvolution": result(0.7), "s/9,9/deconvolution": result(0.5),
+        "s/0,0/grad_cam": result(0.8), "s/9,9/grad_cam": result(None),
+        "s/0,0/clear": result(None), "s/9,9/clear": result(None),
     }  # fmt: skip
     trust, layers = method_checks.trust_tables(results)
-    assert trust["similarity"].tolist() == pytest.approx([0.2, 0.7])
-    assert trust["warning"].str.len().gt(0).tolist() == [False, True]
-    assert "Deconvolution: with random weights its maps stay much the same" in trust["warning"][1]
-    assert layers["patches"].tolist() == [2, 2, 2, 1]
-    assert layers["layer"].tolist() == ["head", "first"] * 2
+    assert trust["similarity"].tolist() == pytest.approx([0.2, 0.6, 0.8, np.nan], nan_ok=True)
+    assert trust["compared"].tolist() == [2, 2, 1, 0]
+    # Grad-CAM's other map vanished: (0.8 + 0) / 2 is under 0.5.
+    assert trust["warning"].str.len().gt(0).tolist() == [False, True, False, False]
+    assert "0.60 on 2 of 2 patches" in trust["warning"][1]
+    assert layers["layer"].tolist() == ["head", "first"] * 4
 
 
 def test_layers_become_random_from_the_head_down(run):

@@ -46,7 +46,7 @@ class MethodChecks:
     drawn : int
         Patches that were drawn for it, of which only those with and without tumour count.
     trust : DataFrame
-        ``method, patches, deletion_area, insertion_area, similarity, warning``.
+        ``method, patches, deletion_area, insertion_area, similarity, compared, warning``.
     layers : DataFrame
         ``method, depth, layer, similarity, patches``.
     """

@@ -175,6 +175,8 @@ def _set_titles(axes: Axes, name: str, shows: str) -> None:
 
 def _annotation_words(lesions: Sequence[Polygon], shown: Bounds) -> str:
     place = box(shown.x, shown.y, shown.x + shown.width, shown.y + shown.height)
+    if any(lesion.contains(place) for lesion in lesions):
+        return "all of it is annotated as tumour"
     if any(lesion.intersects(place) for lesion in lesions):
         return "annotated tumour outlined in yellow"
     return "no tumour is annotated here"

@@ -219,8 +219,9 @@ def trust_tables(results: Mapping[str, dict]) -> tuple[pd.DataFrame, pd.DataFram
     -------
     trust : DataFrame
         ``method, patches, deletion_area, insertion_area``, ``similarity`` to the maps of a model
-        whose weights are all random (mean over the patches where it is defined, NaN: none) and
-        ``warning``, a sentence or empty.
+        whose weights are all random (mean over the patches where it is defined, NaN: none),
+        ``compared``, how many these are, and ``warning``, a sentence or empty. For the warning a
+        map that became constant counts as unlike, 0: it has changed.
     layers : DataFrame
         ``method, depth`` (from 0), ``layer, similarity, patches`` (where it is defined).
     """
@@ -247,16 +248,17 @@ def trust_tables(results: Mapping[str, dict]) -> tuple[pd.DataFrame, pd.DataFram
         deletion_area=("deletion", "mean"),
         insertion_area=("insertion", "mean"),
     )
-    last = layers.groupby("method", sort=False)["similarity"].last()
-    trust = trust.assign(similarity=last).reset_index()
-    trust["warning"] = [_warning(*row) for row in trust[["method", "similarity"]].to_numpy()]
+    last = layers[layers["depth"] == layers["depth"].max()].set_index("method")
+    trust = trust.assign(similarity=last["similarity"], compared=last["patches"]).reset_index()
+    trust["warning"] = [_warning(row) for row in trust.itertuples()]
     return trust, layers
 
 
-def _warning(method: str, alike: float) -> str:
-    if not alike > SIMILAR:
+def _warning(row) -> str:
+    if not row.similarity * row.compared / row.patches > SIMILAR:
         return ""
     return (
-        f"{WORDS[method].name}: with random weights its maps stay much the same (rank correlation"
-        f" {alike:.2f}, over {SIMILAR:g}): they show the image more than what the model learned."
+        f"{WORDS[row.method].name}: with random weights its maps stay much the same (rank"
+        f" correlation {row.similarity:.2f} on {row.compared} of {row.patches} patches, over"
+        f" {SIMILAR:g}): they show the image more than what the model learned."
     )
