@@ -23,10 +23,11 @@ from wsi_pipeline.config import Config, dump_config
 from wsi_pipeline.errors import ConfigError, ModelError, RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import open_heatmap
+from wsi_pipeline.jobs.record import read_failures
 from wsi_pipeline.models.checkpoint import ModelCard, load_model, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
-from wsi_pipeline.stages import explain, method_checks
+from wsi_pipeline.stages import explain, explain_units, method_checks
 from wsi_pipeline.stages.explain_units import map_grid, map_place
 from wsi_pipeline.stages.places import Place, annotated_patches, evaluated_places
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, evaluation_folder, index_path
@@ -210,6 +211,35 @@ def test_a_place_asked_for_joins_the_page(run, client):
     kinds = pd.read_csv(run / "explanations/net/places.csv")["kind"].tolist()
     assert kinds == ["false-positive", "lowest", "hit", "asked"]
     assert not (run / "explanations/net/missed-s-lesion-2").exists()
+
+
+def failed_units(run):
+    return [row.unit for row in read_failures(run) if row.stage == "explain-net"]
+
+
+def test_failures_stay_until_their_unit_is_done_or_gone(run, client, monkeypatch):
+    """Saliency fails at all three places, then at one asked for; narrower runs have other units."""
+
+    def fail(name, **settings):
+        raise ModelError(f"no {name} today")
+
+    whole = settings(run, explain={"patches": 0, "trust_patches": 0, "methods": ("saliency",)})
+    asked = {"slide": "s", "at": (0, 0)}
+    monkeypatch.setattr(explain_units, "bind", fail)
+    explain.run(whole, client)
+    every = failed_units(run)
+    assert len(every) == 3
+    explain.run(whole, client, **asked)
+    assert failed_units(run) == [*every, "asked-s-0-0/saliency"]
+    monkeypatch.undo()
+    explain.run(whole, client, methods=["patchnet"])
+    assert failed_units(run) == [*every, "asked-s-0-0/saliency"]
+    assert all(unit in (run / "explanations/net/index.html").read_text() for unit in every)
+    write_lesions(evaluation_folder(run, "net"), "found")  # the missed one is not a place any more
+    explain.run(whole, client)
+    assert failed_units(run) == ["asked-s-0-0/saliency"]
+    explain.run(whole, client, **asked)
+    assert failed_units(run) == []
 
 
 def explained(run, place, method="saliency"):

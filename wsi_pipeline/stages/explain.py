@@ -100,11 +100,14 @@ def run(
     evaluated = _evaluated(config, top or config.explain.top, needed=slide is None)
     asked = _asked(config, slide, at, size)
     places = [asked] if asked else evaluated
+    narrowed = bool(asked or methods or top)
     maps = map_units(places, names, slides, config, card)
-    outcome = _run_units(config, client, "explain", maps, gpu=True)
+    outcome = _run_units(config, client, "explain", maps, narrowed, gpu=True)
     panels = panel_units(places, maps, outcome.results, slides, config, card)
-    outcome += _run_units(config, client, "panels", panels)
-    checks, checked = _check_methods(config, client, names, slides, card, anew=asked is None)
+    outcome += _run_units(config, client, "panels", panels, narrowed)
+    checks, checked = _check_methods(
+        config, client, names, slides, card, narrowed, anew=asked is None
+    )
     if asked is None:
         _remove_others(config, evaluated)
     _write_page(config, card, slides, evaluated, names, checks)
@@ -146,13 +149,22 @@ def _evaluated(config: Config, top: int, needed: bool) -> list[Place]:
 
 
 def _run_units(
-    config: Config, client: Client, stage: str, units: Sequence[Unit], gpu: bool = False
-) -> Outcome:
+    config: Config, client: Client, stage: str, units: Sequence[Unit], narrowed: bool,
+    gpu: bool = False,
+) -> Outcome:  # fmt: skip
+    """Do units; `narrowed`: not all that the settings ask for, so other failures still count.
+
+    Those of places asked for earlier always do: no run but one for that place has their units.
+    """
+    stage = of_model(stage, config.train.name)
+    now = {unit.key for unit in units}
+    earlier = {row.unit for row in read_failures(config.out) if row.stage == stage}
     return run_units(
         client,
         units,
         run_dir=config.out,
-        stage=of_model(stage, config.train.name),
+        stage=stage,
+        keep={key for key in earlier - now if narrowed or key.startswith("asked-")},
         schema_version=SCHEMA_VERSION,
         retries=config.jobs.retries,
         window=config.jobs.window,
@@ -162,7 +174,7 @@ def _run_units(
 
 def _check_methods(
     config: Config, client: Client, methods: Sequence[str], slides: pd.DataFrame, card: ModelCard,
-    anew: bool,
+    narrowed: bool, anew: bool,
 ) -> tuple[MethodChecks, Outcome]:  # fmt: skip
     """Rank the methods and try whether they can be trusted; or read what of it is on record."""
     settings = config.explain
@@ -178,7 +190,7 @@ def _check_methods(
     }
     if anew:
         done = {
-            stage: _run_units(config, client, stage, of_stage, gpu=True)
+            stage: _run_units(config, client, stage, of_stage, narrowed, gpu=True)
             for stage, of_stage in units.items()
         }
     else:
