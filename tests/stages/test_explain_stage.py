@@ -330,6 +330,17 @@ def test_a_method_that_random_weights_do_not_change_gets_a_warning():
     assert layers["layer"].tolist() == ["head", "first"] * 2
 
 
+def test_maps_that_are_constant_under_random_weights_get_no_warning():
+    """0.9 with a random head alone says nothing of all weights: there nothing can be compared."""
+    result = {
+        "deletion": 0.2, "insertion": 0.8, "layers": ["head", "first"], "similarity": [0.9, None],
+    }  # fmt: skip
+    trust, layers = method_checks.trust_tables({"s/0,0/clear": result, "s/9,9/clear": result})
+    assert trust["similarity"].isna().all()
+    assert trust["warning"].tolist() == [""]
+    assert layers["patches"].tolist() == [2, 0]
+
+
 def test_layers_become_random_from_the_head_down(run):
     model, _ = load_model(run / "models/net")
     assert method_checks.cascade_layers(model) == [

@@ -247,8 +247,8 @@ def trust_tables(results: Mapping[str, dict]) -> tuple[pd.DataFrame, pd.DataFram
         deletion_area=("deletion", "mean"),
         insertion_area=("insertion", "mean"),
     )
-    last = layers.groupby("method", sort=False)["similarity"].last()
-    trust = trust.assign(similarity=last).reset_index()
+    deepest = layers.loc[layers.groupby("method")["depth"].idxmax()].set_index("method")
+    trust = trust.assign(similarity=deepest["similarity"]).reset_index()
     trust["warning"] = [_warning(*row) for row in trust[["method", "similarity"]].to_numpy()]
     return trust, layers
 
