@@ -24,7 +24,7 @@ from wsi_pipeline.errors import ConfigError, ModelError, RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.record import read_failures
-from wsi_pipeline.models.checkpoint import ModelCard, load_model, save_model
+from wsi_pipeline.models.checkpoint import ModelCard, load_model, read_card, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.stages import explain, explain_units, method_checks
@@ -381,6 +381,20 @@ def test_without_an_evaluation_a_place_must_be_asked_for(run, client):
     with pytest.raises(RunError, match=r"lesions\.csv does not exist: run the evaluate stage"):
         explain.run(settings(run), None)
     assert explain.run(settings(run), client, slide="s", at=(-32, 0)).done == 3
+
+
+def test_an_evaluation_older_than_the_catalog_is_refused(run, client):
+    """A place can still be asked for, on a slide that is there."""
+    slides = pd.read_parquet(run / "slides.parquet").assign(slide_id="t")
+    slides.to_parquet(run / "slides.parquet")
+    with pytest.raises(RunError, match=r"'s' of the evaluation is not .* again"):
+        explain.run(settings(run), None)
+    place = annotated_patches(run, "net", 1, seed=0)
+    card = read_card(run / "models/net")
+    for units in (method_checks.rank_units, method_checks.trust_units):
+        with pytest.raises(RunError, match="evaluate again"):
+            units(place, METHODS, slides.set_index("slide_id"), settings(run), card)
+    assert explain.run(settings(run), client, slide="t", at=(0, 0)).done == 3
 
 
 def test_the_verb_shows_a_mistake_without_a_traceback(run, tmp_path):

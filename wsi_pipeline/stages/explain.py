@@ -91,7 +91,8 @@ def run(
     ModelError
         If the model is missing or damaged, lacks the layer, or cannot have a method.
     RunError
-        If the slide is not in the catalog, or without a place there is no evaluation.
+        If the slide is not in the catalog; without a place, if there is no evaluation, or it is
+        older than the catalog and names a slide that is not there any more.
     """
     card = read_card(model_folder(config.out, config.train.name))
     names = choose_methods(methods or config.explain.methods, card.architecture)
@@ -180,14 +181,14 @@ def _check_methods(
     settings = config.explain
     try:
         patches = annotated_patches(config.out, config.train.name, settings.patches, config.seed)
+        units = {
+            "rank": rank_units(patches, methods, slides, config, card),
+            "trust": trust_units(patches[: settings.trust_patches], methods, slides, config, card),
+        }
     except RunError:
         if anew:
             raise
-        patches = []
-    units = {
-        "rank": rank_units(patches, methods, slides, config, card),
-        "trust": trust_units(patches[: settings.trust_patches], methods, slides, config, card),
-    }
+        patches, units = [], {"rank": [], "trust": []}
     if anew:
         done = {
             stage: _run_units(config, client, stage, of_stage, narrowed, gpu=True)
