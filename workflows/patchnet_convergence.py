@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("patchnet_convergence.png"))
     out = parser.parse_args().out
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    figure = Figure(figsize=(11, 7), layout="constrained")
     columns = figure.subplots(2, len(SQUARES), sharex=True, sharey=True).T
     for (above, below), (share, square) in zip(columns, SQUARES.items(), strict=True):
         image = black_and_white(*square)
@@ -86,11 +86,11 @@ def main() -> None:
         black, white = black_and_white_q(module)
         expected = float(closed_form(share))
         above.imshow(image[1, 0], cmap="gray", vmin=0, vmax=1)
-        above.set_title(f"class 1: {share} of the patches bear white", fontsize=10)
+        above.set_title(f"{share} of the patches bear white", fontsize=10)
         shown = below.imshow(global_heatmap(module.subnet, image[1]), cmap="gray", vmin=0, vmax=1)
         below.set_title(
-            f"black patch: Q = {black:.3f} (closed form {expected:.3f})\n"
-            f"white patch: Q = {white:.3f} (closed form 1)",
+            f"Q after training (closed form)\n"
+            f"black patch {black:.3f} ({expected:.3f}), white {white:.3f} (1)",
             fontsize=10,
         )
         for axes in (above, below):

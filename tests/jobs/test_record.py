@@ -115,6 +115,30 @@ def test_failures_of_a_stage_give_way_to_those_of_its_next_run(tmp_path):
     ]
 
 
+def fail_at(record, key, time, monkeypatch):
+    monkeypatch.setattr("wsi_pipeline.jobs.record._now", lambda: time)
+    record.fail(changed(UNIT, key=key), error="SlideError", reason=key)
+
+
+def test_failures_of_units_that_a_run_does_not_touch_can_stay(tmp_path, monkeypatch):
+    """Of five that failed earlier: b is tried again, c is done since, e does not count any more.
+
+    d was done in part: its row came with its line, not before it.
+    """
+    with Record(tmp_path, "explain") as record:
+        for key in "abce":
+            fail_at(record, key, "2026-01-01T00:00:01+00:00", monkeypatch)
+        monkeypatch.setattr("wsi_pipeline.jobs.record._now", lambda: "2026-01-01T00:00:02+00:00")
+        record.add(changed(UNIT, key="c"), 1, seconds=0, result={})
+        record.add(changed(UNIT, key="d"), 1, seconds=0, result={"failures": ["d"]})
+        fail_at(record, "d", "2026-01-01T00:00:02+00:00", monkeypatch)
+    with Record(tmp_path, "explain", keep="acd") as record:
+        fail_at(record, "b", "2026-01-01T00:00:03+00:00", monkeypatch)
+    assert [(row.unit, row.time[18]) for row in read_failures(tmp_path)] == [
+        ("a", "1"), ("d", "2"), ("b", "3"),
+    ]  # fmt: skip
+
+
 def test_a_run_without_failures_leaves_the_header(tmp_path):
     record_done(tmp_path, UNIT)
     header = "stage,slide_id,unit,error,reason,time\n"

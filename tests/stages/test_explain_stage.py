@@ -23,10 +23,11 @@ from wsi_pipeline.config import Config, dump_config
 from wsi_pipeline.errors import ConfigError, ModelError, RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import open_heatmap
-from wsi_pipeline.models.checkpoint import ModelCard, load_model, save_model
+from wsi_pipeline.jobs.record import read_failures
+from wsi_pipeline.models.checkpoint import ModelCard, load_model, read_card, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
-from wsi_pipeline.stages import explain, method_checks
+from wsi_pipeline.stages import explain, explain_units, method_checks
 from wsi_pipeline.stages.explain_units import map_grid, map_place
 from wsi_pipeline.stages.places import Place, annotated_patches, evaluated_places
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, evaluation_folder, index_path
@@ -212,6 +213,35 @@ def test_a_place_asked_for_joins_the_page(run, client):
     assert not (run / "explanations/net/missed-s-lesion-2").exists()
 
 
+def failed_units(run):
+    return [row.unit for row in read_failures(run) if row.stage == "explain-net"]
+
+
+def test_failures_stay_until_their_unit_is_done_or_gone(run, client, monkeypatch):
+    """Saliency fails at all three places, then at one asked for; narrower runs have other units."""
+
+    def fail(name, **settings):
+        raise ModelError(f"no {name} today")
+
+    whole = settings(run, explain={"patches": 0, "trust_patches": 0, "methods": ("saliency",)})
+    asked = {"slide": "s", "at": (0, 0)}
+    monkeypatch.setattr(explain_units, "bind", fail)
+    explain.run(whole, client)
+    every = failed_units(run)
+    assert len(every) == 3
+    explain.run(whole, client, **asked)
+    assert failed_units(run) == [*every, "asked-s-0-0/saliency"]
+    monkeypatch.undo()
+    explain.run(whole, client, methods=["patchnet"])
+    assert failed_units(run) == [*every, "asked-s-0-0/saliency"]
+    assert all(unit in (run / "explanations/net/index.html").read_text() for unit in every)
+    write_lesions(evaluation_folder(run, "net"), "found")  # the missed one is not a place any more
+    explain.run(whole, client)
+    assert failed_units(run) == ["asked-s-0-0/saliency"]
+    explain.run(whole, client, **asked)
+    assert failed_units(run) == []
+
+
 def explained(run, place, method="saliency"):
     """A place's map and its probabilities, by the unit's own function."""
     card = json.loads((run / "models/net/model.json").read_text())
@@ -303,6 +333,17 @@ def test_a_method_that_random_weights_do_not_change_gets_a_warning():
     assert layers["layer"].tolist() == ["head", "first"] * 4
 
 
+def test_maps_that_are_constant_under_random_weights_get_no_warning():
+    """0.9 with a random head alone says nothing of all weights: there nothing can be compared."""
+    result = {
+        "deletion": 0.2, "insertion": 0.8, "layers": ["head", "first"], "similarity": [0.9, None],
+    }  # fmt: skip
+    trust, layers = method_checks.trust_tables({"s/0,0/clear": result, "s/9,9/clear": result})
+    assert trust["similarity"].isna().all()
+    assert trust["warning"].tolist() == [""]
+    assert layers["patches"].tolist() == [2, 0]
+
+
 def test_layers_become_random_from_the_head_down(run):
     model, _ = load_model(run / "models/net")
     assert method_checks.cascade_layers(model) == [
@@ -343,6 +384,20 @@ def test_without_an_evaluation_a_place_must_be_asked_for(run, client):
     with pytest.raises(RunError, match=r"lesions\.csv does not exist: run the evaluate stage"):
         explain.run(settings(run), None)
     assert explain.run(settings(run), client, slide="s", at=(-32, 0)).done == 3
+
+
+def test_an_evaluation_older_than_the_catalog_is_refused(run, client):
+    """A place can still be asked for, on a slide that is there."""
+    slides = pd.read_parquet(run / "slides.parquet").assign(slide_id="t")
+    slides.to_parquet(run / "slides.parquet")
+    with pytest.raises(RunError, match=r"'s' of the evaluation is not .* again"):
+        explain.run(settings(run), None)
+    place = annotated_patches(run, "net", 1, seed=0)
+    card = read_card(run / "models/net")
+    for units in (method_checks.rank_units, method_checks.trust_units):
+        with pytest.raises(RunError, match="evaluate again"):
+            units(place, METHODS, slides.set_index("slide_id"), settings(run), card)
+    assert explain.run(settings(run), client, slide="t", at=(0, 0)).done == 3
 
 
 def test_the_verb_shows_a_mistake_without_a_traceback(run, tmp_path):

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,6 +82,9 @@ class Record:
     ----------
     run_dir : path-like
     stage : str
+    keep : collection of str
+        Keys of units that this run does not touch and that still count: their failures of earlier
+        runs stay, unless the unit was done after them.
 
     Raises
     ------
@@ -89,9 +92,10 @@ class Record:
         If the file of finished units is damaged elsewhere than at its end.
     """
 
-    def __init__(self, run_dir, stage: str):
+    def __init__(self, run_dir, stage: str, keep: Collection[str] = ()):
         self.stage = stage
         self.failures: list[Failure] = []
+        self._keep = frozenset(keep)
         self._run_dir = Path(run_dir)
         self._done = read_done(run_dir, stage)
 
@@ -107,9 +111,15 @@ class Record:
         os.fsync(self._file.fileno())
         self._file.close()
         if error_type is None:
-            earlier = [row for row in read_failures(self._run_dir) if row.stage != self.stage]
+            before = read_failures(self._run_dir)
+            earlier = [row for row in before if row.stage != self.stage or self._stays(row)]
             with replace_atomically(_failures_path(self._run_dir)) as part:
                 _append_failures(part, [*earlier, *self.failures])
+
+    def _stays(self, row: Failure) -> bool:
+        """Whether an earlier failure still counts; a unit done in part has its rows after it."""
+        line = self._done.get(row.unit)
+        return row.unit in self._keep and (line is None or line["finished"] <= row.time)
 
     def is_done(self, unit: Unit, schema_version) -> bool:
         """Whether the unit is recorded under the same hash and its output still exists."""

@@ -7,7 +7,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -72,6 +72,7 @@ def run_units(
     resources: dict[str, float] | None = None,
     total: int | None = None,
     progress: bool = True,
+    keep: Collection[str] = (),
 ) -> Outcome:
     """Do the units that are not done yet, and keep ``RUN/done`` and ``RUN/failures.csv``.
 
@@ -105,6 +106,8 @@ def run_units(
         Number of units, for the progress bar, where `units` does not know its length.
     progress : bool
         Whether to show the progress.
+    keep : collection of str
+        Keys of units that are not handed in, and whose failures of earlier runs stay: see `Record`.
 
     Returns
     -------
@@ -122,7 +125,7 @@ def run_units(
     if total is None and isinstance(units, Sized):
         total = len(units)
     bar = progress_bar(stage, total) if progress else nullcontext(lambda *_: None)
-    with Record(run_dir, stage) as record, bar as update:
+    with Record(run_dir, stage, keep) as record, bar as update:
         undone = _undone(units, record, schema_version, outcome)
         with closing(_attempts(client, undone, stage, retries, window, resources)) as attempts:
             for unit, attempt in attempts:

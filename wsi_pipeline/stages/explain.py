@@ -91,7 +91,8 @@ def run(
     ModelError
         If the model is missing or damaged, lacks the layer, or cannot have a method.
     RunError
-        If the slide is not in the catalog, or without a place there is no evaluation.
+        If the slide is not in the catalog; without a place, if there is no evaluation, or it is
+        older than the catalog and names a slide that is not there any more.
     """
     card = read_card(model_folder(config.out, config.train.name))
     names = choose_methods(methods or config.explain.methods, card.architecture)
@@ -100,11 +101,14 @@ def run(
     evaluated = _evaluated(config, top or config.explain.top, needed=slide is None)
     asked = _asked(config, slide, at, size)
     places = [asked] if asked else evaluated
+    narrowed = bool(asked or methods or top)
     maps = map_units(places, names, slides, config, card)
-    outcome = _run_units(config, client, "explain", maps, gpu=True)
+    outcome = _run_units(config, client, "explain", maps, narrowed, gpu=True)
     panels = panel_units(places, maps, outcome.results, slides, config, card)
-    outcome += _run_units(config, client, "panels", panels)
-    checks, checked = _check_methods(config, client, names, slides, card, anew=asked is None)
+    outcome += _run_units(config, client, "panels", panels, narrowed)
+    checks, checked = _check_methods(
+        config, client, names, slides, card, narrowed, anew=asked is None
+    )
     if asked is None:
         _remove_others(config, evaluated)
     _write_page(config, card, slides, evaluated, names, checks)
@@ -146,13 +150,22 @@ def _evaluated(config: Config, top: int, needed: bool) -> list[Place]:
 
 
 def _run_units(
-    config: Config, client: Client, stage: str, units: Sequence[Unit], gpu: bool = False
-) -> Outcome:
+    config: Config, client: Client, stage: str, units: Sequence[Unit], narrowed: bool,
+    gpu: bool = False,
+) -> Outcome:  # fmt: skip
+    """Do units; `narrowed`: not all that the settings ask for, so other failures still count.
+
+    Those of places asked for earlier always do: no run but one for that place has their units.
+    """
+    stage = of_model(stage, config.train.name)
+    now = {unit.key for unit in units}
+    earlier = {row.unit for row in read_failures(config.out) if row.stage == stage}
     return run_units(
         client,
         units,
         run_dir=config.out,
-        stage=of_model(stage, config.train.name),
+        stage=stage,
+        keep={key for key in earlier - now if narrowed or key.startswith("asked-")},
         schema_version=SCHEMA_VERSION,
         retries=config.jobs.retries,
         window=config.jobs.window,
@@ -162,23 +175,23 @@ def _run_units(
 
 def _check_methods(
     config: Config, client: Client, methods: Sequence[str], slides: pd.DataFrame, card: ModelCard,
-    anew: bool,
+    narrowed: bool, anew: bool,
 ) -> tuple[MethodChecks, Outcome]:  # fmt: skip
     """Rank the methods and try whether they can be trusted; or read what of it is on record."""
     settings = config.explain
     try:
         patches = annotated_patches(config.out, config.train.name, settings.patches, config.seed)
+        units = {
+            "rank": rank_units(patches, methods, slides, config, card),
+            "trust": trust_units(patches[: settings.trust_patches], methods, slides, config, card),
+        }
     except RunError:
         if anew:
             raise
-        patches = []
-    units = {
-        "rank": rank_units(patches, methods, slides, config, card),
-        "trust": trust_units(patches[: settings.trust_patches], methods, slides, config, card),
-    }
+        patches, units = [], {"rank": [], "trust": []}
     if anew:
         done = {
-            stage: _run_units(config, client, stage, of_stage, gpu=True)
+            stage: _run_units(config, client, stage, of_stage, narrowed, gpu=True)
             for stage, of_stage in units.items()
         }
     else:

@@ -24,7 +24,7 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.places import Place
+from wsi_pipeline.stages.places import Place, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder, model_id
 from wsi_pipeline.stages.worker_model import worker_model
 
@@ -177,7 +177,7 @@ def map_units(
     for method in methods:
         settings = method_settings(method, config)
         for place in places:
-            slide = slides.loc[place.slide_id]
+            slide = catalogued(slides, place.slide_id)
             folder = explanation_folder(config.out, config.train.name) / place.name
             out = folder / f"{method}.zarr"
             own = {"place": _where_only(place), "method": method, "settings": settings}
@@ -212,7 +212,7 @@ def panel_units(
         }
         if not of_place:
             continue
-        slide = slides.loc[place.slide_id]
+        slide = catalogued(slides, place.slide_id)
         folder = explanation_folder(config.out, config.train.name) / place.name
         probabilities = results[next(iter(of_place.values())).key]["probabilities"]
         arguments = {

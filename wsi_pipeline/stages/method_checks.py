@@ -28,7 +28,7 @@ from wsi_pipeline.stages.explain_units import (
     read_patches,
     shown_of,
 )
-from wsi_pipeline.stages.places import Place
+from wsi_pipeline.stages.places import Place, catalogued
 from wsi_pipeline.stages.worker_model import worker_model
 
 SIMILAR = 0.5
@@ -133,7 +133,7 @@ def rank_units(
     """A unit for each method and patch; `slides` are the catalog's rows, by slide id."""
     units = []
     for unit in _units(patches, methods, slides, config, card):
-        slide = slides.loc[unit.slide_id]
+        slide = catalogued(slides, unit.slide_id)
         own = {
             "annotation": slide.annotation,
             "annotation_rules": config.catalog.annotation.model_dump(),
@@ -158,7 +158,7 @@ def trust_units(
 def _units(patches, methods, slides, config, card):
     for method in methods:
         for patch in patches:
-            slide = slides.loc[patch.slide_id]
+            slide = catalogued(slides, patch.slide_id)
             own = {
                 "mpp": float(slide.mpp),
                 "place": asdict(patch),
@@ -248,8 +248,9 @@ def trust_tables(results: Mapping[str, dict]) -> tuple[pd.DataFrame, pd.DataFram
         deletion_area=("deletion", "mean"),
         insertion_area=("insertion", "mean"),
     )
-    last = layers[layers["depth"] == layers["depth"].max()].set_index("method")
-    trust = trust.assign(similarity=last["similarity"], compared=last["patches"]).reset_index()
+    deepest = layers.loc[layers.groupby("method")["depth"].idxmax()].set_index("method")
+    trust = trust.assign(similarity=deepest["similarity"], compared=deepest["patches"])
+    trust = trust.reset_index()
     trust["warning"] = [_warning(row) for row in trust.itertuples()]
     return trust, layers
 

@@ -178,6 +178,22 @@ def annotated_patches(run_dir: Path, model: str, count: int, seed: int) -> list[
     return [_patch(run_dir, "asked", row.slide_id, row) for row in drawn.itertuples()]
 
 
+def catalogued(slides: pd.DataFrame, slide_id: str) -> pd.Series:
+    """The row, by slide id, of a slide that the evaluation names.
+
+    Raises
+    ------
+    RunError
+        If there is none: the evaluation is older than the catalog.
+    """
+    if slide_id not in slides.index:
+        raise RunError(
+            f"slide {slide_id!r} of the evaluation is not among the {len(slides)} readable slides"
+            " of today's catalog: evaluate again"
+        )
+    return slides.loc[slide_id]
+
+
 def slide_of(run_dir: Path, slide_id: str) -> pd.Series:
     """The catalog's row of a slide that could be opened.
 
