@@ -120,7 +120,7 @@ def settings(run, **sections):
         "out": run,
         "catalog": {"csv": "slides.csv"},
         "tile": {"level": None, "mpp": 1.0, "patch_px": 32, "stride_px": 16, "inner_px": 16},
-        "train": {"name": "net", "model": "patchnet"},
+        "train": {"name": "net", "model": "patchnet", "weights": "none"},
         "explain": {"methods": METHODS, "top": 1, "patches": 4, "trust_patches": 1},
     }
     for name, section in sections.items():
