@@ -6,6 +6,7 @@ patch at (32 col - 16, 32 row - 16).
 """
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -211,6 +212,24 @@ def test_a_place_asked_for_joins_the_page(run, client):
     kinds = pd.read_csv(run / "explanations/net/places.csv")["kind"].tolist()
     assert kinds == ["false-positive", "lowest", "hit", "asked"]
     assert not (run / "explanations/net/missed-s-lesion-2").exists()
+
+
+def test_a_place_asked_for_takes_nothing_off_the_page(run, client):
+    """By one method, where the run before was by two, with a place more of a kind than usual."""
+    explain.run(settings(run), client, top=2)
+    folder = run / "explanations/net"
+    before = pd.read_csv(folder / "places.csv")
+    assert before["kind"].tolist() == ["false-positive"] * 2 + ["missed", "hit"]
+    tables = {name: (folder / f"{name}.csv").read_text() for name in ("ranking", "trust")}
+    explain.run(settings(run), client, slide="s", at=(0, 0), methods=["saliency"])
+    after = pd.read_csv(folder / "places.csv")
+    assert after["place"].tolist() == [*before["place"], "asked-s-0-0"]
+    assert {name: (folder / f"{name}.csv").read_text() for name in tables} == tables
+    for name in before["place"]:
+        shutil.rmtree(folder / name)
+    explain.run(settings(run), client, slide="s", at=(0, 0), methods=["saliency"])
+    page = (folder / "index.html").read_text()
+    assert page.count("PatchNet&#39;s probability</th>") == 3  # legend, ranking, trust
 
 
 def failed_units(run):
