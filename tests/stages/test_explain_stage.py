@@ -229,7 +229,7 @@ def test_a_place_asked_for_takes_nothing_off_the_page(run, client):
         shutil.rmtree(folder / name)
     explain.run(settings(run), client, slide="s", at=(0, 0), methods=["saliency"])
     page = (folder / "index.html").read_text()
-    assert page.count("PatchNet&#39;s probability</th>") == 3  # legend, ranking, trust
+    assert page.count("PatchNet&#39;s probability</th>") == 2  # ranking, trust
 
 
 def failed_units(run):
@@ -293,6 +293,44 @@ def test_a_map_lies_over_the_slide(run):
     scale, translation = multiscales["datasets"][0]["coordinateTransformations"]
     assert scale["scale"] == [1.0, 1.0]  # um: two level-0 px
     assert translation["translation"] == [(20 + 0.5) * 0.5, (10 + 0.5) * 0.5]
+
+
+def test_a_large_place_is_read_patch_by_patch_and_drawn_small(run, client, monkeypatch):
+    """900 x 420 working px: 29 x 14 patches of 32 px; 900 / 2 is 400 or more, 900 / 4 is not."""
+    reads, drawn = [], []
+
+    class Counting:
+        def __init__(self, slide):
+            self.slide = slide
+
+        def __getattr__(self, name):
+            return getattr(self.slide, name)
+
+        def read(self, x, y, width_px, height_px, downsample):
+            reads.append((width_px, height_px))
+            return self.slide.read(x, y, width_px, height_px, downsample)
+
+    def draw(image, shown, around, around_shown, lesions, panels, **words):
+        drawn.extend([image.shape, *(panel.values.shape for panel in panels)])
+        return b"picture"
+
+    opened = explain_units.cached_slide
+    monkeypatch.setattr(explain_units, "cached_slide", lambda *of: Counting(opened(*of)))
+    monkeypatch.setattr(explain_units, "panels_figure", draw)
+    whole, asked = settings(run), {"slide": "s", "at": (0, 0), "size": (900, 420)}
+    outcome = explain.run(whole, client, methods=["saliency"], **asked)
+    assert (outcome.done, outcome.failed) == (2, 0)
+    assert reads[: 29 * 14] == [(32, 32)] * 29 * 14
+    assert max(max(size) for size in reads) == 450
+    assert drawn == [(210, 450, 3), (210, 450)]
+
+
+@pytest.mark.parametrize(
+    ("side_px", "level"), [(32, 0), (512, 0), (799, 0), (800, 1), (1600, 2), (1599, 1)]
+)
+def test_a_panel_is_drawn_from_the_coarsest_level_that_is_large_enough(side_px, level):
+    place = Place("asked", "s", 0, 0, 32, side_px, 1.0, 32)
+    assert explain_units.panel_level(place) == level
 
 
 @pytest.mark.parametrize("downsample", [1.0, 2.0, 1.9876, 4.000_01, 0.93])

@@ -66,9 +66,9 @@ def rank_patch(
     place = Place(**place)
     mask = place_mask(path, mpp, place, annotation, annotation_rules)
     module, card = worker_model(model, weights)
-    _, patches = read_patches(path, mpp, place, card, next(module.parameters()).device)
+    [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
     started = time.perf_counter()
-    maps = bind(method, **settings)(module, patches).cpu()
+    maps = bind(method, **settings)(module, patch).cpu()
     seconds = time.perf_counter() - started
     unit = maps if method == "patchnet" else unit_maps(maps)
     figures = overlap([unit[0].numpy()], [mask]).iloc[0]
@@ -94,15 +94,15 @@ def check_patch(
     """
     place, explain = Place(**place), bind(method, **settings)
     module, card = worker_model(model, weights)
-    _, patches = read_patches(path, mpp, place, card, next(module.parameters()).device)
-    maps = explain(module, patches)
-    curves = deletion_and_insertion(module, patches, maps)
+    [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
+    maps = explain(module, patch)
+    curves = deletion_and_insertion(module, patch, maps)
     layers = cascade_layers(module)
     depths = np.unique(np.linspace(0, len(layers) - 1, DEPTHS).round().astype(int))
     found = {}
     for depth, (layer, other) in enumerate(randomised(module, seed, layers=layers)):
         if depth in depths:
-            alike = similarity(maps, explain(other, patches))[0]
+            alike = similarity(maps, explain(other, patch))[0]
             found[layer] = None if np.isnan(alike) else float(alike)
     return {
         "deletion": float(curves.deletion_area[0]),
