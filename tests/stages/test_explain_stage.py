@@ -7,6 +7,8 @@ patch at (32 col - 16, 32 row - 16).
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -270,6 +272,34 @@ def explained(run, place, method="saliency"):
         card["weights_sha256"], "net@0", "0.5", str(out),
     )  # fmt: skip
     return open_heatmap(out).values(), result["probabilities"]
+
+
+@pytest.mark.parametrize("work", ["map", "ranking", "trust"])
+def test_threads_of_a_worker_explain_one_at_a_time(run, monkeypatch, work):
+    """What a method sets on the model, another one running meanwhile would see."""
+    inside, most = [], []
+
+    def method(model, images):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return torch.ones(len(images), *images.shape[2:])
+
+    for module in (explain_units, method_checks):
+        monkeypatch.setattr(module, "bind", lambda name, **settings: method)
+    card = read_card(run / "models/net")
+    slides = pd.read_parquet(run / "slides.parquet").set_index("slide_id", drop=False)
+    places = annotated_patches(run, "net", 3, seed=0)
+    units = {
+        "map": explain_units.map_units,
+        "ranking": method_checks.rank_units,
+        "trust": method_checks.trust_units,
+    }[work](places, ["saliency"], slides, settings(run), card)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda unit: unit.function(**unit.arguments), units))
+    assert len(most) >= 3
+    assert max(most) == 1
 
 
 def test_a_regions_map_is_that_of_its_patches_side_by_side(run):

@@ -26,7 +26,7 @@ from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.places import Place, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder, model_id
-from wsi_pipeline.stages.worker_model import worker_model
+from wsi_pipeline.stages.worker_model import held_model
 
 CHUNK_PX = 256
 """Side of a chunk of a map's OME-Zarr."""
@@ -94,19 +94,19 @@ def map_place(
         ``probabilities`` (F(I) of each patch) and ``seconds`` (of the method, for each patch).
     """
     place = Place(**place)
-    module, card = worker_model(model, weights)
-    device = next(module.parameters()).device
     explain, grid = bind(method, **settings), map_grid(place, mpp)
     values = np.full(grid.shape, np.nan, np.float32)
     probabilities, seconds = [], []
-    for row, col, patch in read_patches(path, mpp, place, card, device):
-        with torch.no_grad():
-            probabilities.append(torch.sigmoid(module(patch)).item())
-        started = time.perf_counter()
-        found = explain(module, patch)[0].cpu().numpy()
-        seconds.append(time.perf_counter() - started)
-        inside = values[row : place.height_px, col : place.width_px][: len(found), : len(found)]
-        inside[:] = found[: inside.shape[0], : inside.shape[1]]
+    with held_model(model, weights) as (module, card):
+        device = next(module.parameters()).device
+        for row, col, patch in read_patches(path, mpp, place, card, device):
+            with torch.no_grad():
+                probabilities.append(torch.sigmoid(module(patch)).item())
+            started = time.perf_counter()
+            found = explain(module, patch)[0].cpu().numpy()
+            seconds.append(time.perf_counter() - started)
+            inside = values[row : place.height_px, col : place.width_px][: len(found), : len(found)]
+            inside[:] = found[: inside.shape[0], : inside.shape[1]]
     part = Path(out).with_name(f".{Path(out).name}")
     write_heatmap(
         part,

@@ -29,7 +29,7 @@ from wsi_pipeline.stages.explain_units import (
     shown_of,
 )
 from wsi_pipeline.stages.places import Place, catalogued
-from wsi_pipeline.stages.worker_model import worker_model
+from wsi_pipeline.stages.worker_model import held_model
 
 SIMILAR = 0.5
 """Mean rank correlation with the maps of a model of random weights, from which on a method is
@@ -65,11 +65,11 @@ def rank_patch(
     """
     place = Place(**place)
     mask = place_mask(path, mpp, place, annotation, annotation_rules)
-    module, card = worker_model(model, weights)
-    [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
-    started = time.perf_counter()
-    maps = bind(method, **settings)(module, patch).cpu()
-    seconds = time.perf_counter() - started
+    with held_model(model, weights) as (module, card):
+        [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
+        started = time.perf_counter()
+        maps = bind(method, **settings)(module, patch).cpu()
+        seconds = time.perf_counter() - started
     unit = maps if method == "patchnet" else unit_maps(maps)
     figures = overlap([unit[0].numpy()], [mask]).iloc[0]
     return {
@@ -93,17 +93,17 @@ def check_patch(
         each of these depths to the model's own, None where a map is constant.
     """
     place, explain = Place(**place), bind(method, **settings)
-    module, card = worker_model(model, weights)
-    [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
-    maps = explain(module, patch)
-    curves = deletion_and_insertion(module, patch, maps)
-    layers = cascade_layers(module)
-    depths = np.unique(np.linspace(0, len(layers) - 1, DEPTHS).round().astype(int))
-    found = {}
-    for depth, (layer, other) in enumerate(randomised(module, seed, layers=layers)):
-        if depth in depths:
-            alike = similarity(maps, explain(other, patch))[0]
-            found[layer] = None if np.isnan(alike) else float(alike)
+    with held_model(model, weights) as (module, card):
+        [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
+        maps = explain(module, patch)
+        curves = deletion_and_insertion(module, patch, maps)
+        layers = cascade_layers(module)
+        depths = np.unique(np.linspace(0, len(layers) - 1, DEPTHS).round().astype(int))
+        found = {}
+        for depth, (layer, other) in enumerate(randomised(module, seed, layers=layers)):
+            if depth in depths:
+                alike = similarity(maps, explain(other, patch))[0]
+                found[layer] = None if np.isnan(alike) else float(alike)
     return {
         "deletion": float(curves.deletion_area[0]),
         "insertion": float(curves.insertion_area[0]),
