@@ -381,6 +381,31 @@ def test_the_mask_of_a_patch_is_the_annotation_at_its_pixels(run):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_map_of_evidence_against_ranks_by_its_order():
+    """The mask has -1 and 2, the rest -3 and 1.
+
+    AUROC: of the 4 pairs of a pixel inside and one outside, 2 > 1, 2 > -3 and -1 > -3 are in
+    order: 0.75, where -1 and -3 both as 0 would give (2 + 1/2) / 4. In 0..1 the map is 0, 1, 0,
+    1/2, rounded 0, 1, 0, 1: the two in the middle are right, one of two in the mask is found, and
+    1 of 1.5 lies inside. Without any evidence for tumour the highest pixel, -1, is one inside,
+    where four times 0 would give 1/2.
+    """
+    mask = np.array([[True, True], [False, False]])
+    mixed = torch.tensor([[[-1.0, 2.0], [-3.0, 1.0]]])
+    found = method_checks.map_overlap("lime", mixed, mask)
+    expected = {
+        "exact_match": 0.5, "recall": 0.5, "auroc": 0.75, "pointing_game": 1,
+        "energy_inside": 1 / 1.5,
+    }  # fmt: skip
+    assert found.to_dict() == pytest.approx(expected)
+    against = torch.tensor([[[-1.0, -2.0], [-3.0, -4.0]]])
+    found = method_checks.map_overlap("lime", against, mask)
+    assert (found["auroc"], found["pointing_game"]) == (1, 1)
+    q = torch.tensor([[[0.4, 0.2], [0.1, 0.3]]])  # PatchNet's: under 0.5, none is called tumour
+    assert method_checks.map_overlap("patchnet", q, mask)["recall"] == 0
+    assert method_checks.map_overlap("lime", q, mask)["recall"] == 1  # 0.4 and 0.2 of 0.4
+
+
 def test_methods_are_ranked_over_patches_of_both_kinds():
     def result(auroc, mixed=True):
         figures = dict.fromkeys(("exact_match", "recall", "pointing_game", "energy_inside"), 0.5)

@@ -44,7 +44,7 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PLACE_COLUMNS = (
     "place", "kind", "slide_id", "lesion_id", "x", "y", "width_px", "height_px", "x_um", "y_um",
     "probability", "evaluated", "methods",

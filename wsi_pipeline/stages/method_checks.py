@@ -7,6 +7,8 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import shapely
+import torch
+from scipy.stats import rankdata
 from shapely.affinity import translate
 from torch import nn
 
@@ -60,8 +62,7 @@ def rank_patch(
     -------
     dict
         ``mixed``: whether the patch has pixels with and without tumour; ``seconds`` of the
-        method; and the `STATISTICS`, None where undefined. PatchNet's own heatmap is compared as
-        it is, as its paper does; all others as `unit_maps`.
+        method; and the `STATISTICS`, None where undefined, see `map_overlap`.
     """
     place = Place(**place)
     mask = place_mask(path, mpp, place, annotation, annotation_rules)
@@ -70,13 +71,27 @@ def rank_patch(
         started = time.perf_counter()
         maps = bind(method, **settings)(module, patch).cpu()
         seconds = time.perf_counter() - started
-    unit = maps if method == "patchnet" else unit_maps(maps)
-    figures = overlap([unit[0].numpy()], [mask]).iloc[0]
+    figures = map_overlap(method, maps, mask)
     return {
         "mixed": bool(mask.any() and not mask.all()),
         "seconds": seconds,
         **{name: None if np.isnan(value) else float(value) for name, value in figures.items()},
     }
+
+
+def map_overlap(method: str, maps: torch.Tensor, mask: np.ndarray) -> pd.Series:
+    """The `STATISTICS` of a map, float tensor (1, H, W), with a mask, bool (H, W).
+
+    AUROC and the pointing game need the order of the pixels alone, and take the map's own, in which
+    weak evidence against tumour comes before strong. The others need values from 0 to 1: PatchNet's
+    Q as it is, as its paper does; all other maps as `unit_maps`.
+    """
+    values = (maps if method == "patchnet" else unit_maps(maps))[0].numpy()
+    ranks = rankdata(maps[0].numpy(), "dense").reshape(mask.shape)
+    figures = overlap([values, ranks / ranks.max()], [mask, mask])
+    ordered = ["auroc", "pointing_game"]
+    figures.loc[0, ordered] = figures.loc[1, ordered]
+    return figures.loc[0]
 
 
 def check_patch(
