@@ -234,6 +234,32 @@ def test_a_place_asked_for_takes_nothing_off_the_page(run, client):
     assert page.count("PatchNet&#39;s probability</th>") == 2  # ranking, trust
 
 
+def test_a_picture_is_told_with_the_settings_that_it_was_made_with(run, client):
+    """The seed is 1 now: SmoothGrad's map at the origin was made with 0; saliency has no seed."""
+    explain.run(settings(run), client, slide="s", at=(0, 0), methods=["smooth_grad"])
+    later = settings(run).model_copy(update={"seed": 1})
+    explain.run(later, client, slide="s", at=(64, 0), methods=["smooth_grad"])
+    explain.run(later, client, slide="s", at=(0, 64), methods=["saliency"])
+    page = (run / "explanations/net/index.html").read_text()
+    first, second, third = (
+        page.split(f'id="asked-s-{place}"')[1].split("</article>")[0]
+        for place in ("0-0", "64-0", "0-64")
+    )
+    assert "Made with seed: 0." in first
+    assert "Made with seed: 1." in second
+    assert "Made with" not in third
+    assert page.count("seed: ") == 2
+
+
+def test_settings_are_told_where_they_matter(run):
+    config = settings(run, explain={"layer": "features.28"})
+    assert explain_units.made_with(["saliency"], config) == ""
+    assert explain_units.made_with(["grad_cam"], config) == "layer: features.28"
+    assert explain_units.made_with(["cam", "clear", "lime"], settings(run)) == (
+        "layer: the last convolution, seed: 0"
+    )
+
+
 def failed_units(run):
     return [row.unit for row in read_failures(run) if row.stage == "explain-net"]
 

@@ -19,7 +19,13 @@ from wsi_pipeline.jobs.record import Record, read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.models.checkpoint import ARCHITECTURES, ModelCard, read_card
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.explain_units import map_units, panel_units, shown_of
+from wsi_pipeline.stages.explain_units import (
+    SCHEMA_VERSION,
+    made_with,
+    map_units,
+    panel_units,
+    shown_of,
+)
 from wsi_pipeline.stages.method_checks import (
     rank_units,
     ranking_table,
@@ -44,7 +50,6 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
 )
 
-SCHEMA_VERSION = 2
 PLACE_COLUMNS = (
     "place", "kind", "slide_id", "lesion_id", "x", "y", "width_px", "height_px", "x_um", "y_um",
     "probability", "evaluated", "methods",
@@ -245,8 +250,13 @@ def _write_page(
 ) -> None:  # fmt: skip
     name, folder = config.train.name, explanation_folder(config.out, config.train.name)
     shown = _shown(config, card, slides, [place.name for place in evaluated])
-    used = {method for result in shown.values() for method in result["methods"]} | set(methods)
-    used |= {*checks.ranking["method"], *checks.trust["method"]}
+    checked = {*checks.ranking["method"], *checks.trust["method"]}
+    drawn = {method for result in shown.values() for method in result["methods"]}
+    used = {*methods, *drawn, *checked}
+    settings = {
+        "model": f"{card.architecture}, {model_id(name, card.weights_sha256)}",
+        "ranking and trust": made_with(checked, config),
+    }
     report = evaluation_folder(config.out, name) / "report.html"
     stages = {of_model(stage, name) for stage in EXPLAIN_STAGES}
     failures = [row for row in read_failures(config.out) if row.stage in stages]
@@ -254,11 +264,7 @@ def _write_page(
         folder,
         title=f"Explanations: {name} on {config.out.name}",
         report=f"../../evaluation/{name}/report.html" if report.is_file() else None,
-        run={
-            "model": f"{card.architecture}, {model_id(name, card.weights_sha256)}",
-            "layer": config.explain.layer or "the last convolution",
-            "seed": str(config.seed),
-        },
+        run={name: words for name, words in settings.items() if words},
         places=[_on_page(folder, place, result) for place, result in shown.items()],
         table=_places_table(shown),
         words={
@@ -304,6 +310,7 @@ def _on_page(folder: Path, name: str, result: dict) -> ExplainedPlace:
         group=KINDS[result["place"]["kind"]],
         title=result["title"],
         where=result["where"],
+        made=result["made"],
         picture=(folder / name / "panel.png").read_bytes(),
     )
 

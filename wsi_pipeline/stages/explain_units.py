@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from wsi_pipeline.stages.places import Place, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder, model_id
 from wsi_pipeline.stages.worker_model import held_model
 
+SCHEMA_VERSION = 2
+"""Of the maps, pictures and checks, and of what is on record of them."""
 CHUNK_PX = 256
 """Side of a chunk of a map's OME-Zarr."""
 SURROUNDINGS = 4
@@ -124,7 +126,7 @@ def map_place(
 
 def draw_place(
     path: str, mpp: float, place: dict, methods: list[str], probabilities: list[float],
-    annotation: str | None, annotation_rules: dict, of: str, folder: str,
+    annotation: str | None, annotation_rules: dict, of: str, made: str, folder: str,
 ) -> dict:  # fmt: skip
     """Draw a place beside its maps, ``panel.png``: the work of a unit.
 
@@ -135,8 +137,8 @@ def draw_place(
     -------
     dict
         What the page says of it: ``place``, ``title``, ``where``, ``probability`` (the highest of
-        its patches), ``x_um``, ``y_um`` (of its upper left corner), ``methods``, and ``of``, what
-        the picture is true of (`shown_of`).
+        its patches), ``x_um``, ``y_um`` (of its upper left corner), ``methods``, ``made`` (with
+        what settings), and ``of``, what the picture is true of (`shown_of`).
     """
     place, folder = Place(**place), Path(folder)
     slide = cached_slide(path, mpp)
@@ -167,6 +169,7 @@ def draw_place(
         "x_um": place.x * mpp,
         "y_um": place.y * mpp,
         "methods": methods,
+        "made": made,
         "of": of,
     }
 
@@ -238,6 +241,7 @@ def panel_units(
             "annotation": slide.annotation,
             "annotation_rules": config.catalog.annotation.model_dump(),
             "of": shown_of(slide, config, card),
+            "made": made_with(of_place, config),
             "folder": str(folder),
         }
         inputs = {
@@ -245,16 +249,28 @@ def panel_units(
             "probabilities": probabilities,
             "maps": {name: hash_inputs(unit.inputs) for name, unit in of_place.items()},
             "of": arguments["of"],
+            "made": arguments["made"],
         }
         output = folder / "panel.png"
         units.append(Unit(place.name, place.slide_id, inputs, draw_place, arguments, output))
     return units
 
 
+def made_with(methods: Collection[str], config: Config) -> str:
+    """The settings that matter to the maps of some methods, in words; empty where none does."""
+    words = []
+    if not set(LAYERED).isdisjoint(methods):
+        words.append(f"layer: {config.explain.layer or 'the last convolution'}")
+    if not set(SEEDED).isdisjoint(methods):
+        words.append(f"seed: {config.seed}")
+    return ", ".join(words)
+
+
 def shown_of(slide, config: Config, card: ModelCard) -> str:
-    """Hash of what a picture is true of: the model, the slide and its annotation."""
+    """Hash of what a picture is true of: the model, the slide, its annotation, and this code."""
     return hash_inputs(
         {
+            "schema_version": SCHEMA_VERSION,
             "weights": card.weights_sha256,
             "slide_file": file_fingerprint(slide.path),
             "annotation_file": slide.annotation
