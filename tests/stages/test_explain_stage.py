@@ -6,6 +6,9 @@ patch at (32 col - 16, 32 row - 16).
 """
 
 import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -213,6 +216,50 @@ def test_a_place_asked_for_joins_the_page(run, client):
     assert not (run / "explanations/net/missed-s-lesion-2").exists()
 
 
+def test_a_place_asked_for_takes_nothing_off_the_page(run, client):
+    """By one method, where the run before was by two, with a place more of a kind than usual."""
+    explain.run(settings(run), client, top=2)
+    folder = run / "explanations/net"
+    before = pd.read_csv(folder / "places.csv")
+    assert before["kind"].tolist() == ["false-positive"] * 2 + ["missed", "hit"]
+    tables = {name: (folder / f"{name}.csv").read_text() for name in ("ranking", "trust")}
+    explain.run(settings(run), client, slide="s", at=(0, 0), methods=["saliency"])
+    after = pd.read_csv(folder / "places.csv")
+    assert after["place"].tolist() == [*before["place"], "asked-s-0-0"]
+    assert {name: (folder / f"{name}.csv").read_text() for name in tables} == tables
+    for name in before["place"]:
+        shutil.rmtree(folder / name)
+    explain.run(settings(run), client, slide="s", at=(0, 0), methods=["saliency"])
+    page = (folder / "index.html").read_text()
+    assert page.count("PatchNet&#39;s probability</th>") == 2  # ranking, trust
+
+
+def test_a_picture_is_told_with_the_settings_that_it_was_made_with(run, client):
+    """The seed is 1 now: SmoothGrad's map at the origin was made with 0; saliency has no seed."""
+    explain.run(settings(run), client, slide="s", at=(0, 0), methods=["smooth_grad"])
+    later = settings(run).model_copy(update={"seed": 1})
+    explain.run(later, client, slide="s", at=(64, 0), methods=["smooth_grad"])
+    explain.run(later, client, slide="s", at=(0, 64), methods=["saliency"])
+    page = (run / "explanations/net/index.html").read_text()
+    first, second, third = (
+        page.split(f'id="asked-s-{place}"')[1].split("</article>")[0]
+        for place in ("0-0", "64-0", "0-64")
+    )
+    assert "Made with seed: 0." in first
+    assert "Made with seed: 1." in second
+    assert "Made with" not in third
+    assert page.count("seed: ") == 2
+
+
+def test_settings_are_told_where_they_matter(run):
+    config = settings(run, explain={"layer": "features.28"})
+    assert explain_units.made_with(["saliency"], config) == ""
+    assert explain_units.made_with(["grad_cam"], config) == "layer: features.28"
+    assert explain_units.made_with(["cam", "clear", "lime"], settings(run)) == (
+        "layer: the last convolution, seed: 0"
+    )
+
+
 def failed_units(run):
     return [row.unit for row in read_failures(run) if row.stage == "explain-net"]
 
@@ -253,6 +300,34 @@ def explained(run, place, method="saliency"):
     return open_heatmap(out).values(), result["probabilities"]
 
 
+@pytest.mark.parametrize("work", ["map", "ranking", "trust"])
+def test_threads_of_a_worker_explain_one_at_a_time(run, monkeypatch, work):
+    """What a method sets on the model, another one running meanwhile would see."""
+    inside, most = [], []
+
+    def method(model, images):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return torch.ones(len(images), *images.shape[2:])
+
+    for module in (explain_units, method_checks):
+        monkeypatch.setattr(module, "bind", lambda name, **settings: method)
+    card = read_card(run / "models/net")
+    slides = pd.read_parquet(run / "slides.parquet").set_index("slide_id", drop=False)
+    places = annotated_patches(run, "net", 3, seed=0)
+    units = {
+        "map": explain_units.map_units,
+        "ranking": method_checks.rank_units,
+        "trust": method_checks.trust_units,
+    }[work](places, ["saliency"], slides, settings(run), card)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda unit: unit.function(**unit.arguments), units))
+    assert len(most) >= 3
+    assert max(most) == 1
+
+
 def test_a_regions_map_is_that_of_its_patches_side_by_side(run):
     """50 x 32 px: a patch, and 18 columns of the one beside it, 64 level-0 px further right."""
     values, probabilities = explained(run, Place("asked", "s", 10, 20, 50, 32, 2.0, 32))
@@ -276,6 +351,44 @@ def test_a_map_lies_over_the_slide(run):
     assert translation["translation"] == [(20 + 0.5) * 0.5, (10 + 0.5) * 0.5]
 
 
+def test_a_large_place_is_read_patch_by_patch_and_drawn_small(run, client, monkeypatch):
+    """900 x 420 working px: 29 x 14 patches of 32 px; 900 / 2 is 400 or more, 900 / 4 is not."""
+    reads, drawn = [], []
+
+    class Counting:
+        def __init__(self, slide):
+            self.slide = slide
+
+        def __getattr__(self, name):
+            return getattr(self.slide, name)
+
+        def read(self, x, y, width_px, height_px, downsample):
+            reads.append((width_px, height_px))
+            return self.slide.read(x, y, width_px, height_px, downsample)
+
+    def draw(image, shown, around, around_shown, lesions, panels, **words):
+        drawn.extend([image.shape, *(panel.values.shape for panel in panels)])
+        return b"picture"
+
+    opened = explain_units.cached_slide
+    monkeypatch.setattr(explain_units, "cached_slide", lambda *of: Counting(opened(*of)))
+    monkeypatch.setattr(explain_units, "panels_figure", draw)
+    whole, asked = settings(run), {"slide": "s", "at": (0, 0), "size": (900, 420)}
+    outcome = explain.run(whole, client, methods=["saliency"], **asked)
+    assert (outcome.done, outcome.failed) == (2, 0)
+    assert reads[: 29 * 14] == [(32, 32)] * 29 * 14
+    assert max(max(size) for size in reads) == 450
+    assert drawn == [(210, 450, 3), (210, 450)]
+
+
+@pytest.mark.parametrize(
+    ("side_px", "level"), [(32, 0), (512, 0), (799, 0), (800, 1), (1600, 2), (1599, 1)]
+)
+def test_a_panel_is_drawn_from_the_coarsest_level_that_is_large_enough(side_px, level):
+    place = Place("asked", "s", 0, 0, 32, side_px, 1.0, 32)
+    assert explain_units.panel_level(place) == level
+
+
 @pytest.mark.parametrize("downsample", [1.0, 2.0, 1.9876, 4.000_01, 0.93])
 @pytest.mark.parametrize("side_px", [32, 33, 512])
 def test_a_maps_grid_has_a_cell_for_each_pixel(downsample, side_px):
@@ -292,6 +405,31 @@ def test_the_mask_of_a_patch_is_the_annotation_at_its_pixels(run):
     expected[8:, 8:] = True
     found = method_checks.place_mask(slide, 0.5, place, annotation, rules)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_map_of_evidence_against_ranks_by_its_order():
+    """The mask has -1 and 2, the rest -3 and 1.
+
+    AUROC: of the 4 pairs of a pixel inside and one outside, 2 > 1, 2 > -3 and -1 > -3 are in
+    order: 0.75, where -1 and -3 both as 0 would give (2 + 1/2) / 4. In 0..1 the map is 0, 1, 0,
+    1/2, rounded 0, 1, 0, 1: the two in the middle are right, one of two in the mask is found, and
+    1 of 1.5 lies inside. Without any evidence for tumour the highest pixel, -1, is one inside,
+    where four times 0 would give 1/2.
+    """
+    mask = np.array([[True, True], [False, False]])
+    mixed = torch.tensor([[[-1.0, 2.0], [-3.0, 1.0]]])
+    found = method_checks.map_overlap("lime", mixed, mask)
+    expected = {
+        "exact_match": 0.5, "recall": 0.5, "auroc": 0.75, "pointing_game": 1,
+        "energy_inside": 1 / 1.5,
+    }  # fmt: skip
+    assert found.to_dict() == pytest.approx(expected)
+    against = torch.tensor([[[-1.0, -2.0], [-3.0, -4.0]]])
+    found = method_checks.map_overlap("lime", against, mask)
+    assert (found["auroc"], found["pointing_game"]) == (1, 1)
+    q = torch.tensor([[[0.4, 0.2], [0.1, 0.3]]])  # PatchNet's: under 0.5, none is called tumour
+    assert method_checks.map_overlap("patchnet", q, mask)["recall"] == 0
+    assert method_checks.map_overlap("lime", q, mask)["recall"] == 1  # 0.4 and 0.2 of 0.4
 
 
 def test_methods_are_ranked_over_patches_of_both_kinds():

@@ -23,6 +23,8 @@ class ExplainedPlace:
         Heading that it belongs under.
     title, where : str
         What kind of place it is; where, and what the model says.
+    made : str
+        The settings that its maps were made with; may be empty.
     picture : bytes
         PNG: the place beside its maps.
     """
@@ -31,6 +33,7 @@ class ExplainedPlace:
     group: str
     title: str
     where: str
+    made: str
     picture: bytes = field(repr=False)
 
 
@@ -81,7 +84,7 @@ def write_explanations(
     report : str or None
         Relative link to the evaluation's report, if there is one.
     run : mapping
-        What to say of the model and the settings, by name.
+        What to say of the model and the settings of the checks, by name.
     places : sequence of ExplainedPlace
         In order; those of a group together.
     table : DataFrame

@@ -1,7 +1,7 @@
 """The explain stage: why the model called places of slides tumour, and which method to believe."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +19,13 @@ from wsi_pipeline.jobs.record import Record, read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.models.checkpoint import ARCHITECTURES, ModelCard, read_card
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.explain_units import map_units, panel_units, shown_of
+from wsi_pipeline.stages.explain_units import (
+    SCHEMA_VERSION,
+    made_with,
+    map_units,
+    panel_units,
+    shown_of,
+)
 from wsi_pipeline.stages.method_checks import (
     rank_units,
     ranking_table,
@@ -44,7 +50,6 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
 )
 
-SCHEMA_VERSION = 1
 PLACE_COLUMNS = (
     "place", "kind", "slide_id", "lesion_id", "x", "y", "width_px", "height_px", "x_um", "y_um",
     "probability", "evaluated", "methods",
@@ -106,13 +111,14 @@ def run(
     outcome = _run_units(config, client, "explain", maps, narrowed, gpu=True)
     panels = panel_units(places, maps, outcome.results, slides, config, card)
     outcome += _run_units(config, client, "panels", panels, narrowed)
-    checks, checked = _check_methods(
-        config, client, names, slides, card, narrowed, anew=asked is None
-    )
     if asked is None:
+        checks, checked = _check_methods(config, client, names, slides, card, narrowed)
+        outcome += checked
         _remove_others(config, evaluated)
+    else:
+        checks = _checks_on_record(config, slides, card)
     _write_page(config, card, slides, evaluated, names, checks)
-    return outcome + checked
+    return outcome
 
 
 def check_place(slide: str | None, at: tuple | None, size: tuple | None) -> None:
@@ -175,37 +181,48 @@ def _run_units(
 
 def _check_methods(
     config: Config, client: Client, methods: Sequence[str], slides: pd.DataFrame, card: ModelCard,
-    narrowed: bool, anew: bool,
+    narrowed: bool,
 ) -> tuple[MethodChecks, Outcome]:  # fmt: skip
-    """Rank the methods and try whether they can be trusted; or read what of it is on record."""
-    settings = config.explain
+    """Rank the methods and try whether they can be trusted."""
+    patches, units = _check_units(config, methods, slides, card)
+    done = {
+        stage: _run_units(config, client, stage, of_stage, narrowed, gpu=True)
+        for stage, of_stage in units.items()
+    }
+    results = {stage: outcome.results for stage, outcome in done.items()}
+    return _tables(patches, results), done["rank"] + done["trust"]
+
+
+def _checks_on_record(config: Config, slides: pd.DataFrame, card: ModelCard) -> MethodChecks:
+    """What is known of all methods, with nothing run; nothing where no evaluation can be used."""
+    methods = choose_methods(None, card.architecture)
     try:
-        patches = annotated_patches(config.out, config.train.name, settings.patches, config.seed)
-        units = {
-            "rank": rank_units(patches, methods, slides, config, card),
-            "trust": trust_units(patches[: settings.trust_patches], methods, slides, config, card),
-        }
+        patches, units = _check_units(config, methods, slides, card)
     except RunError:
-        if anew:
-            raise
-        patches, units = [], {"rank": [], "trust": []}
-    if anew:
-        done = {
-            stage: _run_units(config, client, stage, of_stage, narrowed, gpu=True)
-            for stage, of_stage in units.items()
-        }
-    else:
-        done = {stage: _recorded(config, stage, of_stage) for stage, of_stage in units.items()}
-    trust, layers = trust_tables(done["trust"].results)
-    ranking = ranking_table(done["rank"].results)
-    return MethodChecks(ranking, len(patches), trust, layers), done["rank"] + done["trust"]
+        return _tables(0, {"rank": {}, "trust": {}})
+    results = {}
+    for stage, of_stage in units.items():
+        record = Record(config.out, of_model(stage, config.train.name))
+        done = [unit.key for unit in of_stage if record.is_done(unit, SCHEMA_VERSION)]
+        results[stage] = {key: record.result(key) for key in done}
+    return _tables(patches, results)
 
 
-def _recorded(config: Config, stage: str, units: Sequence[Unit]) -> Outcome:
-    """What of these units was done before, with nothing run, and nothing counted."""
-    record = Record(config.out, of_model(stage, config.train.name))
-    done = [unit.key for unit in units if record.is_done(unit, SCHEMA_VERSION)]
-    return Outcome(results={key: record.result(key) for key in done})
+def _check_units(
+    config: Config, methods: Sequence[str], slides: pd.DataFrame, card: ModelCard
+) -> tuple[int, dict[str, list[Unit]]]:
+    """The number of patches that are drawn, and the units of the two checks on them."""
+    settings = config.explain
+    patches = annotated_patches(config.out, config.train.name, settings.patches, config.seed)
+    return len(patches), {
+        "rank": rank_units(patches, methods, slides, config, card),
+        "trust": trust_units(patches[: settings.trust_patches], methods, slides, config, card),
+    }
+
+
+def _tables(patches: int, results: Mapping[str, Mapping[str, dict]]) -> MethodChecks:
+    trust, layers = trust_tables(results["trust"])
+    return MethodChecks(ranking_table(results["rank"]), patches, trust, layers)
 
 
 def _drawn(config: Config) -> dict[str, dict]:
@@ -233,7 +250,13 @@ def _write_page(
 ) -> None:  # fmt: skip
     name, folder = config.train.name, explanation_folder(config.out, config.train.name)
     shown = _shown(config, card, slides, [place.name for place in evaluated])
-    used = {method for result in shown.values() for method in result["methods"]} | set(methods)
+    checked = {*checks.ranking["method"], *checks.trust["method"]}
+    drawn = {method for result in shown.values() for method in result["methods"]}
+    used = {*methods, *drawn, *checked}
+    settings = {
+        "model": f"{card.architecture}, {model_id(name, card.weights_sha256)}",
+        "ranking and trust": made_with(checked, config),
+    }
     report = evaluation_folder(config.out, name) / "report.html"
     stages = {of_model(stage, name) for stage in EXPLAIN_STAGES}
     failures = [row for row in read_failures(config.out) if row.stage in stages]
@@ -241,11 +264,7 @@ def _write_page(
         folder,
         title=f"Explanations: {name} on {config.out.name}",
         report=f"../../evaluation/{name}/report.html" if report.is_file() else None,
-        run={
-            "model": f"{card.architecture}, {model_id(name, card.weights_sha256)}",
-            "layer": config.explain.layer or "the last convolution",
-            "seed": str(config.seed),
-        },
+        run={name: words for name, words in settings.items() if words},
         places=[_on_page(folder, place, result) for place, result in shown.items()],
         table=_places_table(shown),
         words={
@@ -262,9 +281,9 @@ def _write_page(
 def _shown(
     config: Config, card: ModelCard, slides: pd.DataFrame, evaluated: Sequence[str]
 ) -> dict[str, dict]:
-    """Pictures for the page, by place, in its order: those that are still true.
+    """Pictures for the page, by place, in its order: those of today's model, slide, annotation.
 
-    They are of today's model, slide and annotation, and asked for or among the evaluation's.
+    The evaluation's come in its order, before those of its kind from an earlier run with more.
     """
     today = {slide.slide_id: shown_of(slide, config, card) for slide in slides.itertuples()}
     rank = {name: place for place, name in enumerate(evaluated)}
@@ -272,11 +291,15 @@ def _shown(
     found = {
         name: result
         for name, result in _drawn(config).items()
-        if (name in rank or result["place"]["kind"] == "asked")
-        and result["of"] == today.get(result["place"]["slide_id"])
+        if result["of"] == today.get(result["place"]["slide_id"])
     }
     order = sorted(
-        found, key=lambda name: (kinds.index(found[name]["place"]["kind"]), rank.get(name, 0), name)
+        found,
+        key=lambda name: (
+            kinds.index(found[name]["place"]["kind"]),
+            rank.get(name, len(rank)),
+            name,
+        ),
     )
     return {name: found[name] for name in order}
 
@@ -287,6 +310,7 @@ def _on_page(folder: Path, name: str, result: dict) -> ExplainedPlace:
         group=KINDS[result["place"]["kind"]],
         title=result["title"],
         where=result["where"],
+        made=result["made"],
         picture=(folder / name / "panel.png").read_bytes(),
     )
 

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,56 +26,49 @@ from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.places import Place, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder, model_id
-from wsi_pipeline.stages.worker_model import worker_model
+from wsi_pipeline.stages.worker_model import held_model
 
+SCHEMA_VERSION = 2
+"""Of the maps, pictures and checks, and of what is on record of them."""
 CHUNK_PX = 256
 """Side of a chunk of a map's OME-Zarr."""
 SURROUNDINGS = 4
 """Side of the picture around a place, in the place's."""
 SURROUNDINGS_PX = 400
 """Longer side of what is read for it."""
+PANEL_PX = 400
+"""Longer side of what is read for a method's panel, at least: a panel has some 300 px."""
 UNLIKE = 0.05
 """A probability that is this far from the evaluation's is told: another model, or another slide."""
 
 
 def read_patches(
     path: str, mpp: float, place: Place, card: ModelCard, device: torch.device
-) -> tuple[np.ndarray, torch.Tensor]:
-    """A place's pixels, and the adjacent patches it is cut into, as the model takes them.
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """The adjacent patches that a place is cut into, one by one, as the model takes them.
 
     Patches lie side by side from the upper left corner on; those of the last row and column may
     reach over the place's edge, and over the slide's, where reading gives white.
 
-    Returns
-    -------
-    image : uint8 array, shape (height_px, width_px, 3)
-    patches : float32 tensor, shape (N, 3, patch_px, patch_px)
-        Row by row.
+    Yields
+    ------
+    row, col : int
+        The patch's upper left corner in the place, working px; row by row.
+    patch : float32 tensor, shape (1, 3, patch_px, patch_px)
+        Normalised.
 
     Raises
     ------
     SlideError
         If the slide cannot be opened or read.
     """
-    side = place.patch_px
-    rows, cols = -(-place.height_px // side), -(-place.width_px // side)
-    slide = cached_slide(path, mpp)
-    pixels = slide.read(place.x, place.y, cols * side, rows * side, place.downsample)
-    cut = pixels.reshape(rows, side, cols, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
-    images = torch.from_numpy(cut).permute(0, 3, 1, 2).to(device)
-    return pixels[: place.height_px, : place.width_px], normalise(images, **card.normalisation)
-
-
-def stitch(maps: torch.Tensor, place: Place) -> np.ndarray:
-    """Maps of the patches of `read_patches`, side by side, cut to the place.
-
-    Returns
-    -------
-    float32 array, shape (height_px, width_px)
-    """
-    side, cols = place.patch_px, -(-place.width_px // place.patch_px)
-    whole = maps.cpu().numpy().reshape(-1, cols, side, side).swapaxes(1, 2)
-    return whole.reshape(-1, cols * side)[: place.height_px, : place.width_px]
+    side, slide = place.patch_px, cached_slide(path, mpp)
+    for row in range(0, place.height_px, side):
+        for col in range(0, place.width_px, side):
+            x, y = place.x + col * place.downsample, place.y + row * place.downsample
+            pixels = torch.from_numpy(slide.read(x, y, side, side, place.downsample))
+            image = pixels.permute(2, 0, 1)[None].to(device)
+            yield row, col, normalise(image, **card.normalisation)
 
 
 def map_grid(place: Place, mpp: float) -> PatchGrid:
@@ -94,7 +87,8 @@ def map_place(
 ) -> dict:  # fmt: skip
     """Explain a place by one method and write its map: the work of a unit.
 
-    Patches are explained one by one, so that memory does not grow with the place.
+    Patches are read and explained one by one; of the whole place there is the map alone, 4 bytes a
+    pixel.
 
     Returns
     -------
@@ -102,54 +96,68 @@ def map_place(
         ``probabilities`` (F(I) of each patch) and ``seconds`` (of the method, for each patch).
     """
     place = Place(**place)
-    module, card = worker_model(model, weights)
-    _, patches = read_patches(path, mpp, place, card, next(module.parameters()).device)
-    with torch.no_grad():
-        probabilities = [float(torch.sigmoid(module(patch)).item()) for patch in patches.split(1)]
-    explain, started = bind(method, **settings), time.perf_counter()
-    maps = torch.cat([explain(module, patch).cpu() for patch in patches.split(1)])
-    seconds = (time.perf_counter() - started) / len(patches)
-    values, grid = stitch(maps, place), map_grid(place, mpp)
-    whole = np.full(grid.shape, np.nan, np.float32)
-    whole[: values.shape[0], : values.shape[1]] = values
+    explain, grid = bind(method, **settings), map_grid(place, mpp)
+    values = np.full(grid.shape, np.nan, np.float32)
+    probabilities, seconds = [], []
+    with held_model(model, weights) as (module, card):
+        device = next(module.parameters()).device
+        for row, col, patch in read_patches(path, mpp, place, card, device):
+            with torch.no_grad():
+                probabilities.append(torch.sigmoid(module(patch)).item())
+            started = time.perf_counter()
+            found = explain(module, patch)[0].cpu().numpy()
+            seconds.append(time.perf_counter() - started)
+            inside = values[row : place.height_px, col : place.width_px][: len(found), : len(found)]
+            inside[:] = found[: inside.shape[0], : inside.shape[1]]
     part = Path(out).with_name(f".{Path(out).name}")
     write_heatmap(
-        part, whole, grid=grid, slide_id=place.slide_id, model=model_name, chunk=CHUNK_PX, ngff=ngff
+        part,
+        values,
+        grid=grid,
+        slide_id=place.slide_id,
+        model=model_name,
+        chunk=CHUNK_PX,
+        ngff=ngff,
     )
     shutil.rmtree(out, ignore_errors=True)  # of a worker that died before it could say so
     part.rename(out)
-    return {"probabilities": probabilities, "seconds": seconds}
+    return {"probabilities": probabilities, "seconds": float(np.mean(seconds))}
 
 
 def draw_place(
     path: str, mpp: float, place: dict, methods: list[str], probabilities: list[float],
-    annotation: str | None, annotation_rules: dict, of: str, folder: str,
+    annotation: str | None, annotation_rules: dict, of: str, made: str, folder: str,
 ) -> dict:  # fmt: skip
     """Draw a place beside its maps, ``panel.png``: the work of a unit.
+
+    Image and maps are read at the level of the maps' pyramid that a panel needs: memory does not
+    grow with the place.
 
     Returns
     -------
     dict
         What the page says of it: ``place``, ``title``, ``where``, ``probability`` (the highest of
-        its patches), ``x_um``, ``y_um`` (of its upper left corner), ``methods``, and ``of``, what
-        the picture is true of (`shown_of`).
+        its patches), ``x_um``, ``y_um`` (of its upper left corner), ``methods``, ``made`` (with
+        what settings), and ``of``, what the picture is true of (`shown_of`).
     """
     place, folder = Place(**place), Path(folder)
     slide = cached_slide(path, mpp)
     shown = map_grid(place, mpp).bounds
-    image = slide.read(place.x, place.y, place.width_px, place.height_px, place.downsample)
+    level = panel_level(place)
+    rows, cols = (-(-side_px // 2**level) for side_px in (place.height_px, place.width_px))
+    image = slide.read(place.x, place.y, cols, rows, place.downsample * 2**level)
     around = _around(shown)
     reduction = max(1.0, max(around.width, around.height) / SURROUNDINGS_PX)
     size = (max(1, round(side / reduction)) for side in (around.width, around.height))
     lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
-    values = {
-        name: open_heatmap(folder / f"{name}.zarr").values()[: place.height_px, : place.width_px]
-        for name in methods
-    }
+    window = (level, slice(rows), slice(cols))
+    panels = [
+        _panel(name, open_heatmap(folder / f"{name}.zarr").values(*window)) for name in methods
+    ]
     title, where = _title(place, lesions), _where(place, mpp, probabilities)
     picture = panels_figure(
         image, shown, slide.read(around.x, around.y, *size, reduction), around, lesions,
-        [_panel(name, values[name]) for name in methods],
+        panels,
         mpp=mpp, title=title, subtitle=where,
     )  # fmt: skip
     write_whole(folder / "panel.png", picture)
@@ -161,8 +169,17 @@ def draw_place(
         "x_um": place.x * mpp,
         "y_um": place.y * mpp,
         "methods": methods,
+        "made": made,
         "of": of,
     }
+
+
+def panel_level(place: Place) -> int:
+    """The level of a map's pyramid to draw: the coarsest with `PANEL_PX` or more, else level 0.
+
+    The last row and column of pixels may reach over the place's edge, by less than a pixel.
+    """
+    return max(0, int(np.log2(max(place.width_px, place.height_px) / PANEL_PX)))
 
 
 def map_units(
@@ -224,6 +241,7 @@ def panel_units(
             "annotation": slide.annotation,
             "annotation_rules": config.catalog.annotation.model_dump(),
             "of": shown_of(slide, config, card),
+            "made": made_with(of_place, config),
             "folder": str(folder),
         }
         inputs = {
@@ -231,16 +249,28 @@ def panel_units(
             "probabilities": probabilities,
             "maps": {name: hash_inputs(unit.inputs) for name, unit in of_place.items()},
             "of": arguments["of"],
+            "made": arguments["made"],
         }
         output = folder / "panel.png"
         units.append(Unit(place.name, place.slide_id, inputs, draw_place, arguments, output))
     return units
 
 
+def made_with(methods: Collection[str], config: Config) -> str:
+    """The settings that matter to the maps of some methods, in words; empty where none does."""
+    words = []
+    if not set(LAYERED).isdisjoint(methods):
+        words.append(f"layer: {config.explain.layer or 'the last convolution'}")
+    if not set(SEEDED).isdisjoint(methods):
+        words.append(f"seed: {config.seed}")
+    return ", ".join(words)
+
+
 def shown_of(slide, config: Config, card: ModelCard) -> str:
-    """Hash of what a picture is true of: the model, the slide and its annotation."""
+    """Hash of what a picture is true of: the model, the slide, its annotation, and this code."""
     return hash_inputs(
         {
+            "schema_version": SCHEMA_VERSION,
             "weights": card.weights_sha256,
             "slide_file": file_fingerprint(slide.path),
             "annotation_file": slide.annotation

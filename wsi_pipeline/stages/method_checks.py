@@ -7,6 +7,8 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import shapely
+import torch
+from scipy.stats import rankdata
 from shapely.affinity import translate
 from torch import nn
 
@@ -29,7 +31,7 @@ from wsi_pipeline.stages.explain_units import (
     shown_of,
 )
 from wsi_pipeline.stages.places import Place, catalogued
-from wsi_pipeline.stages.worker_model import worker_model
+from wsi_pipeline.stages.worker_model import held_model
 
 SIMILAR = 0.5
 """Mean rank correlation with the maps of a model of random weights, from which on a method is
@@ -60,23 +62,36 @@ def rank_patch(
     -------
     dict
         ``mixed``: whether the patch has pixels with and without tumour; ``seconds`` of the
-        method; and the `STATISTICS`, None where undefined. PatchNet's own heatmap is compared as
-        it is, as its paper does; all others as `unit_maps`.
+        method; and the `STATISTICS`, None where undefined, see `map_overlap`.
     """
     place = Place(**place)
     mask = place_mask(path, mpp, place, annotation, annotation_rules)
-    module, card = worker_model(model, weights)
-    _, patches = read_patches(path, mpp, place, card, next(module.parameters()).device)
-    started = time.perf_counter()
-    maps = bind(method, **settings)(module, patches).cpu()
-    seconds = time.perf_counter() - started
-    unit = maps if method == "patchnet" else unit_maps(maps)
-    figures = overlap([unit[0].numpy()], [mask]).iloc[0]
+    with held_model(model, weights) as (module, card):
+        [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
+        started = time.perf_counter()
+        maps = bind(method, **settings)(module, patch).cpu()
+        seconds = time.perf_counter() - started
+    figures = map_overlap(method, maps, mask)
     return {
         "mixed": bool(mask.any() and not mask.all()),
         "seconds": seconds,
         **{name: None if np.isnan(value) else float(value) for name, value in figures.items()},
     }
+
+
+def map_overlap(method: str, maps: torch.Tensor, mask: np.ndarray) -> pd.Series:
+    """The `STATISTICS` of a map, float tensor (1, H, W), with a mask, bool (H, W).
+
+    AUROC and the pointing game need the order of the pixels alone, and take the map's own, in which
+    weak evidence against tumour comes before strong. The others need values from 0 to 1: PatchNet's
+    Q as it is, as its paper does; all other maps as `unit_maps`.
+    """
+    values = (maps if method == "patchnet" else unit_maps(maps))[0].numpy()
+    ranks = rankdata(maps[0].numpy(), "dense").reshape(mask.shape)
+    figures = overlap([values, ranks / ranks.max()], [mask, mask])
+    ordered = ["auroc", "pointing_game"]
+    figures.loc[0, ordered] = figures.loc[1, ordered]
+    return figures.loc[0]
 
 
 def check_patch(
@@ -93,17 +108,17 @@ def check_patch(
         each of these depths to the model's own, None where a map is constant.
     """
     place, explain = Place(**place), bind(method, **settings)
-    module, card = worker_model(model, weights)
-    _, patches = read_patches(path, mpp, place, card, next(module.parameters()).device)
-    maps = explain(module, patches)
-    curves = deletion_and_insertion(module, patches, maps)
-    layers = cascade_layers(module)
-    depths = np.unique(np.linspace(0, len(layers) - 1, DEPTHS).round().astype(int))
-    found = {}
-    for depth, (layer, other) in enumerate(randomised(module, seed, layers=layers)):
-        if depth in depths:
-            alike = similarity(maps, explain(other, patches))[0]
-            found[layer] = None if np.isnan(alike) else float(alike)
+    with held_model(model, weights) as (module, card):
+        [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
+        maps = explain(module, patch)
+        curves = deletion_and_insertion(module, patch, maps)
+        layers = cascade_layers(module)
+        depths = np.unique(np.linspace(0, len(layers) - 1, DEPTHS).round().astype(int))
+        found = {}
+        for depth, (layer, other) in enumerate(randomised(module, seed, layers=layers)):
+            if depth in depths:
+                alike = similarity(maps, explain(other, patch))[0]
+                found[layer] = None if np.isnan(alike) else float(alike)
     return {
         "deletion": float(curves.deletion_area[0]),
         "insertion": float(curves.insertion_area[0]),

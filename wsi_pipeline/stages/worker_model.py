@@ -1,5 +1,8 @@
 """The model of a worker: loaded once, for all units that use it."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -7,6 +10,8 @@ from torch import nn
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.checkpoint import ModelCard, load_model
+
+_CHANGING = threading.Lock()
 
 
 @lru_cache(maxsize=1)
@@ -29,3 +34,14 @@ def worker_model(folder: str, weights: str) -> tuple[nn.Module, ModelCard]:
         raise ModelError(f"{folder}: these are not the weights that the stage began with")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return module.to(device, memory_format=torch.channels_last), card
+
+
+@contextmanager
+def held_model(folder: str, weights: str) -> Iterator[tuple[nn.Module, ModelCard]]:
+    """The `worker_model`, for one thread at a time: for work that changes it for a while.
+
+    Explaining a model sets flags of its modules and parameters and hooks on its layers, which the
+    threads of a worker would see of each other.
+    """
+    with _CHANGING:
+        yield worker_model(folder, weights)
