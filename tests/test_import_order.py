@@ -99,8 +99,9 @@ def test_a_module_imports_only_from_rows_below_its_own(path):
     assert wrong == []
 
 
-def test_heatmaps_know_no_model():
-    for path in (PACKAGE / "heatmaps").glob("*.py"):
+@pytest.mark.parametrize("room", ["heatmaps", "explain"])
+def test_heatmaps_and_explanations_know_no_model(room):
+    for path in (PACKAGE / room).glob("*.py"):
         rooms = {room_of(name) for name in imported_modules(path.read_text(), "wsi_pipeline.x")}
         assert "models" not in rooms
 

@@ -13,12 +13,12 @@ from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.evaluation.explanations import ExplainedPlace, MethodChecks, write_explanations
 from wsi_pipeline.evaluation.report import show_explanations
 from wsi_pipeline.explain.core import find_layer
-from wsi_pipeline.explain.methods import WORDS, choose_methods
 from wsi_pipeline.jobs.cluster import GPU, has_resource
 from wsi_pipeline.jobs.record import Record, read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.models.checkpoint import ARCHITECTURES, ModelCard, read_card
 from wsi_pipeline.slides.reader import Slide
+from wsi_pipeline.stages.explain_methods import WORDS, choose_methods
 from wsi_pipeline.stages.explain_units import (
     SCHEMA_VERSION,
     made_with,

@@ -12,7 +12,7 @@ import shapely
 import torch
 
 from wsi_pipeline.config import Config
-from wsi_pipeline.explain.methods import LAYERED, SEEDED, WORDS, bind
+from wsi_pipeline.explain.methods import LAYERED, SEEDED
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.panels import MethodPanel, panels_figure
@@ -24,6 +24,7 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.explain_methods import WORDS, bind
 from wsi_pipeline.stages.places import Place, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder, model_id
 from wsi_pipeline.stages.worker_model import held_model

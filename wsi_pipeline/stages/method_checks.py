@@ -15,7 +15,7 @@ from torch import nn
 from wsi_pipeline.config import Config
 from wsi_pipeline.evaluation.lesion_pixels import rasterise
 from wsi_pipeline.evaluation.overlap import STATISTICS, average_overlap, overlap
-from wsi_pipeline.explain.methods import WORDS, bind, unit_maps
+from wsi_pipeline.explain.methods import unit_maps
 from wsi_pipeline.explain.trust import deletion_and_insertion, randomised, similarity
 from wsi_pipeline.jobs.record import file_fingerprint
 from wsi_pipeline.jobs.run import Unit
@@ -24,6 +24,7 @@ from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.explain_methods import WORDS, bind
 from wsi_pipeline.stages.explain_units import (
     method_settings,
     model_arguments,

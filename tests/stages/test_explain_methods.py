@@ -1,0 +1,104 @@
+"""Which methods fit which of our models, and PatchNet's heatmap as one of them."""
+
+import pytest
+import torch
+from small_networks import SmallAverage, SmallVgg, seeded
+from torch import nn
+
+from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.models.baselines import CAMNet, GradCAMNet
+from wsi_pipeline.models.checkpoint import ARCHITECTURES
+from wsi_pipeline.models.patchnet import PatchNet
+from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
+from wsi_pipeline.models.vgg16 import VGG16
+from wsi_pipeline.stages.explain_methods import METHODS, UNFIT, WORDS, bind, choose_methods
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def images(count=2, side=32):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def small_patchnet():
+    return PatchNet(9, 9, filters=3, layers=2)
+
+
+def small(architecture):
+    """A network of the form of ours."""
+    network = {"patchnet": small_patchnet, "cam": SmallAverage}.get(architecture, SmallVgg)
+    return seeded(network, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("architecture", ["vgg16", "cam", "patchnet"])
+def test_every_method_that_fits_gives_one_finite_map_for_each_image(architecture):
+    model = small(architecture)
+    for name in choose_methods(None, architecture):
+        maps = METHODS[name](model, images(), target=1)
+        assert (maps.shape, maps.dtype) == ((2, 32, 32), torch.float32), name
+        assert maps.isfinite().all(), name
+
+
+@pytest.mark.parametrize("network", [VGG16, small_patchnet, CAMNet], ids=lambda n: n.__name__)
+def test_what_is_called_unfit_for_our_models_is_and_nothing_else(network):
+    """LIME and the like run any model; here those that look inside of it.
+
+    At 32 px VGG16's last feature maps have one pixel, whose mean is its maximum: CAM would fit.
+    """
+    architecture = next(k for k, v in ARCHITECTURES.items() if isinstance(network(), v))
+    model = seeded(network, dtype=torch.float32)
+    for name in ("saliency", "deconvolution", "grad_cam", "cam", "clear", "attentive_response_map"):
+        if name in UNFIT[architecture]:
+            with pytest.raises(ModelError):
+                METHODS[name](model, images(1, 64))
+        else:
+            assert METHODS[name](model, images(1, 64)).shape == (1, 64, 64)
+
+
+@pytest.mark.slow
+def test_what_is_called_unfit_for_vgg11_is():
+    model = GradCAMNet().eval()
+    assert METHODS["grad_cam"](model, images(1)).shape == (1, 32, 32)
+    for name in UNFIT["vgg11"]:
+        with pytest.raises(ModelError):
+            METHODS[name](model, images(1))
+
+
+def test_every_method_is_told_in_words_and_every_architecture_known():
+    assert WORDS.keys() == METHODS.keys()
+    assert UNFIT.keys() == ARCHITECTURES.keys()
+
+
+def test_fast_methods_come_first_and_the_slowest_are_there():
+    chosen = choose_methods(None, "vgg16")
+    assert chosen[0] == "saliency"
+    assert chosen[-2:] == ("occlusion", "lime")
+    assert not {"cam", "patchnet"} & set(chosen)
+    assert choose_methods(None, "patchnet")[0] == "patchnet"
+    assert choose_methods(["lime", "saliency", "lime"], "cam") == ("lime", "saliency")
+
+
+@pytest.mark.parametrize(
+    ("names", "architecture", "error", "message"),
+    [
+        (["salience"], "vgg16", ConfigError, "'salience' is not known; there are patchnet, sal"),
+        ([], "vgg16", ConfigError, "no method of explanation is named"),
+        (["cam"], "vgg16", ModelError, "cam is not for a model 'vgg16'.*global average pooling"),
+        (["grad_cam"], "patchnet", ModelError, "grad_cam is not for a model 'patchnet'"),
+        (["patchnet"], "vgg16", ModelError, "heatmap of a PatchNet"),
+    ],
+)
+def test_a_method_that_cannot_be_is_refused(names, architecture, error, message):
+    with pytest.raises(error, match=message):
+        choose_methods(names, architecture)
+
+
+def test_patchnets_method_is_its_heatmap():
+    model = seeded(small_patchnet, dtype=torch.float32)
+    found = bind("patchnet", seed=5, layer="none")(model, images())
+    with torch.no_grad():
+        expected = torch.stack([global_heatmap(model.subnet, image) for image in images()])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(METHODS["patchnet"](model, images(), target=0), 1 - expected)
+    with pytest.raises(ModelError, match="Identity has no subnet"):
+        METHODS["patchnet"](nn.Identity(), images())
