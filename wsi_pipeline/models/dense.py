@@ -202,6 +202,8 @@ def _evaluate_rows(
     if shared == len(subnet.convolutions):
         return _read_out(subnet, regions, stride_px)
     values = _as_patches(_joined(regions, lattice, stride_px))
+    if shared:
+        torch.relu_(values)
     for convolution in subnet.convolutions[shared:]:
         values = torch.relu(convolution(values))
     return subnet.read_out(values).T.unflatten(1, lattice)
@@ -243,13 +245,18 @@ def _next_layer(
     lattice: tuple[int, int],
     stride_px: int,
 ) -> Regions:
-    """The next layer's regions, those of a group as one batch; none that the model lacks."""
+    """The next layer's regions, those of a group as one batch; none that the model lacks.
+
+    The middle comes after its ReLU. The others come before it: they get it where they are copied.
+    """
     layer = {}
     for keys in groups:
         if keys[0] in regions:
             inputs = _with_surroundings(regions, keys, lattice, stride_px)
-            outputs = _convolve(convolution, inputs).chunk(len(keys))
-            layer |= zip(keys, outputs, strict=True)
+            outputs = _convolve(convolution, inputs)
+            if keys[0] == (MIDDLE, MIDDLE):
+                torch.relu_(outputs)
+            layer |= zip(keys, outputs.chunk(len(keys)), strict=True)
     return layer
 
 
@@ -291,7 +298,10 @@ def _write_with_surroundings(
                 first, size = (1 + size if key[axis] == START else 0), 2
                 part = _next_to_border(part, axis, key[axis], lattice[axis], stride_px)
             target = target.narrow(1 + axis, first, size)
-        target.copy_(part)
+        if source == (MIDDLE, MIDDLE):  # the image, or after its ReLU
+            target.copy_(part)
+        else:
+            torch.clamp(part, min=0, out=target)
 
 
 def _next_to_border(
@@ -333,12 +343,12 @@ def _joined(regions: Regions, lattice: tuple[int, int], stride_px: int) -> torch
 
 
 def _convolve(convolution: nn.Conv2d, region: torch.Tensor) -> torch.Tensor:
-    """Convolution without padding, and ReLU, of a region."""
+    """Convolution without padding of a region."""
     cols = region.shape[3]
     values = functional.conv2d(
         _as_image(region), convolution.weight, convolution.bias, dilation=(1, cols)
     )
-    return torch.relu_(values).permute(0, 2, 3, 1).unflatten(2, (-1, cols))
+    return values.permute(0, 2, 3, 1).unflatten(2, (-1, cols))
 
 
 def _as_image(region: torch.Tensor) -> torch.Tensor:
@@ -365,7 +375,7 @@ def _read_out(subnet: Subnet, regions: Regions, stride_px: int) -> torch.Tensor:
         for key, region in regions.items():
             weight = subnet.readout_weight[:, spans[key[0]], spans[key[1]]]
             steps = tuple(stride_px if segment == MIDDLE else 1 for segment in key)
-            total = total + _weighted_sums(region.to(weight.dtype), weight, steps)
+            total = total + _weighted_sums(torch.relu(region).to(weight.dtype), weight, steps)
     return torch.tanh(total)
 
 
