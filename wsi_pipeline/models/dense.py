@@ -48,6 +48,9 @@ Regions = dict[tuple[str, str], torch.Tensor]
 """By row and column segment: shape (rows or 1, height, width, columns or 1, filters). Rows and
 columns count the lattice's patches and are 1 where all of them share the segment."""
 
+Buffers = dict[tuple, torch.Tensor]
+"""What convolutions read, by what it is and its shape: kept, since its outer zeros stay."""
+
 MIDDLE_ROWS = ([(MIDDLE, MIDDLE)], [(MIDDLE, START), (MIDDLE, END)])
 BORDER_ROWS = ([(START, MIDDLE), (END, MIDDLE)], list(product((START, END), repeat=2)))
 """The regions in the middle along the rows' axis, and the others: in groups of one shape."""
@@ -86,8 +89,9 @@ def dense_filter_outputs(
     """
     shape = _lattice(subnet, image, stride_px)
     out = image.new_empty(len(subnet.readout_bias), *shape, dtype=subnet.readout_bias.dtype)
+    buffers: Buffers = {}
     for rows, cols, part in _blocks(image, subnet.patch_px, stride_px, shape, block):
-        out[:, rows, cols] = _evaluate(subnet, part, stride_px)
+        out[:, rows, cols] = _evaluate(subnet, part, stride_px, buffers)
     return out
 
 
@@ -106,8 +110,10 @@ def dense_logits(
     """
     shape = _lattice(subnet, image, stride_px)
     out = image.new_empty(shape, dtype=subnet.readout_bias.dtype)
+    buffers: Buffers = {}
     for rows, cols, part in _blocks(image, subnet.patch_px, stride_px, shape, block):
-        out[rows, cols] = subnet.logits(_evaluate(subnet, part, stride_px).movedim(0, -1))
+        outputs = _evaluate(subnet, part, stride_px, buffers)
+        out[rows, cols] = subnet.logits(outputs.movedim(0, -1))
     return out
 
 
@@ -173,31 +179,41 @@ def _blocks(
         yield rows, cols, image[:, y, x]
 
 
-def _evaluate(subnet: Subnet, image: torch.Tensor, stride_px: int) -> torch.Tensor:
+def _evaluate(
+    subnet: Subnet, image: torch.Tensor, stride_px: int, buffers: Buffers
+) -> torch.Tensor:
     """`dense_filter_outputs` in one block: (channels, H, W) to (filters, rows, cols)."""
     rows, cols = lattice = _lattice(subnet, image, stride_px)
     middles = [_image_as_regions(image, cols, subnet.padding)]
     for layer, convolution in enumerate(subnet.convolutions, 1):
         if not _is_shared(subnet, layer, stride_px):
             break
-        middles.append(_next_layer(convolution, MIDDLE_ROWS, middles[-1], lattice, stride_px))
+        middles.append(
+            _next_layer(convolution, MIDDLE_ROWS, middles[-1], lattice, stride_px, buffers)
+        )
     step = ROWS_AT_ONCE if image.device.type == "cpu" else rows
     parts = []
     for first in range(0, rows, step):
         chosen = range(first, min(first + step, rows))
         of_rows = [_of_rows(middle, rows, chosen, stride_px) for middle in middles]
-        parts.append(_evaluate_rows(subnet, of_rows, (len(chosen), cols), stride_px))
+        parts.append(_evaluate_rows(subnet, of_rows, (len(chosen), cols), stride_px, buffers))
     return torch.cat(parts, dim=1)
 
 
 def _evaluate_rows(
-    subnet: Subnet, middles: list[Regions], lattice: tuple[int, int], stride_px: int
+    subnet: Subnet,
+    middles: list[Regions],
+    lattice: tuple[int, int],
+    stride_px: int,
+    buffers: Buffers,
 ) -> torch.Tensor:
     """`_evaluate` for some rows of patches, given each shared layer's middle rows."""
     shared = len(middles) - 1
     borders = _empty_borders(middles[0], lattice[0])
     for convolution, middle in zip(subnet.convolutions, middles[:shared], strict=False):
-        borders = _next_layer(convolution, BORDER_ROWS, borders | middle, lattice, stride_px)
+        borders = _next_layer(
+            convolution, BORDER_ROWS, borders | middle, lattice, stride_px, buffers
+        )
     regions = borders | middles[shared]
     if shared == len(subnet.convolutions):
         return _read_out(subnet, regions, stride_px)
@@ -244,6 +260,7 @@ def _next_layer(
     regions: Regions,
     lattice: tuple[int, int],
     stride_px: int,
+    buffers: Buffers,
 ) -> Regions:
     """The next layer's regions, those of a group as one batch; none that the model lacks.
 
@@ -252,7 +269,7 @@ def _next_layer(
     layer = {}
     for keys in groups:
         if keys[0] in regions:
-            inputs = _with_surroundings(regions, keys, lattice, stride_px)
+            inputs = _with_surroundings(regions, keys, lattice, stride_px, buffers)
             outputs = _convolve(convolution, inputs)
             if keys[0] == (MIDDLE, MIDDLE):
                 torch.relu_(outputs)
@@ -261,7 +278,11 @@ def _next_layer(
 
 
 def _with_surroundings(
-    regions: Regions, keys: list[tuple[str, str]], lattice: tuple[int, int], stride_px: int
+    regions: Regions,
+    keys: list[tuple[str, str]],
+    lattice: tuple[int, int],
+    stride_px: int,
+    buffers: Buffers,
 ) -> torch.Tensor:
     """Regions of one shape with what the next layer reads around them, one after the other.
 
@@ -272,7 +293,10 @@ def _with_surroundings(
     if keys[0] == (MIDDLE, MIDDLE):
         return own
     height, width = (own.shape[1 + axis] + (0 if keys[0][axis] == MIDDLE else 3) for axis in (0, 1))
-    out = own.new_empty(len(keys), len(own), height, width, *own.shape[3:])
+    shape = (len(keys), len(own), height, width, *own.shape[3:])
+    if (buffer := (keys[0], shape, own.dtype)) not in buffers:
+        buffers[buffer] = own.new_zeros(shape)
+    out = buffers[buffer]
     for key, target in zip(keys, out, strict=True):
         _write_with_surroundings(target, regions, key, lattice, stride_px)
     return out.flatten(0, 1)
@@ -285,10 +309,7 @@ def _write_with_surroundings(
     lattice: tuple[int, int],
     stride_px: int,
 ) -> None:
-    """One region with what the next layer reads around it, into `out`."""
-    for axis in (0, 1):
-        if key[axis] != MIDDLE:
-            out.select(1 + axis, 0 if key[axis] == START else -1).zero_()
+    """One region with what the next layer reads around it, into `out`, whose zeros are there."""
     for source in product(*({segment, MIDDLE} for segment in key)):
         part, target = regions[source], out
         for axis in (0, 1):
