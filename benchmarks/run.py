@@ -212,7 +212,7 @@ def dense_patchnet(patch_px: int) -> list[Row]:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     subnet = Subnet(patch_px).to(device, memory_format=torch.channels_last).eval()
-    side = 32
+    side = 64
     image = torch.rand(3, side + patch_px - 1, side + patch_px - 1, device=device)
 
     def dense() -> int:

@@ -264,7 +264,7 @@ from wsi_pipeline.jobs.cluster import connect
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with connect(workers=2) as client:
-        run(client, squares(folder, COUNT, seconds=0.15), folder)
+        run(client, squares(folder, COUNT, seconds=0.4), folder)
 """
 
 
