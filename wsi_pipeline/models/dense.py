@@ -15,8 +15,8 @@ A corner is a few pixels wide, too few to keep a processor's vector units busy. 
 row are interleaved: the first pixel of each, then the second of each. That is one wide image, on
 which a convolution of all these patches is one with dilation. Most of the work is in the corners
 and no row of patches needs another's: they are evaluated a few rows at a time, through all layers,
-so that what they leave in between stays in the processor's caches. What convolutions read is written
-to memory that is kept from one use to the next: fresh pages would cost more than copies.
+so that what they leave in between stays in the processor's caches. What convolutions read is
+written to memory that is kept from one use to the next: fresh pages would cost more than copies.
 
 With n(l) = min(P, 2 l + s) pixels a patch and axis at patch side P and stride s, a layer costs
 n(l)^2 convolution outputs a patch instead of P^2. Once 2 l + s reaches P nothing is shared any
