@@ -13,10 +13,10 @@ attached: zeros outside of the patch, two pixels of the middle inside.
 
 A corner is a few pixels wide, too few to keep a processor's vector units busy. So the patches of a
 row are interleaved: the first pixel of each, then the second of each. That is one wide image, on
-which a convolution of all these patches is one with dilation. Most of the work is in the corners
-and no row of patches needs another's: they are evaluated a few rows at a time, through all layers,
-so that what they leave in between stays in the processor's caches. What convolutions read is
-written to memory that is kept from one use to the next: fresh pages would cost more than copies.
+which a convolution of all these patches is one with dilation. A region needs no other but itself
+and those shared by more patches: the nine are evaluated one after the other, each through all
+layers, so that what one leaves in between stays small. What convolutions read is written to one
+memory that is kept from one use to the next: fresh pages would cost more than the copies.
 
 With n(l) = min(P, 2 l + s) pixels a patch and axis at patch side P and stride s, a layer costs
 n(l)^2 convolution outputs a patch instead of P^2. Once 2 l + s reaches P nothing is shared any
@@ -27,8 +27,9 @@ The valid variant has no border, and the same code runs with the middle segment 
 convolutional network, n(l) = min(P - 2 l, s).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import product
+from math import prod
 
 import torch
 from torch import nn
@@ -40,21 +41,16 @@ from wsi_pipeline.models.patchnet import Subnet, check_holds_a_patch
 START, MIDDLE, END = "start", "middle", "end"
 BLOCK = 32
 """Patches a side evaluated at once. In float32, with 64 filters and patches of 31 px, that takes
-some 120 MB at stride 1 and 490 MB at stride 8."""
-ROWS_AT_ONCE = 4
-"""Rows of patches whose upper and lower segments are evaluated at once on a CPU: fewer leave its
-cores waiting, more its caches. Other devices take all rows of a block."""
+some 180 MB at stride 1 and 460 MB at stride 8."""
+PATCHES_AT_ONCE = 256
+"""Whole patches run at once where nothing is shared any more."""
 
 Regions = dict[tuple[str, str], torch.Tensor]
 """By row and column segment: shape (rows or 1, height, width, columns or 1, filters). Rows and
 columns count the lattice's patches and are 1 where all of them share the segment."""
 
-Buffers = dict[tuple, torch.Tensor]
-"""What convolutions read, by what it is and its shape: kept, since its outer zeros stay."""
-
-MIDDLE_ROWS = ([(MIDDLE, MIDDLE)], [(MIDDLE, START), (MIDDLE, END)])
-BORDER_ROWS = ([(START, MIDDLE), (END, MIDDLE)], list(product((START, END), repeat=2)))
-"""The regions in the middle along the rows' axis, and the others: in groups of one shape."""
+SEGMENTS = sorted(product((START, MIDDLE, END), repeat=2), key=lambda key: -key.count(MIDDLE))
+"""The nine regions, each after those that it reads: the middle, edges, corners."""
 
 
 @torch.no_grad()
@@ -90,9 +86,9 @@ def dense_filter_outputs(
     """
     shape = _lattice(subnet, image, stride_px)
     out = image.new_empty(len(subnet.readout_bias), *shape, dtype=subnet.readout_bias.dtype)
-    buffers: Buffers = {}
+    memory = _Memory()
     for rows, cols, part in _blocks(image, subnet.patch_px, stride_px, shape, block):
-        out[:, rows, cols] = _evaluate(subnet, part, stride_px, buffers)
+        out[:, rows, cols] = _evaluate(subnet, part, stride_px, memory)
     return out
 
 
@@ -111,9 +107,9 @@ def dense_logits(
     """
     shape = _lattice(subnet, image, stride_px)
     out = image.new_empty(shape, dtype=subnet.readout_bias.dtype)
-    buffers: Buffers = {}
+    memory = _Memory()
     for rows, cols, part in _blocks(image, subnet.patch_px, stride_px, shape, block):
-        outputs = _evaluate(subnet, part, stride_px, buffers)
+        outputs = _evaluate(subnet, part, stride_px, memory)
         out[rows, cols] = subnet.logits(outputs.movedim(0, -1))
     return out
 
@@ -180,150 +176,114 @@ def _blocks(
         yield rows, cols, image[:, y, x]
 
 
-def _evaluate(
-    subnet: Subnet, image: torch.Tensor, stride_px: int, buffers: Buffers
-) -> torch.Tensor:
+class _Memory:
+    """Memory for one tensor at a time, kept for the next."""
+
+    def __init__(self) -> None:
+        self.values: torch.Tensor | None = None
+
+    def empty(self, like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """A tensor of unset values, in the memory of the one before."""
+        size = prod(shape)
+        if self.values is None or self.values.dtype != like.dtype or len(self.values) < size:
+            self.values = like.new_empty(size)
+        return self.values[:size].view(shape)
+
+
+def _evaluate(subnet: Subnet, image: torch.Tensor, stride_px: int, memory: _Memory) -> torch.Tensor:
     """`dense_filter_outputs` in one block: (channels, H, W) to (filters, rows, cols)."""
-    rows, cols = lattice = _lattice(subnet, image, stride_px)
-    middles = [_image_as_regions(image, cols, subnet.padding)]
-    for layer, convolution in enumerate(subnet.convolutions, 1):
-        if not _is_shared(subnet, layer, stride_px):
-            break
-        middles.append(
-            _next_layer(convolution, MIDDLE_ROWS, middles[-1], lattice, stride_px, buffers)
-        )
-    step = ROWS_AT_ONCE if image.device.type == "cpu" else rows
+    lattice = _lattice(subnet, image, stride_px)
+    shared = [
+        convolution
+        for layer, convolution in enumerate(subnet.convolutions, 1)
+        if _is_shared(subnet, layer, stride_px)
+    ]
+    layers = [_image_as_regions(image, lattice, subnet.padding)]
+    layers += [{} for _ in shared]
+    for key in list(layers[0]):
+        for convolution, regions, following in zip(shared, layers, layers[1:], strict=False):
+            inputs = _with_surroundings(regions, key, lattice, stride_px, memory)
+            following[key] = _convolve(convolution, inputs)
+            if MIDDLE not in key:
+                del regions[key]  # nothing else reads a corner
+    if len(shared) == len(subnet.convolutions):
+        return _read_out(subnet, layers[-1], stride_px)
+    step = -(-PATCHES_AT_ONCE // lattice[1])
     parts = []
-    for first in range(0, rows, step):
-        chosen = range(first, min(first + step, rows))
-        of_rows = [_of_rows(middle, rows, chosen, stride_px) for middle in middles]
-        parts.append(_evaluate_rows(subnet, of_rows, (len(chosen), cols), stride_px, buffers))
+    for first in range(0, lattice[0], step):
+        rows = range(first, min(first + step, lattice[0]))
+        regions = _of_rows(layers[-1], lattice[0], rows, stride_px)
+        values = _as_patches(_joined(regions, (len(rows), lattice[1]), stride_px))
+        for convolution in subnet.convolutions[len(shared) :]:
+            values = torch.relu(convolution(values))
+        parts.append(subnet.read_out(values).T.unflatten(1, (len(rows), lattice[1])))
     return torch.cat(parts, dim=1)
 
 
-def _evaluate_rows(
-    subnet: Subnet,
-    middles: list[Regions],
-    lattice: tuple[int, int],
-    stride_px: int,
-    buffers: Buffers,
-) -> torch.Tensor:
-    """`_evaluate` for some rows of patches, given each shared layer's middle rows."""
-    shared = len(middles) - 1
-    borders = _empty_borders(middles[0], lattice[0])
-    for convolution, middle in zip(subnet.convolutions, middles[:shared], strict=False):
-        borders = _next_layer(
-            convolution, BORDER_ROWS, borders | middle, lattice, stride_px, buffers
-        )
-    regions = borders | middles[shared]
-    if shared == len(subnet.convolutions):
-        return _read_out(subnet, regions, stride_px)
-    values = _as_patches(_joined(regions, lattice, stride_px))
-    if shared:
-        torch.relu_(values)
-    for convolution in subnet.convolutions[shared:]:
-        values = torch.relu(convolution(values))
-    return subnet.read_out(values).T.unflatten(1, lattice)
+def _image_as_regions(image: torch.Tensor, lattice: tuple[int, int], padding: str) -> Regions:
+    """Layer 0: no pixel depends on a border, so that all but the middle are empty.
 
-
-def _image_as_regions(image: torch.Tensor, cols: int, padding: str) -> Regions:
-    """Layer 0's middle rows: no pixel depends on a border, so that left and right are empty."""
+    The valid variant has no border in any layer.
+    """
     middle = image.permute(1, 2, 0)[None, :, :, None]
     if padding == "valid":
         return {(MIDDLE, MIDDLE): middle}
-    border = middle[:, :, :0].expand(-1, -1, -1, cols, -1)
-    return {(MIDDLE, START): border, (MIDDLE, MIDDLE): middle, (MIDDLE, END): border}
+    regions = {}
+    for key in SEGMENTS:
+        region = middle
+        for axis, count in enumerate(lattice):
+            if key[axis] != MIDDLE:
+                shape = [count if of == 3 * axis else -1 for of in range(region.ndim)]
+                region = region.narrow(1 + axis, 0, 0).expand(shape)
+        regions[key] = region
+    return regions
 
 
-def _empty_borders(middle: Regions, rows: int) -> Regions:
-    """Layer 0's other regions, empty too; none in the valid variant, which has no border."""
-    if (MIDDLE, START) not in middle:
-        return {}
+def _of_rows(regions: Regions, count: int, rows: range, stride_px: int) -> Regions:
+    """The regions of some of `count` rows of patches (views)."""
+    others = count - len(rows)
     return {
-        (row, col): region[:, :0].expand(rows, -1, -1, -1, -1)
-        for row in (START, END)
-        for (_, col), region in middle.items()
+        key: (
+            region.narrow(1, rows.start * stride_px, region.shape[1] - others * stride_px)
+            if key[0] == MIDDLE
+            else region[rows.start : rows.stop]
+        )
+        for key, region in regions.items()
     }
-
-
-def _of_rows(middle: Regions, rows: int, chosen: range, stride_px: int) -> Regions:
-    """The middle of some of the rows of patches (views)."""
-    others_px = (rows - len(chosen)) * stride_px
-    return {
-        key: region.narrow(1, chosen.start * stride_px, region.shape[1] - others_px)
-        for key, region in middle.items()
-    }
-
-
-def _next_layer(
-    convolution: nn.Conv2d,
-    groups: Iterable[list[tuple[str, str]]],
-    regions: Regions,
-    lattice: tuple[int, int],
-    stride_px: int,
-    buffers: Buffers,
-) -> Regions:
-    """The next layer's regions, those of a group as one batch; none that the model lacks.
-
-    The middle comes after its ReLU. The others come before it: they get it where they are copied.
-    """
-    layer = {}
-    for keys in groups:
-        if keys[0] in regions:
-            inputs = _with_surroundings(regions, keys, lattice, stride_px, buffers)
-            outputs = _convolve(convolution, inputs)
-            if keys[0] == (MIDDLE, MIDDLE):
-                torch.relu_(outputs)
-            layer |= zip(keys, outputs.chunk(len(keys)), strict=True)
-    return layer
 
 
 def _with_surroundings(
     regions: Regions,
-    keys: list[tuple[str, str]],
-    lattice: tuple[int, int],
-    stride_px: int,
-    buffers: Buffers,
-) -> torch.Tensor:
-    """Regions of one shape with what the next layer reads around them, one after the other.
-
-    Along each axis on which they lie at the border: a zero outside of the patch, two pixels of the
-    middle inside. The middle loses a pixel at each end to the borders, and needs none.
-    """
-    own = regions[keys[0]]
-    if keys[0] == (MIDDLE, MIDDLE):
-        return own
-    height, width = (own.shape[1 + axis] + (0 if keys[0][axis] == MIDDLE else 3) for axis in (0, 1))
-    shape = (len(keys), len(own), height, width, *own.shape[3:])
-    if (buffer := (keys[0], shape, own.dtype)) not in buffers:
-        buffers[buffer] = own.new_zeros(shape)
-    out = buffers[buffer]
-    for key, target in zip(keys, out, strict=True):
-        _write_with_surroundings(target, regions, key, lattice, stride_px)
-    return out.flatten(0, 1)
-
-
-def _write_with_surroundings(
-    out: torch.Tensor,
-    regions: Regions,
     key: tuple[str, str],
     lattice: tuple[int, int],
     stride_px: int,
-) -> None:
-    """One region with what the next layer reads around it, into `out`, whose zeros are there."""
+    memory: _Memory,
+) -> torch.Tensor:
+    """A region after its ReLU, with what the next layer reads around it.
+
+    Along each axis on which it lies at the border: a zero outside of the patch, two pixels of the
+    middle inside. The middle loses a pixel at each end to the borders, and needs none.
+    """
+    own = regions[key]
+    if key == (MIDDLE, MIDDLE):
+        return own
+    sizes = own.shape[1:3]
+    around = (0 if segment == MIDDLE else 3 for segment in key)
+    height, width = (size + more for size, more in zip(sizes, around, strict=True))
+    out = memory.empty(own, (len(own), height, width, *own.shape[3:]))
+    for axis, segment in enumerate(key):
+        if segment != MIDDLE:
+            out.select(1 + axis, 0 if segment == START else -1).zero_()
     for source in product(*({segment, MIDDLE} for segment in key)):
         part, target = regions[source], out
         for axis in (0, 1):
-            size = regions[key].shape[1 + axis]
-            first = {START: 1, MIDDLE: 0, END: 2}[key[axis]]
+            first, size = {START: 1, MIDDLE: 0, END: 2}[key[axis]], sizes[axis]
             if source[axis] != key[axis]:
                 first, size = (1 + size if key[axis] == START else 0), 2
                 part = _next_to_border(part, axis, key[axis], lattice[axis], stride_px)
             target = target.narrow(1 + axis, first, size)
-        if source == (MIDDLE, MIDDLE):  # the image, or after its ReLU
-            target.copy_(part)
-        else:
-            torch.clamp(part, min=0, out=target)
+        target.copy_(part)
+    return out
 
 
 def _next_to_border(
@@ -365,11 +325,12 @@ def _joined(regions: Regions, lattice: tuple[int, int], stride_px: int) -> torch
 
 
 def _convolve(convolution: nn.Conv2d, region: torch.Tensor) -> torch.Tensor:
-    """Convolution without padding of a region."""
+    """Convolution without padding of a region, and ReLU."""
     cols = region.shape[3]
     values = functional.conv2d(
         _as_image(region), convolution.weight, convolution.bias, dilation=(1, cols)
     )
+    torch.relu_(values)
     return values.permute(0, 2, 3, 1).unflatten(2, (-1, cols))
 
 
@@ -397,7 +358,7 @@ def _read_out(subnet: Subnet, regions: Regions, stride_px: int) -> torch.Tensor:
         for key, region in regions.items():
             weight = subnet.readout_weight[:, spans[key[0]], spans[key[1]]]
             steps = tuple(stride_px if segment == MIDDLE else 1 for segment in key)
-            total = total + _weighted_sums(torch.relu(region).to(weight.dtype), weight, steps)
+            total = total + _weighted_sums(region.to(weight.dtype), weight, steps)
     return torch.tanh(total)
 
 
