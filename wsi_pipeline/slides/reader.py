@@ -2,7 +2,8 @@
 
 import math
 import os
-from functools import lru_cache
+import threading
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,20 @@ from PIL import Image
 
 from wsi_pipeline.errors import SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds
+from wsi_pipeline.slides.tiles import TiledLevel, TileError, difference, tiled_levels
 
 WHITE = (255, 255, 255)
 # Training draws from hundreds of slides in turn, and opening one takes milliseconds.
 OPEN_SLIDES = 64
 # Decoded tiles of all open slides together: OpenSlide's own default is 32 MB for each.
 TILE_CACHE = openslide.OpenSlideCache(64 << 20)
-# Level px decoded at once, a side: OpenSlide cuts larger regions itself and then rounds the pieces'
-# corners down to whole level-0 px. It also keeps memory flat however far a region is reduced.
+# Level px asked of OpenSlide at once, a side: it cuts larger regions itself and then rounds the
+# pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
+# reduced.
 BLOCK_PX = 4096
+# What `difference` found, by a file's state and the level: the same slides are opened time and
+# again, and comparing takes longer than opening. A short text for each level ever read.
+_DIFFERENCES: dict[tuple, str] = {}
 # A level serves requests this much finer than itself; beyond, the next finer level is reduced.
 LEVEL_TOLERANCE = 0.01
 # A level this near to the requested downsample is read as stored: under half a px over a block.
@@ -37,6 +43,12 @@ class Slide:
 
     Coordinates are level-0 px of the whole frame (see `wsi_pipeline.geometry`). Everything
     outside the frame, and everything that the scanner left transparent, reads as white.
+
+    OpenSlide is the reference for every pixel. Levels of TIFF and SVS files that are plain grids of
+    JPEG tiles (or of JPEG 2000 RGB tiles), at a downsample that is a whole number, are decoded
+    without it, several times as fast: `wsi_pipeline.slides.tiles`. The first read of such a level
+    holds about ten of its tiles against OpenSlide's; any difference leaves the level to OpenSlide.
+    `backend` tells which it is.
 
     Reading is safe from several threads. A slide is also a context manager.
 
@@ -61,6 +73,9 @@ class Slide:
         Level-0 px per px of each pyramid level.
     level_sizes : tuple of (int, int)
         Width and height of each level, px.
+    asked_px, decoded_px : int
+        Level px that reads took from tiles decoded without OpenSlide, and the px of those tiles:
+        their ratio is what reads that do not end where tiles do cost.
 
     Raises
     ------
@@ -79,6 +94,10 @@ class Slide:
         self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self.bounds = _bounds(properties, self.size)
         self.mpp = _mpp(self.path, properties, mpp)
+        self.asked_px = self.decoded_px = 0
+        self._levels: list[TiledLevel | str] | None = None
+        self._compared: set[int] = set()
+        self._lock = threading.Lock()  # of all that this class counts and finds out lazily
 
     def __enter__(self) -> "Slide":
         return self
@@ -89,6 +108,16 @@ class Slide:
     def close(self):
         """Let go of the file, once reads under way in other threads end; reading reopens it."""
         self._handle = None
+        with self._lock:
+            self._levels = None
+
+    def backend(self, level: int) -> str:
+        """Who reads a level: ``"tiles"``, or ``"openslide: "`` and the reason.
+
+        The first question, like the first read, compares the two where it is not clear yet.
+        """
+        found = self._tiles(level)
+        return "tiles" if isinstance(found, TiledLevel) else f"openslide: {found}"
 
     def downsample(self, level: int | None = None, mpp: float | None = None) -> float:
         """Level-0 px per working px of a pyramid level or of a target resolution: give one.
@@ -152,14 +181,14 @@ class Slide:
         if abs(scale - 1) < SAME_DOWNSAMPLE:
             # Halves all go the same way: with odd bounds every region of a level has them.
             scale, left, top = 1, math.floor(left + 0.5), math.floor(top + 0.5)
-        pixels = np.empty((height_px, width_px, 3), np.uint8)
+        pixels = np.full((height_px, width_px, 3), WHITE, np.uint8)
+        if scale == 1 and self._decode(level, left, top, pixels):
+            return pixels
         step = max(1, int(BLOCK_PX / scale))
         for row in range(0, height_px, step):
             for col in range(0, width_px, step):
                 block = pixels[row : row + step, col : col + step]
-                block[:] = self._block(
-                    level, left + col * scale, top + row * scale, block.shape[:2], scale
-                )
+                self._fill(block, level, left + col * scale, top + row * scale, scale)
         return pixels
 
     def thumbnail(self, max_px: int) -> tuple[np.ndarray, float]:
@@ -182,36 +211,79 @@ class Slide:
             (i for i, stored in enumerate(self.level_downsamples) if stored <= finest), default=0
         )
 
-    def _block(self, level, left, top, shape, scale) -> Image.Image:
-        """Read a region whose corner is in level px, `scale` of them to a px of the result."""
-        height, width = shape
+    def _fill(self, block, level, left, top, scale):
+        """Fill a white array from its corner in level px on, `scale` of them to a px of it."""
         if scale == 1:
-            return self._level_pixels(level, left, top, left + width, top + height)
+            self._fill_level_pixels(block, level, left, top)
+            return
+        height, width = block.shape[:2]
         # The triangle filter reaches one pixel, of the coarser grid, beyond a pixel's centre.
         margin = 2 * max(1, scale)
         x0, y0 = math.floor(left - margin), math.floor(top - margin)
         right, bottom = left + width * scale, top + height * scale
-        source = self._level_pixels(
-            level, x0, y0, math.ceil(right + margin), math.ceil(bottom + margin)
-        )
+        shape = (math.ceil(bottom + margin) - y0, math.ceil(right + margin) - x0, 3)
+        source = np.full(shape, WHITE, np.uint8)
+        self._fill_level_pixels(source, level, x0, y0)
         box = (left - x0, top - y0, right - x0, bottom - y0)
-        return source.resize((width, height), Image.Resampling.BILINEAR, box)
+        resampled = Image.fromarray(source).resize((width, height), Image.Resampling.BILINEAR, box)
+        block[:] = resampled
 
-    def _level_pixels(self, level, x0, y0, x1, y1) -> Image.Image:
-        """Level px from (x0, y0) to (x1, y1), over white.
+    def _fill_level_pixels(self, pixels, level, x0, y0):
+        """Fill a white array with level px from (x0, y0) on."""
+        if not self._decode(level, x0, y0, pixels):
+            inside, x, y = self._inside(level, x0, y0, pixels)
+            inside[:] = self._over_white(level, x, y, *inside.shape[1::-1])
 
-        OpenSlide gets only the part inside the level: it rounds negative corners roughly.
+    def _inside(self, level, x0, y0, pixels) -> tuple[np.ndarray, int, int]:
+        """The part of an array that lies inside the level, and its corner, level px."""
+        x, y = max(x0, 0), max(y0, 0)
+        width, height = self.level_sizes[level]
+        return pixels[y - y0 : max(height - y0, 0), x - x0 : max(width - x0, 0)], x, y
+
+    def _decode(self, level, x0, y0, pixels) -> bool:
+        """Fill a white array from tiles, or tell that OpenSlide has to, whatever is in it now."""
+        tiles = self._tiles(level)
+        if not isinstance(tiles, TiledLevel):
+            return False
+        inside, x, y = self._inside(level, x0, y0, pixels)
+        if inside.size:
+            try:
+                decoded_px = tiles.read(x, y, inside)
+            except TileError:
+                return False
+            with self._lock:
+                self.asked_px += inside.shape[0] * inside.shape[1]
+                self.decoded_px += decoded_px
+        return True
+
+    def _tiles(self, level) -> TiledLevel | str:
+        """The tiles of a level once they have proved equal to OpenSlide, or why it reads them."""
+        with self._lock:
+            if self._levels is None:
+                self._levels = tiled_levels(
+                    self.path, self.vendor, self.level_sizes, self.level_downsamples
+                )
+                self._compared.clear()
+            found = self._levels[level]
+            if isinstance(found, TiledLevel) and level not in self._compared:
+                key = (found.file.state, level)
+                if key not in _DIFFERENCES:
+                    _DIFFERENCES[key] = difference(found, partial(self._over_white, level))
+                self._levels[level] = found = _DIFFERENCES[key] or found
+                self._compared.add(level)
+            return found
+
+    def _over_white(self, level, x, y, width, height) -> np.ndarray:
+        """OpenSlide's pixels of a region over white.
+
+        It gets only the part inside the level: it rounds negative corners roughly.
         """
-        canvas = Image.new("RGB", (x1 - x0, y1 - y0), WHITE)
-        level_width, level_height = self.level_sizes[level]
-        inside_x0, inside_y0 = max(x0, 0), max(y0, 0)
-        size = (min(x1, level_width) - inside_x0, min(y1, level_height) - inside_y0)
-        if min(size) > 0:
+        canvas = Image.new("RGB", (width, height), WHITE)
+        if min(width, height) > 0:
             stored = self.level_downsamples[level]
-            location = (round(inside_x0 * stored), round(inside_y0 * stored))
-            region = self._region(location, level, size)
-            canvas.paste(region, (inside_x0 - x0, inside_y0 - y0), mask=region)
-        return canvas
+            region = self._region((round(x * stored), round(y * stored)), level, (width, height))
+            canvas.paste(region, mask=region)
+        return np.asarray(canvas)
 
     def _region(self, location, level, size) -> Image.Image:
         failure = None

@@ -1,0 +1,326 @@
+"""The stored tiles of a TIFF or SVS level, decoded straight into the array that asks for them.
+
+OpenSlide paints each tile on a canvas before it hands pixels out, which takes several times as
+long as decoding it. Where a level is nothing but a grid of JPEG (or JPEG 2000 RGB) tiles its pixels
+can be had without. OpenSlide stays the reference: `tiled_levels` refuses every layout that it is
+not sure of, `difference` holds a level against what OpenSlide reads of it, and what `TiledLevel`
+cannot decode is for OpenSlide to judge.
+"""
+
+import os
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import simplejpeg
+import tifffile
+from dask.system import CPU_COUNT
+from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
+
+from wsi_pipeline.errors import SlideReadError
+
+# OpenSlide's names of the formats whose levels are plain grids of tiles, one TIFF page each.
+PLAIN_FORMATS = ("aperio", "generic-tiff", "philips")
+# Marker APP14: the colour transform that a decoder undoes, its last byte (0: RGB, 1: YCbCr).
+ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+START_OF_IMAGE = b"\xff\xd8"
+# Tiles held against OpenSlide beside the four in the corners: with most detail; spread evenly.
+DETAILED_PROBES = 3
+SPREAD_PROBES = 3
+
+Decode = Callable[[bytes], np.ndarray]
+
+
+class TileError(Exception):
+    """Tiles cannot be had without OpenSlide, for the reason it states. Never shown to a user."""
+
+
+class TiffFile:
+    """A file open for reading at any place, by any number of threads.
+
+    It is closed once nothing refers to it any more.
+
+    Attributes
+    ----------
+    state : tuple of int
+        Tells files, and what a file held before it was replaced or written to, apart.
+    size : int
+        Bytes.
+    """
+
+    def __init__(self, path: Path):
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        found = os.fstat(self._descriptor)
+        self.state = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+        self.size = found.st_size
+
+    def read(self, offset: int, count: int) -> bytes:
+        """As many of `count` bytes as the file has from `offset` on."""
+        return os.pread(self._descriptor, count, offset)
+
+
+@dataclass(frozen=True)
+class TiledLevel:
+    """The tiles of a level: where they lie in the file and how they are decoded.
+
+    Attributes
+    ----------
+    size, tile : (int, int)
+        Width and height of the level and of a tile, px.
+    offsets, byte_counts : int64 arrays, shape (rows, columns)
+        Of each tile; a count of 0 is a tile that the file leaves out.
+    decode : callable
+        A tile's bytes to uint8 RGB; raises what it likes on bytes that are not quite right.
+    """
+
+    file: TiffFile
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    offsets: np.ndarray
+    byte_counts: np.ndarray
+    decode: Decode
+
+    def read(self, x: int, y: int, pixels: np.ndarray) -> int:
+        """Decode a region that lies inside the level, each of its tiles once.
+
+        Parameters
+        ----------
+        x, y : int
+            Upper left corner, level px.
+        pixels : uint8 array, shape (h, w, 3)
+            Filled with the region's RGB, a view of a larger array if you like; stays as it is
+            where the file leaves tiles out.
+
+        Returns
+        -------
+        int
+            Pixels that were decoded: those of all tiles that the region touches.
+
+        Raises
+        ------
+        TileError
+            If a tile cannot be decoded without so much as a warning. Any part of `pixels` may then
+            be filled.
+        """
+        (height, width), (tile_width, tile_height) = pixels.shape[:2], self.tile
+        rows = range(y // tile_height, (y + height - 1) // tile_height + 1)
+        cols = range(x // tile_width, (x + width - 1) // tile_width + 1)
+        there = [place for place in product(rows, cols) if self.byte_counts[place]]
+        _in_shares(partial(self._decode_into, pixels, x, y), there)
+        return len(there) * tile_width * tile_height
+
+    def _decode_into(self, pixels: np.ndarray, x: int, y: int, place: tuple[int, int]) -> None:
+        """Decode the tile in row and column `place`, and copy what the region shows of it."""
+        (height, width), (tile_width, tile_height) = pixels.shape[:2], self.tile
+        try:
+            stored = self.decode(self.file.read(self.offsets[place], self.byte_counts[place]))
+        except Exception as error:  # whatever decoders raise; OpenSlide has the last word
+            raise TileError(f"tile {place}: {error}") from error
+        if stored.shape != (tile_height, tile_width, 3) or stored.dtype != np.uint8:
+            raise TileError(f"tile {place} is {stored.shape}, {stored.dtype}")
+        top, left = place[0] * tile_height - y, place[1] * tile_width - x
+        pixels[max(top, 0) : top + tile_height, max(left, 0) : left + tile_width] = stored[
+            max(-top, 0) : height - top, max(-left, 0) : width - left
+        ]
+
+
+def tiled_levels(
+    path: Path, vendor: str, sizes: tuple[tuple[int, int], ...], downsamples: tuple[float, ...]
+) -> list[TiledLevel | str]:
+    """Find the tiles of a slide's levels.
+
+    Parameters
+    ----------
+    path : Path
+    vendor : str
+        OpenSlide's name of the format.
+    sizes, downsamples
+        Of OpenSlide's levels: width and height in px, level-0 px per level px.
+
+    Returns
+    -------
+    list of TiledLevel or str
+        For each level its tiles, or the reason why OpenSlide has to read it.
+    """
+    if vendor not in PLAIN_FORMATS:
+        return [f"{vendor} files are not read by tiles"] * len(sizes)
+    try:
+        file = TiffFile(path)
+        with tifffile.TiffFile(path) as tiff:
+            pages = [page for page in tiff.pages if page.is_tiled]
+            levels = [
+                _level_or_reason(file, pages, size, downsample)
+                for size, downsample in zip(sizes, downsamples, strict=True)
+            ]
+    except Exception as error:  # whatever a file makes tifffile raise; OpenSlide opened it
+        return [f"tifffile cannot read it: {error}"] * len(sizes)
+    return _without_patched_tiles(levels) if vendor == "aperio" else levels
+
+
+def difference(level: TiledLevel, reference: Callable[[int, int, int, int], np.ndarray]) -> str:
+    """Hold some tiles of a level against what OpenSlide reads in their place.
+
+    They are the same each time: the corners', those with the most bytes, and some spread evenly.
+
+    Parameters
+    ----------
+    level : TiledLevel
+    reference : callable
+        x, y, width, height in level px to the region's uint8 RGB, over white; may raise
+        `SlideReadError`.
+
+    Returns
+    -------
+    str
+        The first difference; empty if there is none.
+    """
+    compared = 0
+    for row, col in _probes(level):
+        x, y = col * level.tile[0], row * level.tile[1]
+        width, height = (
+            min(side, whole - start)
+            for side, whole, start in zip(level.tile, level.size, (x, y), strict=True)
+        )
+        decoded = np.full((height, width, 3), 255, np.uint8)
+        failure = None
+        try:
+            level.read(x, y, decoded)
+        except TileError as error:
+            failure = error
+        try:
+            expected = reference(x, y, width, height)
+        except SlideReadError:
+            if failure is None:
+                return f"the tile at level px ({x}, {y}) can be decoded, by OpenSlide it cannot"
+            continue
+        if failure is not None:
+            return f"the tile at level px ({x}, {y}) cannot be decoded: {failure.__cause__}"
+        if not np.array_equal(decoded, expected):
+            largest = np.abs(decoded.astype(int) - expected).max()
+            return f"the tile at level px ({x}, {y}) differs from OpenSlide's by up to {largest}"
+        compared += 1
+    return "" if compared else "no tile can be held against OpenSlide's"
+
+
+def _probes(level: TiledLevel) -> list[tuple[int, int]]:
+    """Rows and columns of the tiles that `difference` looks at."""
+    rows, cols = level.byte_counts.shape
+    flat = level.byte_counts.ravel()
+    detailed = np.argsort(-flat, kind="stable")[:DETAILED_PROBES]
+    there = np.flatnonzero(flat)
+    spread = there[np.linspace(0, len(there) - 1, SPREAD_PROBES + 2).astype(int)[1:-1]]
+    corners = product((0, rows - 1), (0, cols - 1))
+    chosen = [divmod(int(number), cols) for number in (*detailed, *spread)]
+    return list(dict.fromkeys([*chosen, *corners]))
+
+
+def _level_or_reason(file, pages, size, downsample) -> TiledLevel | str:
+    if downsample != round(downsample):
+        return f"OpenSlide interpolates: its downsample {downsample:.8g} is no whole number"
+    matching = [page for page in pages if (page.imagewidth, page.imagelength) == size]
+    if len(matching) != 1:
+        return f"{len(matching)} tiled TIFF pages have its size, {size[0]} x {size[1]} px"
+    (page,) = matching
+    try:
+        decode = _decoder(page)
+    except TileError as refusal:
+        return str(refusal)
+    tile = (page.tilewidth, page.tilelength)
+    grid = tuple(-(-length // side) for length, side in zip(size[::-1], tile[::-1], strict=True))
+    offsets, byte_counts = np.array(page.dataoffsets), np.array(page.databytecounts)
+    if not len(offsets) == len(byte_counts) == np.prod(grid) or not byte_counts.any():
+        return f"the file lists {np.count_nonzero(byte_counts)} tiles for a grid of {grid}"
+    if (offsets + byte_counts).max() > file.size:
+        return "tiles lie beyond the end of the file"
+    return TiledLevel(file, size, tile, offsets.reshape(grid), byte_counts.reshape(grid), decode)
+
+
+def _without_patched_tiles(levels: list[TiledLevel | str]) -> list[TiledLevel | str]:
+    """Leave Aperio levels that lack tiles, and all coarser ones, to OpenSlide.
+
+    It paints the next finer level in their place, at coarser levels too: the scanner's software
+    makes those of what is missing.
+    """
+    lacking = [isinstance(level, TiledLevel) and not level.byte_counts.all() for level in levels]
+    reason = "tiles are missing at this or a finer level: OpenSlide paints these from finer ones"
+    return [
+        reason if any(lacking[: number + 1]) and isinstance(level, TiledLevel) else level
+        for number, level in enumerate(levels)
+    ]
+
+
+def _decoder(page: tifffile.TiffPage) -> Decode:
+    layout = (page.planarconfig, page.bitspersample, page.samplesperpixel, page.imagedepth)
+    if layout != (PLANARCONFIG.CONTIG, 8, 3, 1):
+        return _refuse("its pixels are not three interleaved channels of 8 bits")
+    if page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR):
+        return _refuse(f"its photometric interpretation is {page.photometric}")
+    if page.compression == COMPRESSION.JPEG:
+        return partial(_decode_jpeg, _jpeg_start(page.jpegtables, page.photometric))
+    if page.compression == COMPRESSION.APERIO_JP2000_RGB:
+        return imagecodecs.jpeg2k_decode
+    return _refuse(f"its compression is {getattr(page.compression, 'name', page.compression)}")
+
+
+def _refuse(reason: str):
+    raise TileError(reason)
+
+
+def _jpeg_start(tables: bytes | None, photometric: int) -> bytes:
+    """How a complete JPEG begins: TIFF keeps the tiles' shared tables and colour space apart."""
+    transform = b"\x01" if photometric == PHOTOMETRIC.YCBCR else b"\x00"
+    return START_OF_IMAGE + ADOBE + transform + (tables[2:-2] if tables else b"")
+
+
+def _decode_jpeg(start: bytes, data: bytes) -> np.ndarray:
+    """Decode a JPEG with the exact transforms, as OpenSlide does, and as strictly.
+
+    Strict: a warning of libjpeg (bytes that make no sense, or too few) is an error.
+    """
+    if data[:2] != START_OF_IMAGE:
+        raise TileError("no JPEG")
+    return simplejpeg.decode_jpeg(start + data[2:], "RGB", strict=True)
+
+
+def decoding_threads() -> int:
+    """Threads that one read decodes with: as many as this process may use for arithmetic.
+
+    That is OMP_NUM_THREADS where it is set, as it is, most often to 1, in every Dask worker: there
+    each core has a task of its own. It is never more than the CPUs of this process.
+    """
+    stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(int(stated), CPU_COUNT) if stated.isdecimal() and int(stated) else CPU_COUNT
+
+
+def _in_shares(work: Callable[[tuple[int, int]], None], items: list[tuple[int, int]]) -> None:
+    """Do the work on all items, in several threads if there are; the first error is raised.
+
+    No thread works on any more when this returns or raises.
+    """
+    shares = min(decoding_threads(), len(items))
+    if shares < 2:
+        _do_all(work, items)
+        return
+    pool = _pool(os.getpid())
+    futures = [pool.submit(_do_all, work, items[number::shares]) for number in range(shares)]
+    wait(futures)
+    for future in futures:
+        future.result()
+
+
+def _do_all(work, items) -> None:
+    for item in items:
+        work(item)
+
+
+@cache
+def _pool(_process: int) -> ThreadPoolExecutor:
+    """The threads of this process: a fork has none of its parent's."""
+    return ThreadPoolExecutor(decoding_threads(), thread_name_prefix="tiles")
