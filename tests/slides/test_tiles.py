@@ -1,0 +1,395 @@
+"""Tiles decoded without OpenSlide: the same pixels, the same errors, or OpenSlide itself."""
+
+import os
+import threading
+
+import imagecodecs
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from slide_files import write_mrxs, write_pyramid_tiff
+
+from wsi_pipeline.errors import SlideReadError
+from wsi_pipeline.slides import reader, tiles
+from wsi_pipeline.slides.reader import Slide
+
+APERIO = "Aperio Image Library v11\n{}x{} |AppMag = 20|MPP = 0.5"
+REAL = [
+    ("libvips/CMU-1-Small-Region.svs", ["tiles"]),
+    ("luna/1065626.svs", ["compression is APERIO_JP2000_YCBC", "interpolates"]),
+    ("openslide-python/boxes.tiff", None),
+    ("openslide-python/small.svs", None),
+    ("openslide-python/boxes_0.dcm", ["dicom files are not read by tiles"]),
+    (
+        "google-medical-imaging/multi_frame_jpeg_camelyon_challenge_image.dcm",
+        ["dicom files are not read by tiles"],
+    ),
+]
+
+
+@pytest.fixture
+def picture():
+    """Smooth colours with noise: 333 x 290 px, no multiple of a tile."""
+    y, x = np.mgrid[0:290, 0:333]
+    colours = np.stack([x / 333 * 200, y / 290 * 200, (x + y) / 623 * 200], -1)
+    return (colours + np.random.default_rng(0).integers(0, 56, colours.shape)).astype(np.uint8)
+
+
+def write_jpeg_tiff(path, levels, subsampling="420", colour="ycbcr", tables=True, **options):
+    """Tiles of 64 px by imagecodecs, so that every kind of JPEG can be had.
+
+    With `tables`, quantisation and Huffman tables go to the tag JPEGTables, as libtiff does, and
+    the tiles are left with frame and scan.
+    """
+    encoding = {"level": 90, "colorspace": "rgb", "outcolorspace": colour}
+    if colour == "ycbcr":
+        encoding["subsampling"] = subsampling
+    with tifffile.TiffWriter(path, bigtiff=options.pop("bigtiff", False)) as file:
+        for number, pixels in enumerate(levels):
+            encoded, shared = [], b""
+            padding = [(0, -side % 64) for side in pixels.shape[:2]] + [(0, 0)]
+            padded = np.pad(pixels, padding, mode="edge")
+            for top in range(0, padded.shape[0], 64):
+                for left in range(0, padded.shape[1], 64):
+                    tile = np.ascontiguousarray(padded[top : top + 64, left : left + 64])
+                    jpeg = imagecodecs.jpeg8_encode(tile, **encoding)
+                    frame, shared = split_tables(jpeg) if tables else (jpeg, b"")
+                    encoded.append(frame)
+            file.write(
+                iter(encoded), shape=pixels.shape, dtype=np.uint8, tile=(64, 64), metadata=None,
+                photometric=colour, compression="jpeg", subfiletype=int(number > 0),
+                jpegtables=shared or None,
+                subsampling=(int(subsampling[0]) // int(subsampling[1]), 2 if subsampling == "420"
+                             else 1) if colour == "ycbcr" else None,
+                **({"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"} | options),
+            )  # fmt: skip
+    return path
+
+
+def split_tables(jpeg):
+    """A JPEG's frame and scan without tables and APPn, and its tables as a stream of their own."""
+    at, frame, shared = 2, b"\xff\xd8", b"\xff\xd8"
+    while jpeg[at + 1] != 0xDA:
+        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big") + 2
+        if marker in (0xDB, 0xC4):
+            shared += jpeg[at : at + length]
+        elif not 0xE0 <= marker <= 0xEF:
+            frame += jpeg[at : at + length]
+        at += length
+    return frame + jpeg[at:], shared + b"\xff\xd9"
+
+
+def with_openslide_alone(path, level, x, y, width, height):
+    """A region in level px, over white, as OpenSlide has it."""
+    canvas = Image.new("RGB", (width, height), (255, 255, 255))
+    with openslide.OpenSlide(path) as slide:
+        level_width, level_height = slide.level_dimensions[level]
+        stored = slide.level_downsamples[level]
+        left, top = max(x, 0), max(y, 0)
+        size = min(x + width, level_width) - left, min(y + height, level_height) - top
+        if min(size) > 0:
+            location = round(left * stored), round(top * stored)
+            region = slide.read_region(location, level, size)
+            canvas.paste(region, (left - x, top - y), mask=region)
+    return np.asarray(canvas)
+
+
+def assert_same(slide, level, x, y, width, height):
+    stored = slide.level_downsamples[level]
+    read = slide.read(x * stored, y * stored, width, height, stored)
+    expected = with_openslide_alone(slide.path, level, x, y, width, height)
+    assert np.array_equal(read, expected), (level, x, y, width, height)
+
+
+def assert_same_everywhere(slide, level):
+    """The whole level with a margin, and places whose corners lie on and off those of tiles."""
+    width, height = slide.level_sizes[level]
+    assert_same(slide, level, -9, -7, min(width, 700) + 20, min(height, 700) + 20)
+    assert_same(slide, level, width - 100, height - 90, 130, 120)
+    assert_same(slide, level, 64, 64, 64, 64)
+    assert_same(slide, level, 63, 65, 2, 130)
+    assert_same(slide, level, width + 5, height + 5, 10, 10)
+
+
+# Pixels.
+
+
+@pytest.mark.parametrize("subsampling", ["420", "422", "444"])
+@pytest.mark.parametrize("tables", [True, False])
+def test_ycbcr_jpeg_equals_openslide(tmp_path, picture, subsampling, tables):
+    path = tmp_path / "a.tif"
+    write_jpeg_tiff(path, [picture, picture[:144, :166]], subsampling, tables=tables)
+    with Slide(path) as slide:
+        # 333 / 166 and 290 / 144 are no whole numbers
+        assert slide.backend(0) == "tiles"
+        assert "interpolates: its downsample 2.009" in slide.backend(1)
+        assert_same_everywhere(slide, 0)
+        assert_same_everywhere(slide, 1)
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_rgb_jpeg_of_an_svs_equals_openslide(tmp_path, picture, tables):
+    path = tmp_path / "a.svs"
+    write_jpeg_tiff(
+        path, [picture], colour="rgb", tables=tables, description=APERIO.format(333, 290)
+    )
+    with Slide(path) as slide:
+        assert (slide.vendor, slide.backend(0)) == ("aperio", "tiles")
+        assert_same_everywhere(slide, 0)
+
+
+def test_jpeg_2000_rgb_of_an_svs_equals_openslide(tmp_path, picture):
+    path = tmp_path / "a.svs"
+    padded = np.pad(picture, [(0, -290 % 64), (0, -333 % 64), (0, 0)], mode="edge")
+    encoded = (
+        imagecodecs.jpeg2k_encode(
+            np.ascontiguousarray(padded[top : top + 64, left : left + 64]),
+            level=40, codecformat="j2k", mct=True,
+        )
+        for top in range(0, 290, 64) for left in range(0, 333, 64)
+    )  # fmt: skip
+    tifffile.imwrite(
+        path, encoded, shape=picture.shape, dtype=np.uint8, tile=(64, 64), photometric="rgb",
+        compression="APERIO_JP2000_RGB", metadata=None, description=APERIO.format(333, 290),
+    )  # fmt: skip
+    with Slide(path) as slide:
+        assert (slide.vendor, slide.backend(0)) == ("aperio", "tiles")
+        assert_same_everywhere(slide, 0)
+
+
+def test_every_level_of_a_halved_big_tiff_equals_openslide(tmp_path, picture):
+    levels = [picture[:288, :320], picture[:288:2, :320:2], picture[:288:4, :320:4]]
+    with Slide(write_jpeg_tiff(tmp_path / "a.tif", levels, bigtiff=True)) as slide:
+        for level in range(3):
+            assert slide.backend(level) == "tiles"
+            assert_same_everywhere(slide, level)
+
+
+@pytest.mark.parametrize("region", [(0, 0, 50, 40, 1.7), (-20, 30, 60, 70, 3), (7, 9, 90, 80, 0.9)])
+def test_resampled_regions_are_those_of_openslide(tmp_path, monkeypatch, picture, region):
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture[:288, :320], picture[:288:2, :320:2]])
+    with Slide(path) as slide:
+        read = slide.read(*region)
+        assert slide.decoded_px > 0
+    monkeypatch.setattr(reader, "tiled_levels", lambda *of: ["not now"] * 2)
+    with Slide(path) as slide:
+        assert slide.backend(0) == "openslide: not now"
+        assert np.array_equal(read, slide.read(*region))
+
+
+@pytest.mark.parametrize(("name", "backends"), REAL)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_real_slides_equal_openslide(test_data, name, backends, data):
+    with Slide(test_data / name, mpp=0.5) as slide:
+        level = data.draw(st.integers(0, len(slide.level_sizes) - 1))
+        if backends is not None:
+            assert backends[level] in slide.backend(level)
+        width, height = slide.level_sizes[level]
+        x, y = data.draw(st.integers(-40, width)), data.draw(st.integers(-40, height))
+        assert_same(slide, level, x, y, *data.draw(st.tuples(*[st.integers(1, 300)] * 2)))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in REAL])
+def test_corners_and_edges_of_real_slides_equal_openslide(test_data, name):
+    with Slide(test_data / name, mpp=0.5) as slide:
+        for level in range(len(slide.level_sizes)):
+            assert_same_everywhere(slide, level)
+
+
+# Tiles that are not there, or not whole.
+
+
+def rewrite(path, page, tile, data):
+    """Overwrite the beginning of a tile."""
+    with tifffile.TiffFile(path) as file:
+        start, length = (
+            values[tile]
+            for values in (file.pages[page].dataoffsets, file.pages[page].databytecounts)
+        )
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(data(length))
+    return start
+
+
+def drop_tile(path, page, tile):
+    """Set the byte count of a tile to 0."""
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[page].tags["TileByteCounts"]
+        counts = list(tag.value)
+    counts[tile] = 0
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[page].tags["TileByteCounts"].overwrite(counts)
+
+
+def test_tiles_left_out_of_a_tiff_are_white(tmp_path, picture):
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
+    drop_tile(path, 0, 8)  # the third of the second row: x 128 to 192, y 64 to 128
+    with Slide(path) as slide:
+        assert slide.backend(0) == "tiles"
+        assert_same_everywhere(slide, 0)
+        assert (slide.read(128, 64, 64, 64) == 255).all()
+        assert (slide.read(127, 63, 66, 66)[[0, -1]] < 255).any(axis=(1, 2)).all()
+
+
+def test_tiles_left_out_of_an_svs_are_painted_by_openslide_at_coarser_levels_too(tmp_path, picture):
+    levels = [picture[:288, :320], picture[:288:2, :320:2]]
+    options = {"colour": "rgb", "description": APERIO.format(320, 288)}
+    path = write_jpeg_tiff(tmp_path / "a.svs", levels, **options)
+    drop_tile(path, 0, 6)
+    with Slide(path) as slide:
+        for level in (0, 1):
+            assert "tiles are missing at this or a finer level" in slide.backend(level)
+            assert_same_everywhere(slide, level)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda length: bytes(length),
+        lambda length: b"\xff\xd8" + bytes(length - 2),
+    ],
+)
+def test_a_damaged_tile_is_an_error_there_alone(tmp_path, picture, damage):
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
+    rewrite(path, 0, 8, damage)
+    with Slide(path) as slide:
+        assert slide.backend(0) == "tiles"
+        with pytest.raises(SlideReadError, match=r"a\.tif: the region at level-0 px \(120, 60\)"):
+            slide.read(120, 60, 30, 30)
+        assert_same(slide, 0, 0, 128, 333, 162)
+        assert_same(slide, 0, 192, 0, 141, 290)
+
+
+def test_a_tile_that_ends_too_soon_is_an_error_not_grey(tmp_path, picture):
+    """Most decoders fill what is missing of a JPEG with grey, and say nothing."""
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
+    with tifffile.TiffFile(path) as file:
+        start, length = file.pages[0].dataoffsets[8], file.pages[0].databytecounts[8]
+    with path.open("r+b") as file:
+        file.seek(start + length // 2)
+        file.write(bytes(length - length // 2))
+    with pytest.raises(openslide.OpenSlideError):
+        with_openslide_alone(path, 0, 128, 64, 64, 64)
+    with Slide(path) as slide, pytest.raises(SlideReadError):
+        slide.read(128, 64, 64, 64)
+
+
+def test_a_truncated_file_is_left_to_openslide(tmp_path, picture):
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
+    with tifffile.TiffFile(path) as file:
+        last = file.pages[0].dataoffsets[-1]
+        tags_end = max(tag.offset for tag in file.pages[0].tags)
+    assert tags_end < last  # the truncated file still has all its tags
+    os.truncate(path, last + 10)
+    with Slide(path) as slide:
+        assert slide.backend(0) == "openslide: tiles lie beyond the end of the file"
+        assert_same(slide, 0, 0, 0, 200, 100)
+        with pytest.raises(SlideReadError):
+            slide.read(325, 280, 5, 5)
+
+
+# Who reads what.
+
+
+def test_other_layouts_are_left_to_openslide(tmp_path, picture):
+    plain = write_pyramid_tiff(tmp_path / "plain.tif", [picture], 64, 0.5, None)
+    assert Slide(plain).backend(0) == "openslide: its compression is NONE"
+    grey = tmp_path / "grey.tif"
+    tifffile.imwrite(grey, picture[..., 0], tile=(64, 64), compression="jpeg")
+    assert "three interleaved channels" in Slide(grey, mpp=1).backend(0)
+    mrxs = write_mrxs(tmp_path / "a.mrxs", np.zeros((200, 200, 3), np.uint8), 100, 100)
+    assert Slide(mrxs).backend(0) == "openslide: mirax files are not read by tiles"
+
+
+def test_pages_of_one_size_are_left_to_openslide(tmp_path, picture):
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
+    tifffile.imwrite(path, picture, append=True, tile=(64, 64), compression="jpeg")
+    assert "2 tiled TIFF pages have its size, 333 x 290" in Slide(path).backend(0)
+
+
+def test_a_difference_leaves_the_level_to_openslide(tmp_path, monkeypatch, picture):
+    decode = tiles._decode_jpeg
+    monkeypatch.setattr(tiles, "_decode_jpeg", lambda *of: decode(*of) ^ 1)
+    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
+        assert slide.backend(0).startswith("openslide: the tile at level px (")
+        assert slide.backend(0).endswith("differs from OpenSlide's by up to 1")
+        assert_same_everywhere(slide, 0)
+        assert slide.decoded_px == 0
+
+
+def test_a_level_is_compared_once_in_a_process_until_its_file_changes(
+    tmp_path, monkeypatch, picture
+):
+    compared = []
+    monkeypatch.setattr(reader, "difference", lambda *of: compared.append(of) or "")
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
+    for _ in range(2):
+        with Slide(path) as slide:
+            slide.read(0, 0, 10, 10)
+    assert len(compared) == 1
+    write_jpeg_tiff(path, [picture[::-1]])
+    Slide(path).read(0, 0, 10, 10)
+    assert len(compared) == 2
+
+
+def test_decoded_and_asked_pixels_are_counted(tmp_path, picture):
+    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
+        slide.read(60, 60, 10, 10)  # four tiles of 64 x 64
+        slide.read(-5, -5, 10, 10)  # 5 x 5 of the first
+        assert (slide.asked_px, slide.decoded_px) == (100 + 25, 5 * 64 * 64)
+
+
+# Threads and files.
+
+
+@pytest.mark.parametrize("decoding", ["1", "2"])
+def test_threads_read_one_slide_at_once(tmp_path, monkeypatch, picture, decoding):
+    monkeypatch.setenv("OMP_NUM_THREADS", decoding)
+    monkeypatch.setattr(tiles, "CPU_COUNT", 2)
+    regions = [(x, y, 120, 100) for x in range(0, 333, 30) for y in range(0, 290, 40)]
+    path, wrong = write_jpeg_tiff(tmp_path / "a.tif", [picture]), []
+    expected = [with_openslide_alone(path, 0, *region) for region in regions]
+    with Slide(path) as slide:
+
+        def read():
+            for region, pixels in zip(regions, expected, strict=True):
+                if not np.array_equal(slide.read(*region), pixels):
+                    wrong.append(region)
+
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        inside = [min(w, 333 - x) * min(h, 290 - y) for x, y, w, h in regions]
+        assert slide.asked_px == 2 * sum(inside)
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("stated", "threads"), [("1", 1), ("3", 3), ("64", 4), ("2,1", 2), ("", 4), ("no", 4), ("0", 4)]
+)
+def test_decoding_threads_are_those_for_arithmetic(monkeypatch, stated, threads):
+    monkeypatch.setattr(tiles, "CPU_COUNT", 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    assert tiles.decoding_threads() == threads
+
+
+def test_closing_lets_go_of_the_file_and_reading_opens_it_again(tmp_path, picture):
+    def descriptors():
+        held = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))  # noqa: PTH208
+        return sum(os.path.realpath(name) == str(path) for name in held)
+
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture]).resolve()
+    slide = Slide(path)
+    first = slide.read(0, 0, 70, 70)
+    slide.close()
+    assert descriptors() == 0
+    assert np.array_equal(slide.read(0, 0, 70, 70), first)
+    slide.close()
