@@ -48,6 +48,8 @@ def write_jpeg_tiff(path, levels, subsampling="420", colour="ycbcr", tables=True
     encoding = {"level": 90, "colorspace": "rgb", "outcolorspace": colour}
     if colour == "ycbcr":
         encoding["subsampling"] = subsampling
+    else:
+        options["compressionargs"] = {"outcolorspace": "rgb"}  # else tifffile notes YCbCr
     with tifffile.TiffWriter(path, bigtiff=options.pop("bigtiff", False)) as file:
         for number, pixels in enumerate(levels):
             encoded, shared = [], b""
@@ -219,12 +221,14 @@ def rewrite(path, page, tile, data):
 
 def drop_tile(path, page, tile):
     """Set the byte count of a tile to 0."""
-    with tifffile.TiffFile(path) as file:
-        tag = file.pages[page].tags["TileByteCounts"]
-        counts = list(tag.value)
-    counts[tile] = 0
+    change_tag(path, page, "TileByteCounts", tile, lambda count: 0)
+
+
+def change_tag(path, page, name, tile, change):
+    """Change what the file says of a tile's bytes."""
     with tifffile.TiffFile(path, mode="r+b") as file:
-        file.pages[page].tags["TileByteCounts"].overwrite(counts)
+        tag = file.pages[page].tags[name]
+        tag.overwrite([change(v) if i == tile else v for i, v in enumerate(tag.value)])
 
 
 def test_tiles_left_out_of_a_tiff_are_white(tmp_path, picture):
@@ -235,6 +239,33 @@ def test_tiles_left_out_of_a_tiff_are_white(tmp_path, picture):
         assert_same_everywhere(slide, 0)
         assert (slide.read(128, 64, 64, 64) == 255).all()
         assert (slide.read(127, 63, 66, 66)[[0, -1]] < 255).any(axis=(1, 2)).all()
+
+
+def test_tiles_left_out_of_a_philips_slide_are_white_at_each_level(tmp_path, picture):
+    """Such slides are sparse. The coarser level's page is padded: OpenSlide cuts that off."""
+    spacings = "".join(
+        '<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING">'
+        f"&quot;{mm}&quot; &quot;{mm}&quot;</Attribute></DataObject>"
+        for mm in (0.0005, 0.001)
+    )
+    description = (
+        '<DataObject ObjectType="DPUfsImport"><Attribute Name="PIM_DP_SCANNED_IMAGES"><Array>'
+        '<DataObject ObjectType="DPScannedImage"><Attribute Name="PIM_DP_IMAGE_TYPE">WSI'
+        '</Attribute><Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"><Array>'
+        f"{spacings}</Array></Attribute></DataObject></Array></Attribute></DataObject>"
+    )
+    levels = [picture[:256, :320], picture[:256:2, :320:2]]
+    levels[1] = np.pad(levels[1], [(0, 0), (0, 32), (0, 0)])
+    options = {"software": "Philips DP v1.0", "description": description}
+    path = write_jpeg_tiff(tmp_path / "a.tif", levels, **options)
+    drop_tile(path, 0, 6)  # x 64 to 128, y 64 to 128
+    with Slide(path, mpp=0.5) as slide:
+        assert (slide.vendor, slide.level_sizes) == ("philips", ((320, 256), (160, 128)))
+        assert slide.backend(0) == "tiles"
+        assert slide.backend(1) == "openslide: 0 tiled TIFF pages have its size, 160 x 128 px"
+        for level in (0, 1):
+            assert_same_everywhere(slide, level)
+        assert (slide.read(64, 64, 64, 64) == 255).all()
 
 
 def test_tiles_left_out_of_an_svs_are_painted_by_openslide_at_coarser_levels_too(tmp_path, picture):
@@ -269,29 +300,23 @@ def test_a_damaged_tile_is_an_error_there_alone(tmp_path, picture, damage):
 def test_a_tile_that_ends_too_soon_is_an_error_not_grey(tmp_path, picture):
     """Most decoders fill what is missing of a JPEG with grey, and say nothing."""
     path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
-    with tifffile.TiffFile(path) as file:
-        start, length = file.pages[0].dataoffsets[8], file.pages[0].databytecounts[8]
-    with path.open("r+b") as file:
-        file.seek(start + length // 2)
-        file.write(bytes(length - length // 2))
+    change_tag(path, 0, "TileByteCounts", 8, lambda count: count // 2)
     with pytest.raises(openslide.OpenSlideError):
         with_openslide_alone(path, 0, 128, 64, 64, 64)
     with Slide(path) as slide, pytest.raises(SlideReadError):
         slide.read(128, 64, 64, 64)
 
 
-def test_a_truncated_file_is_left_to_openslide(tmp_path, picture):
-    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
-    with tifffile.TiffFile(path) as file:
-        last = file.pages[0].dataoffsets[-1]
-        tags_end = max(tag.offset for tag in file.pages[0].tags)
-    assert tags_end < last  # the truncated file still has all its tags
-    os.truncate(path, last + 10)
+def test_tiles_beyond_the_end_of_the_file_leave_the_level_to_openslide(tmp_path, picture):
+    levels = [picture[:288, :320], picture[:288:2, :320:2]]
+    path = write_jpeg_tiff(tmp_path / "a.tif", levels)
+    change_tag(path, 0, "TileOffsets", 8, lambda offset: path.stat().st_size - 10)
     with Slide(path) as slide:
         assert slide.backend(0) == "openslide: tiles lie beyond the end of the file"
-        assert_same(slide, 0, 0, 0, 200, 100)
+        assert slide.backend(1) == "tiles"
+        assert_same(slide, 0, 0, 128, 320, 160)
         with pytest.raises(SlideReadError):
-            slide.read(325, 280, 5, 5)
+            slide.read(230, 70, 5, 5)
 
 
 # Who reads what.

@@ -259,18 +259,14 @@ def _without_patched_tiles(levels: list[TiledLevel | str]) -> list[TiledLevel | 
 def _decoder(page: tifffile.TiffPage) -> Decode:
     layout = (page.planarconfig, page.bitspersample, page.samplesperpixel, page.imagedepth)
     if layout != (PLANARCONFIG.CONTIG, 8, 3, 1):
-        return _refuse("its pixels are not three interleaved channels of 8 bits")
+        raise TileError("its pixels are not three interleaved channels of 8 bits")
     if page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR):
-        return _refuse(f"its photometric interpretation is {page.photometric}")
+        raise TileError(f"its photometric interpretation is {page.photometric}")
     if page.compression == COMPRESSION.JPEG:
         return partial(_decode_jpeg, _jpeg_start(page.jpegtables, page.photometric))
     if page.compression == COMPRESSION.APERIO_JP2000_RGB:
         return imagecodecs.jpeg2k_decode
-    return _refuse(f"its compression is {getattr(page.compression, 'name', page.compression)}")
-
-
-def _refuse(reason: str):
-    raise TileError(reason)
+    raise TileError(f"its compression is {getattr(page.compression, 'name', page.compression)}")
 
 
 def _jpeg_start(tables: bytes | None, photometric: int) -> bytes:
