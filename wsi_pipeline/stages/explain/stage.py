@@ -1,4 +1,4 @@
-"""The explain stage: why the model called places of slides tumour, and which method to believe."""
+"""The run of the explain stage: what is done, in which order, and the page."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,27 +18,27 @@ from wsi_pipeline.jobs.record import Record, read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.models.checkpoint import ARCHITECTURES, ModelCard, read_card
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.explain_methods import WORDS, choose_methods
-from wsi_pipeline.stages.explain_units import (
-    SCHEMA_VERSION,
-    made_with,
-    map_units,
-    panel_units,
-    shown_of,
-)
-from wsi_pipeline.stages.method_checks import (
+from wsi_pipeline.stages.explain.checks import (
     rank_units,
     ranking_table,
     trust_tables,
     trust_units,
 )
-from wsi_pipeline.stages.places import (
+from wsi_pipeline.stages.explain.methods import WORDS, choose_methods
+from wsi_pipeline.stages.explain.places import (
     KINDS,
     Place,
     annotated_patches,
     asked_place,
     evaluated_places,
     slide_of,
+)
+from wsi_pipeline.stages.explain.units import (
+    SCHEMA_VERSION,
+    made_with,
+    map_units,
+    panel_units,
+    shown_of,
 )
 from wsi_pipeline.stages.run_directory import (
     EXPLAIN_STAGES,
