@@ -17,6 +17,7 @@ from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
+from wsi_pipeline.stages import explain
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, evaluation_folder, index_path
 
 GRID = PatchGrid(Bounds(0, 0, 256, 256), 0.5, 2.0, 32, 16, 16)
@@ -96,3 +97,7 @@ def settings(run, **sections):
     for name, section in sections.items():
         values[name] = values[name] | section
     return Config.model_validate(values)
+
+
+def run_stage(config, client, **asked):
+    return explain.run(config, client, explain.plan_explanations(config, **asked))

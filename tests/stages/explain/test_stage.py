@@ -4,12 +4,9 @@ import shutil
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner
-from explain_run import METHODS, settings, write_lesions
+from explain_run import METHODS, run_stage, settings, write_lesions
 
-from wsi_pipeline.cli import main
-from wsi_pipeline.config import dump_config
-from wsi_pipeline.errors import ConfigError, ModelError, RunError
+from wsi_pipeline.errors import ModelError, RunError
 from wsi_pipeline.jobs.record import read_failures
 from wsi_pipeline.models.checkpoint import read_card
 from wsi_pipeline.stages import explain
@@ -60,7 +57,7 @@ def test_only_what_has_changed_is_done_again(run, client, tmp_path):
 def test_a_place_asked_for_joins_the_page(run, client):
     whole = settings(run, explain={"patches": 0, "trust_patches": 0})
     explain.run(whole, client)
-    explain.run(whole, client, slide="s", at=(0, 0), size=(40, 32), methods=["saliency"])
+    run_stage(whole, client, slide="s", at=(0, 0), size=(40, 32), methods=["saliency"])
     page = (run / "explanations/net/index.html").read_text()
     assert page.count("<article") == 4
     assert "Place asked for: no tumour is annotated here" in page
@@ -75,28 +72,28 @@ def test_a_place_asked_for_joins_the_page(run, client):
 
 def test_a_place_asked_for_takes_nothing_off_the_page(run, client):
     """By one method, where the run before was by two, with a place more of a kind than usual."""
-    explain.run(settings(run), client, top=2)
+    run_stage(settings(run), client, top=2)
     folder = run / "explanations/net"
     before = pd.read_csv(folder / "places.csv")
     assert before["kind"].tolist() == ["false-positive"] * 2 + ["missed", "hit"]
     tables = {name: (folder / f"{name}.csv").read_text() for name in ("ranking", "trust")}
-    explain.run(settings(run), client, slide="s", at=(0, 0), methods=["saliency"])
+    run_stage(settings(run), client, slide="s", at=(0, 0), methods=["saliency"])
     after = pd.read_csv(folder / "places.csv")
     assert after["place"].tolist() == [*before["place"], "asked-s-0-0"]
     assert {name: (folder / f"{name}.csv").read_text() for name in tables} == tables
     for name in before["place"]:
         shutil.rmtree(folder / name)
-    explain.run(settings(run), client, slide="s", at=(0, 0), methods=["saliency"])
+    run_stage(settings(run), client, slide="s", at=(0, 0), methods=["saliency"])
     page = (folder / "index.html").read_text()
     assert page.count("PatchNet&#39;s probability</th>") == 2  # ranking, trust
 
 
 def test_a_picture_is_told_with_the_settings_that_it_was_made_with(run, client):
     """The seed is 1 now: SmoothGrad's map at the origin was made with 0; saliency has no seed."""
-    explain.run(settings(run), client, slide="s", at=(0, 0), methods=["smooth_grad"])
+    run_stage(settings(run), client, slide="s", at=(0, 0), methods=["smooth_grad"])
     later = settings(run).model_copy(update={"seed": 1})
-    explain.run(later, client, slide="s", at=(64, 0), methods=["smooth_grad"])
-    explain.run(later, client, slide="s", at=(0, 64), methods=["saliency"])
+    run_stage(later, client, slide="s", at=(64, 0), methods=["smooth_grad"])
+    run_stage(later, client, slide="s", at=(0, 64), methods=["saliency"])
     page = (run / "explanations/net/index.html").read_text()
     first, second, third = (
         page.split(f'id="asked-s-{place}"')[1].split("</article>")[0]
@@ -124,52 +121,24 @@ def test_failures_stay_until_their_unit_is_done_or_gone(run, client, monkeypatch
     explain.run(whole, client)
     every = failed_units(run)
     assert len(every) == 3
-    explain.run(whole, client, **asked)
+    run_stage(whole, client, **asked)
     assert failed_units(run) == [*every, "asked-s-0-0/saliency"]
     monkeypatch.undo()
-    explain.run(whole, client, methods=["patchnet"])
+    run_stage(whole, client, methods=["patchnet"])
     assert failed_units(run) == [*every, "asked-s-0-0/saliency"]
     assert all(unit in (run / "explanations/net/index.html").read_text() for unit in every)
     write_lesions(evaluation_folder(run, "net"), "found")  # the missed one is not a place any more
     explain.run(whole, client)
     assert failed_units(run) == ["asked-s-0-0/saliency"]
-    explain.run(whole, client, **asked)
+    run_stage(whole, client, **asked)
     assert failed_units(run) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"methods": ["salience"]}, ConfigError, "'salience' is not known; there are patchnet"),
-        ({"methods": ["grad_cam"]}, ModelError, "grad_cam is not for a model 'patchnet'"),
-        ({"slide": "s"}, ConfigError, "--slide is given without --at"),
-        ({"at": (0, 0)}, ConfigError, "--at is given without --slide"),
-        ({"size": (64, 64)}, ConfigError, "--size is given without"),
-        ({"slide": "z", "at": (0, 0)}, RunError, "slide 'z' is not among the 1 readable"),
-        (
-            {"slide": "s", "at": (0, 256)},
-            ConfigError,
-            r"\(0, 256\).*lies off slide s \(.*s\.tif\), which has x 0 to 256, y 0 to 256",
-        ),
-        ({"slide": "s", "at": (-64, 0)}, ConfigError, "lies off slide s"),
-        ({"slide": "s", "at": (0, 0), "size": (31, 64)}, ConfigError, "31 x 64 px: it must be"),
-    ],
-)
-def test_what_cannot_be_explained_is_refused(run, arguments, error, message):
-    with pytest.raises(error, match=message):
-        explain.run(settings(run), None, **arguments)
-
-
-def test_a_layer_that_is_not_there_is_refused(run):
-    with pytest.raises(ModelError, match=r"'features\.9' is not in the model; its conv"):
-        explain.run(settings(run, explain={"layer": "features.9"}), None)
 
 
 def test_without_an_evaluation_a_place_must_be_asked_for(run, client):
     (run / "evaluation/net/lesions.csv").unlink()
     with pytest.raises(RunError, match=r"lesions\.csv does not exist: run the evaluate stage"):
-        explain.run(settings(run), None)
-    assert explain.run(settings(run), client, slide="s", at=(-32, 0)).done == 3
+        explain.plan_explanations(settings(run))
+    assert run_stage(settings(run), client, slide="s", at=(-32, 0)).done == 3
 
 
 def test_an_evaluation_older_than_the_catalog_is_refused(run, client):
@@ -177,23 +146,10 @@ def test_an_evaluation_older_than_the_catalog_is_refused(run, client):
     slides = pd.read_parquet(run / "slides.parquet").assign(slide_id="t")
     slides.to_parquet(run / "slides.parquet")
     with pytest.raises(RunError, match=r"'s' of the evaluation is not .* again"):
-        explain.run(settings(run), None)
+        explain.plan_explanations(settings(run))
     place = annotated_patches(run, "net", 1, seed=0)
     card = read_card(run / "models/net")
     for units_of in (checks.rank_units, checks.trust_units):
         with pytest.raises(RunError, match="evaluate again"):
             units_of(place, METHODS, slides.set_index("slide_id"), settings(run), card)
-    assert explain.run(settings(run), client, slide="t", at=(0, 0)).done == 3
-
-
-def test_the_verb_shows_a_mistake_without_a_traceback(run, tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text(dump_config(settings(run)))
-    for arguments, message in (
-        (["--at", "1,2"], "--at is given without --slide"),
-        (["--slide", "s", "--at", "1;2"], "is no place: write it as 1024,2048"),
-    ):
-        done = CliRunner().invoke(main, ["explain", "-c", str(path), *arguments])
-        assert done.exit_code == 2
-        assert message in done.output
-        assert "Traceback" not in done.output
+    assert run_stage(settings(run), client, slide="t", at=(0, 0)).done == 3

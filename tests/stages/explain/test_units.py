@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 import torch
 import zarr
-from explain_run import settings
+from explain_run import run_stage, settings
 
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.models.checkpoint import read_card
-from wsi_pipeline.stages import explain
 from wsi_pipeline.stages.explain import checks, units
 from wsi_pipeline.stages.explain.places import Place, annotated_patches
 from wsi_pipeline.stages.explain.units import map_grid, map_place
@@ -113,7 +112,7 @@ def test_a_large_place_is_read_patch_by_patch_and_drawn_small(run, client, monke
     monkeypatch.setattr(units, "cached_slide", lambda *of: Counting(opened(*of)))
     monkeypatch.setattr(units, "panels_figure", draw)
     whole, asked = settings(run), {"slide": "s", "at": (0, 0), "size": (900, 420)}
-    outcome = explain.run(whole, client, methods=["saliency"], **asked)
+    outcome = run_stage(whole, client, methods=["saliency"], **asked)
     assert (outcome.done, outcome.failed) == (2, 0)
     assert reads[: 29 * 14] == [(32, 32)] * 29 * 14
     assert max(max(size) for size in reads) == 450

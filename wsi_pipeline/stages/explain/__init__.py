@@ -7,6 +7,7 @@ units.py      a method's map of a place, and the picture of all of them
 checks.py     methods held against annotations, and whether they can be trusted
 """
 
-from wsi_pipeline.stages.explain.stage import check_place, run
+from wsi_pipeline.stages.explain.plan import plan_explanations
+from wsi_pipeline.stages.explain.stage import run
 
-__all__ = ["check_place", "run"]
+__all__ = ["plan_explanations", "run"]

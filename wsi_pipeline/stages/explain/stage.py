@@ -5,49 +5,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 from distributed import Client
 
 from wsi_pipeline.config import Config
-from wsi_pipeline.errors import ConfigError, RunError
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation.explanations import ExplainedPlace, MethodChecks, write_explanations
 from wsi_pipeline.evaluation.report import show_explanations
-from wsi_pipeline.explain.core import find_layer
 from wsi_pipeline.jobs.cluster import GPU, has_resource
 from wsi_pipeline.jobs.record import Record, read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
-from wsi_pipeline.models.checkpoint import ARCHITECTURES, ModelCard, read_card
-from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.explain.checks import (
-    rank_units,
-    ranking_table,
-    trust_tables,
-    trust_units,
-)
+from wsi_pipeline.stages.explain.checks import ranking_table, trust_tables
 from wsi_pipeline.stages.explain.methods import WORDS, choose_methods
-from wsi_pipeline.stages.explain.places import (
-    KINDS,
-    Place,
-    annotated_patches,
-    asked_place,
-    evaluated_places,
-    slide_of,
-)
-from wsi_pipeline.stages.explain.units import (
-    SCHEMA_VERSION,
-    made_with,
-    map_units,
-    panel_units,
-    shown_of,
-)
+from wsi_pipeline.stages.explain.places import KINDS, Place
+from wsi_pipeline.stages.explain.plan import CheckPlan, Plan, plan_checks, plan_explanations
+from wsi_pipeline.stages.explain.units import SCHEMA_VERSION, made_with, panel_units, shown_of
 from wsi_pipeline.stages.run_directory import (
     EXPLAIN_STAGES,
     evaluation_folder,
     explanation_folder,
-    model_folder,
     model_id,
     of_model,
-    read_slides,
 )
 
 PLACE_COLUMNS = (
@@ -56,103 +33,36 @@ PLACE_COLUMNS = (
 )  # fmt: skip
 
 
-def run(
-    config: Config,
-    client: Client,
-    *,
-    slide: str | None = None,
-    at: tuple[int, int] | None = None,
-    size: tuple[int, int] | None = None,
-    methods: Sequence[str] | None = None,
-    top: int | None = None,
-) -> Outcome:
+def run(config: Config, client: Client, plan: Plan | None = None) -> Outcome:
     """Write ``RUN/explanations/NAME/``: maps, pictures, the page, the ranking, the trust checks.
 
-    Without a place: the places that the evaluation says are worth a look (`evaluated_places`),
-    then the ranking of the methods and the trust checks on annotated test patches. With a place:
-    that one alone; the page keeps all others that are still true of today's model, slides and
-    annotations, and gets the checks that are on record.
+    Where a place is asked for, the page keeps all others that are still true of today's model,
+    slides and annotations, and gets the checks that are on record.
 
     Parameters
     ----------
     config : Config
     client : distributed.Client
-    slide : str, optional
-        Slide id of a place.
-    at : (int, int), optional
-        Its upper left corner, level-0 px.
-    size : (int, int), optional
-        Its width and height, working px; one patch unless given. A larger region is cut into
-        adjacent patches, each explained by itself, whose maps are put side by side.
-    methods : sequence of str, optional
-        In place of ``explain.methods``.
-    top : int, optional
-        In place of ``explain.top``.
+    plan : Plan, optional
+        What to do; unless given, all that the settings ask for.
 
     Raises
     ------
-    ConfigError
-        If a method is unknown, the place is incomplete, smaller than a patch or off the slide.
-    ModelError
-        If the model is missing or damaged, lacks the layer, or cannot have a method.
-    RunError
-        If the slide is not in the catalog; without a place, if there is no evaluation, or it is
-        older than the catalog and names a slide that is not there any more.
+    ConfigError, ModelError, RunError
+        Without a plan, as `plan_explanations`.
     """
-    card = read_card(model_folder(config.out, config.train.name))
-    names = choose_methods(methods or config.explain.methods, card.architecture)
-    _check_layer(card, config.explain.layer)
-    slides = read_slides(config.out).set_index("slide_id", drop=False)
-    evaluated = _evaluated(config, top or config.explain.top, needed=slide is None)
-    asked = _asked(config, slide, at, size)
-    places = [asked] if asked else evaluated
-    narrowed = bool(asked or methods or top)
-    maps = map_units(places, names, slides, config, card)
-    outcome = _run_units(config, client, "explain", maps, narrowed, gpu=True)
-    panels = panel_units(places, maps, outcome.results, slides, config, card)
-    outcome += _run_units(config, client, "panels", panels, narrowed)
-    if asked is None:
-        checks, checked = _check_methods(config, client, names, slides, card, narrowed)
+    plan = plan or plan_explanations(config)
+    outcome = _run_units(config, client, "explain", plan.maps, plan.narrowed, gpu=True)
+    panels = panel_units(plan.places, plan.maps, outcome.results, plan.slides, config, plan.card)
+    outcome += _run_units(config, client, "panels", panels, plan.narrowed)
+    if plan.checks is not None:
+        checks, checked = _check_methods(config, client, plan.checks, plan.narrowed)
         outcome += checked
-        _remove_others(config, evaluated)
+        _remove_others(config, plan.evaluated)
     else:
-        checks = _checks_on_record(config, slides, card)
-    _write_page(config, card, slides, evaluated, names, checks)
+        checks = _checks_on_record(config, plan)
+    _write_page(config, plan, checks)
     return outcome
-
-
-def check_place(slide: str | None, at: tuple | None, size: tuple | None) -> None:
-    """Refuse half a place, by a ConfigError: a slide needs a corner and a corner a slide."""
-    if (slide is None) != (at is None):
-        given, lacking = ("at", "slide") if slide is None else ("slide", "at")
-        raise ConfigError(f"--{given} is given without --{lacking}: a place needs both")
-    if size is not None and at is None:
-        raise ConfigError("--size is given without --slide and --at: it is the size of a place")
-
-
-def _check_layer(card: ModelCard, layer: str | None) -> None:
-    if layer is not None:
-        with torch.device("meta"):  # its names alone
-            find_layer(ARCHITECTURES[card.architecture](**card.arguments), layer)
-
-
-def _asked(config: Config, slide_id: str | None, at, size) -> Place | None:
-    check_place(slide_id, at, size)
-    if slide_id is None:
-        return None
-    row = slide_of(config.out, slide_id)
-    with Slide(row.path, row.mpp) as slide:
-        return asked_place(slide, slide_id, at, size, config.tile)
-
-
-def _evaluated(config: Config, top: int, needed: bool) -> list[Place]:
-    """The evaluation's places; none where there is no evaluation and none is needed."""
-    try:
-        return evaluated_places(config.out, config.train.name, top)
-    except RunError:
-        if needed:
-            raise
-        return []
 
 
 def _run_units(
@@ -180,49 +90,35 @@ def _run_units(
 
 
 def _check_methods(
-    config: Config, client: Client, methods: Sequence[str], slides: pd.DataFrame, card: ModelCard,
-    narrowed: bool,
-) -> tuple[MethodChecks, Outcome]:  # fmt: skip
+    config: Config, client: Client, plan: CheckPlan, narrowed: bool
+) -> tuple[MethodChecks, Outcome]:
     """Rank the methods and try whether they can be trusted."""
-    patches, units = _check_units(config, methods, slides, card)
     done = {
         stage: _run_units(config, client, stage, of_stage, narrowed, gpu=True)
-        for stage, of_stage in units.items()
+        for stage, of_stage in plan.units.items()
     }
     results = {stage: outcome.results for stage, outcome in done.items()}
-    return _tables(patches, results), done["rank"] + done["trust"]
+    return _tables(plan.drawn, results), done["rank"] + done["trust"]
 
 
-def _checks_on_record(config: Config, slides: pd.DataFrame, card: ModelCard) -> MethodChecks:
+def _checks_on_record(config: Config, plan: Plan) -> MethodChecks:
     """What is known of all methods, with nothing run; nothing where no evaluation can be used."""
-    methods = choose_methods(None, card.architecture)
+    methods = choose_methods(None, plan.card.architecture)
     try:
-        patches, units = _check_units(config, methods, slides, card)
+        checks = plan_checks(config, methods, plan.slides, plan.card)
     except RunError:
         return _tables(0, {"rank": {}, "trust": {}})
     results = {}
-    for stage, of_stage in units.items():
+    for stage, of_stage in checks.units.items():
         record = Record(config.out, of_model(stage, config.train.name))
         done = [unit.key for unit in of_stage if record.is_done(unit, SCHEMA_VERSION)]
         results[stage] = {key: record.result(key) for key in done}
-    return _tables(patches, results)
+    return _tables(checks.drawn, results)
 
 
-def _check_units(
-    config: Config, methods: Sequence[str], slides: pd.DataFrame, card: ModelCard
-) -> tuple[int, dict[str, list[Unit]]]:
-    """The number of patches that are drawn, and the units of the two checks on them."""
-    settings = config.explain
-    patches = annotated_patches(config.out, config.train.name, settings.patches, config.seed)
-    return len(patches), {
-        "rank": rank_units(patches, methods, slides, config, card),
-        "trust": trust_units(patches[: settings.trust_patches], methods, slides, config, card),
-    }
-
-
-def _tables(patches: int, results: Mapping[str, Mapping[str, dict]]) -> MethodChecks:
+def _tables(drawn: int, results: Mapping[str, Mapping[str, dict]]) -> MethodChecks:
     trust, layers = trust_tables(results["trust"])
-    return MethodChecks(ranking_table(results["rank"]), patches, trust, layers)
+    return MethodChecks(ranking_table(results["rank"]), drawn, trust, layers)
 
 
 def _drawn(config: Config) -> dict[str, dict]:
@@ -244,17 +140,14 @@ def _remove_others(config: Config, places: Sequence[Place]) -> None:
             shutil.rmtree(explanation_folder(config.out, config.train.name) / name)
 
 
-def _write_page(
-    config: Config, card: ModelCard, slides: pd.DataFrame, evaluated: Sequence[Place],
-    methods: Sequence[str], checks: MethodChecks,
-) -> None:  # fmt: skip
+def _write_page(config: Config, plan: Plan, checks: MethodChecks) -> None:
     name, folder = config.train.name, explanation_folder(config.out, config.train.name)
-    shown = _shown(config, card, slides, [place.name for place in evaluated])
+    shown = _shown(config, plan)
     checked = {*checks.ranking["method"], *checks.trust["method"]}
     drawn = {method for result in shown.values() for method in result["methods"]}
-    used = {*methods, *drawn, *checked}
+    used = {*plan.methods, *drawn, *checked}
     settings = {
-        "model": f"{card.architecture}, {model_id(name, card.weights_sha256)}",
+        "model": f"{plan.card.architecture}, {model_id(name, plan.card.weights_sha256)}",
         "ranking and trust": made_with(checked, config),
     }
     report = evaluation_folder(config.out, name) / "report.html"
@@ -278,15 +171,14 @@ def _write_page(
     show_explanations(report)
 
 
-def _shown(
-    config: Config, card: ModelCard, slides: pd.DataFrame, evaluated: Sequence[str]
-) -> dict[str, dict]:
+def _shown(config: Config, plan: Plan) -> dict[str, dict]:
     """Pictures for the page, by place, in its order: those of today's model, slide, annotation.
 
     The evaluation's come in its order, before those of its kind from an earlier run with more.
     """
-    today = {slide.slide_id: shown_of(slide, config, card) for slide in slides.itertuples()}
-    rank = {name: place for place, name in enumerate(evaluated)}
+    slides = plan.slides.itertuples()
+    today = {slide.slide_id: shown_of(slide, config, plan.card) for slide in slides}
+    rank = {place.name: number for number, place in enumerate(plan.evaluated)}
     kinds = list(KINDS)
     found = {
         name: result
