@@ -38,7 +38,10 @@ def test_a_run_explains_each_place_and_its_page_lists_them(run, client):
     assert set(pd.read_csv(folder / "trust.csv")["method"]) == set(METHODS)
     layers = pd.read_csv(folder / "similarity.csv")["layer"].unique().tolist()
     assert layers == ["subnet.head", "subnet", "subnet.convolutions.1", "subnet.convolutions.0"]
-    assert (run / "evaluation/net/report.html").read_text() == '<a class="why" href="x">Why</a>'
+    report = (run / "evaluation/net/report.html").read_text()
+    assert 'href="../../explanations/net/index.html"' in report
+    assert "Ranked on 4 annotated test patches" in report
+    assert report.startswith("before ") and report.endswith(" after") and " none " not in report
 
 
 def test_only_what_has_changed_is_done_again(run, client, tmp_path):

@@ -9,7 +9,12 @@ from distributed import Client
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.evaluation.explanations import ExplainedPlace, MethodChecks, write_explanations
+from wsi_pipeline.evaluation.explanations import (
+    ExplainedPlace,
+    MethodChecks,
+    read_summary,
+    write_explanations,
+)
 from wsi_pipeline.evaluation.report import show_explanations
 from wsi_pipeline.jobs.cluster import GPU, has_resource
 from wsi_pipeline.jobs.record import Record, read_done, read_failures
@@ -23,6 +28,7 @@ from wsi_pipeline.stages.run_directory import (
     EXPLAIN_STAGES,
     evaluation_folder,
     explanation_folder,
+    explanations_link,
     model_id,
     of_model,
 )
@@ -146,8 +152,9 @@ def _write_page(config: Config, plan: Plan, checks: MethodChecks) -> None:
     checked = {*checks.ranking["method"], *checks.trust["method"]}
     drawn = {method for result in shown.values() for method in result["methods"]}
     used = {*plan.methods, *drawn, *checked}
+    model = model_id(name, plan.card.weights_sha256)
     settings = {
-        "model": f"{plan.card.architecture}, {model_id(name, plan.card.weights_sha256)}",
+        "model": f"{plan.card.architecture}, {model}",
         "ranking and trust": made_with(checked, config),
     }
     report = evaluation_folder(config.out, name) / "report.html"
@@ -156,6 +163,7 @@ def _write_page(config: Config, plan: Plan, checks: MethodChecks) -> None:
     write_explanations(
         folder,
         title=f"Explanations: {name} on {config.out.name}",
+        model=model,
         report=f"../../evaluation/{name}/report.html" if report.is_file() else None,
         run={name: words for name, words in settings.items() if words},
         places=[_on_page(folder, place, result) for place, result in shown.items()],
@@ -168,7 +176,12 @@ def _write_page(config: Config, plan: Plan, checks: MethodChecks) -> None:
         checks=checks,
         failures=pd.DataFrame(failures),
     )
-    show_explanations(report)
+    show_explanations(
+        report,
+        model=model,
+        explanations=explanations_link(name),
+        explained=read_summary(folder, model),
+    )
 
 
 def _shown(config: Config, plan: Plan) -> dict[str, dict]:
