@@ -153,7 +153,7 @@ def write_report(
 
 
 def show_explanations(report, *, model: str, explanations: str, explained: Mapping | None) -> None:
-    """Put what is known of a model's explanations into its report, for what it says of them now.
+    """Put what is known of a model's explanations into its report, over what it said before.
 
     Parameters
     ----------
