@@ -24,14 +24,14 @@ from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.explain_methods import WORDS, bind
-from wsi_pipeline.stages.explain_units import (
+from wsi_pipeline.stages.explain.methods import WORDS, bind
+from wsi_pipeline.stages.explain.places import Place, catalogued
+from wsi_pipeline.stages.explain.units import (
     method_settings,
     model_arguments,
     read_patches,
     shown_of,
 )
-from wsi_pipeline.stages.places import Place, catalogued
 from wsi_pipeline.stages.worker_model import held_model
 
 SIMILAR = 0.5
