@@ -12,11 +12,10 @@ RANKING = pd.DataFrame(
              "energy_inside", "seconds"],
 )  # fmt: skip
 TRUST = pd.DataFrame(
-    [("saliency", 1, 0.2, 0.8, float("nan"), 0, ""), ("lime", 1, 0.2, 0.8, 0.7, 1, "the same")],
-    columns=["method", "patches", "deletion_area", "insertion_area", "similarity", "compared",
-             "warning"],
+    [("saliency", 1, 0.2, 0.8, 0.1, ""), ("lime", 1, 0.2, 0.8, 0.7, "the same")],
+    columns=["method", "patches", "deletion_area", "insertion_area", "similarity", "warning"],
 )  # fmt: skip
-LAYERS = pd.DataFrame(columns=["method", "depth", "layer", "similarity", "patches"])
+LAYERS = pd.DataFrame(columns=["method", "depth", "layer", "similarity"])
 
 
 def write(folder, ranking=RANKING, trust=TRUST):
@@ -37,7 +36,7 @@ def test_the_summary_joins_ranking_and_verdicts_in_the_order_of_the_ranking(tmp_
         "LIME", 0.9, 0.7, "the same",
     )  # fmt: skip
     assert (cam["name"], cam["recall"], cam["warning"]) == ("CAM", None, None)
-    assert (saliency["auroc"], saliency["similarity"], saliency["warning"]) == (None, None, "")
+    assert (saliency["auroc"], saliency["similarity"], saliency["warning"]) == (None, 0.1, "")
 
 
 def test_without_checks_there_are_no_methods(tmp_path):

@@ -53,9 +53,9 @@ class MethodChecks:
     drawn : int
         Patches that were drawn for it, of which only those with and without tumour count.
     trust : DataFrame
-        ``method, patches, deletion_area, insertion_area, similarity, compared, warning``.
+        ``method, patches, deletion_area, insertion_area, similarity, warning``.
     layers : DataFrame
-        ``method, depth, layer, similarity, patches``.
+        ``method, depth, layer, similarity``.
     """
 
     ranking: pd.DataFrame
