@@ -8,6 +8,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from wsi_pipeline.errors import SlideReadError
+
 
 def write_pyramid_tiff(path, level_arrays, tile=256, mpp=None, compression="jpeg") -> Path:
     """Write arrays, finest first, as the levels of a tiled TIFF (OpenSlide's generic-tiff).
@@ -116,3 +118,22 @@ def _mirax_ini(slide_id, images_x, images_y, tile, levels, mpp) -> str:
         for level in range(levels)
     ]
     return "\n".join(sections)
+
+
+class ArraySlide:
+    """The part of Slide's interface that prediction needs, over an array at downsample 1."""
+
+    def __init__(self, pixels, unreadable=None):
+        self.padded = np.pad(pixels, ((99, 99), (99, 99), (0, 0)), constant_values=255)
+        self.unreadable = unreadable  # x0, y0, x1, y1
+        self.reads = []
+
+    def read(self, x, y, width_px, height_px, downsample):
+        assert downsample == 1.0
+        self.reads.append((x, y, width_px, height_px))
+        if self.unreadable:
+            x0, y0, x1, y1 = self.unreadable
+            if x < x1 and y < y1 and x0 < x + width_px and y0 < y + height_px:
+                raise SlideReadError("tile (3, 1) is damaged")
+        left, top = int(x) + 99, int(y) + 99
+        return self.padded[top : top + height_px, left : left + width_px]

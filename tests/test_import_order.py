@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def test_the_rows_are_read_from_the_document():
 
 def test_every_room_of_the_package_has_its_row():
     assert {room_of(module_name(path)) for path in modules()} == set(places()) - {"workflows"}
+
+
+def test_every_package_is_installed():
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    folders = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
+    listed = settings["options"]["packages"].split()
+    assert sorted(listed) == sorted({*folders, "wsi_pipeline.configs"})
 
 
 @pytest.mark.parametrize("path", modules(), ids=module_name)

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Bounds
-from wsi_pipeline.phantom import plan_cohort, write_cohort, write_slide
+from wsi_pipeline.phantom import plan_cohort, write_slide, write_table
 from wsi_pipeline.phantom.histology import Histology
 from wsi_pipeline.phantom.layout import draw_layout
 from wsi_pipeline.phantom.mosaic import Mosaic
@@ -39,7 +39,7 @@ def plans():
 @pytest.fixture(scope="module")
 def cohort(plans, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohort")
-    write_cohort(plans, folder)
+    write_table([write_slide(plan, folder) for plan in plans], folder)
     return folder
 
 

@@ -131,12 +131,12 @@ class Point(click.ParamType):
 @scheduler_option
 def explain(path, out, scheduler, methods, slide, at, size, top):
     """Why: explanations of mistakes, hits or any place, in slide coordinates."""
-    from wsi_pipeline.stages.explain import check_place
+    from wsi_pipeline.stages.explain import plan_explanations
 
-    check_place(slide, at, size)
+    config = _load(path, out, scheduler)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
-    place = {"slide": slide, "at": at, "size": size}
-    _run(_load(path, out, scheduler), ("explain",), **place, methods=names, top=top)
+    plan = plan_explanations(config, slide=slide, at=at, size=size, methods=names, top=top)
+    _run(config, ("explain",), plan=plan)
 
 
 @main.command()

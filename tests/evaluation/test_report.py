@@ -129,6 +129,8 @@ def report_arguments(
     shown = lesions[lesions["status"] != "ITC"] if pictures else lesions[:0]
     return {
         "title": "Model <vgg16> & friends",
+        "model": "vgg16@abc",
+        "explanations": "../why/index.html",
         "run": {"seed": 7, "settings": {"tile": {"patch_px": 512}}},
         "metrics": {"patch": patch, "slide": slide, "froc": froc},
         "patches": patches,
@@ -462,20 +464,43 @@ def test_rows_of_slides_that_are_not_shown_are_refused(tmp_path, table):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_link_to_the_explanations_appears_when_they_are_there(tmp_path):
-    folder = tmp_path / "evaluation"
-    folder.mkdir()
+EXPLAINED = {
+    "places": 3,
+    "ranked_on": 2,
+    "tried_on": 1,
+    "methods": [
+        {"name": "LIME", "auroc": 0.9, "energy_inside": 0.5, "pointing_game": 1.0, "recall": 0.25,
+         "exact_match": 0.75, "seconds": 2.5, "similarity": 0.125, "warning": ""},
+        {"name": "Deconvolution", "auroc": 0.4, "energy_inside": 0.5, "pointing_game": 0.0,
+         "recall": None, "exact_match": 0.75, "seconds": 0.01, "similarity": 0.8,
+         "warning": "it shows the image"},
+        {"name": "CAM", "auroc": 0.3, "energy_inside": 0.5, "pointing_game": 0.0, "recall": 0.5,
+         "exact_match": 0.75, "seconds": 0.01, "similarity": None, "warning": None},
+    ],
+}  # fmt: skip
 
-    def links():
-        tags = Page(folder / "report.html").tags
-        return [dict(attributes) for tag, attributes in tags if "why" in dict(attributes).values()]
 
-    write_report(folder, **report_arguments(), explanations="../why/index.html")
-    assert [("hidden" in link, link["href"]) for link in links()] == [(True, "../why/index.html")]
-    show_explanations(folder / "report.html")
-    assert ["hidden" in link for link in links()] == [False]
-    (tmp_path / "why").mkdir()
-    (tmp_path / "why/index.html").touch()
-    write_report(folder, **report_arguments(), explanations="../why/index.html")
-    assert ["hidden" in link for link in links()] == [False]
-    show_explanations(folder / "none.html")
+def test_the_explanations_ranking_and_verdicts_are_in_the_report(tmp_path):
+    page = Page(write_report(tmp_path, **report_arguments(), explained=EXPLAINED))
+    assert page.links().count("../why/index.html") == 1
+    assert "3 places of the slides" in page.text
+    assert "Ranked on 2 annotated test patches" in page.text
+    assert "Tried on 1 patch with all weights of the model random" in page.text
+    assert "LIME 0.900 50.0 % 100.0 % 25.0 % 75.0 % 2.5 changes (0.125)" in page.text
+    assert "0.01 much the same (0.800) CAM" in page.text
+    assert "CAM 0.300 50.0 % 0.0 % 50.0 % 75.0 % 0.01 –" in page.text
+
+
+def test_explanations_made_later_are_put_where_an_evaluation_would_put_them(tmp_path):
+    known = write_report(tmp_path / "known", **report_arguments(), explained=EXPLAINED)
+    later = write_report(tmp_path / "later", **report_arguments())
+    before = later.read_text()
+    assert "There are no explanations of this model yet" in before
+    whose = {"model": "vgg16@abc", "explanations": "../why/index.html"}
+    for found in (EXPLAINED, EXPLAINED, None):
+        show_explanations(later, **whose, explained=found)
+        assert later.read_text() == (before if found is None else known.read_text())
+    show_explanations(later, **whose | {"model": "vgg16@abcd"}, explained=EXPLAINED)
+    assert later.read_text() == before
+    show_explanations(tmp_path / "none.html", **whose, explained=EXPLAINED)
+    assert not (tmp_path / "none.html").exists()

@@ -9,6 +9,10 @@ The figure is the share of a map's top mass that lies in the blob: of the sum of
 highest pixels (82 of 4096, the blob has 113), as far as positive, the part within the blob dilated
 by the method's resolution. Equal values are all in or all out. By chance it would be the dilated
 blob's share of the patch: 4 % with 1 px, 8 % with 4 px, 11 % with 6 px, 15 % with 8 px.
+
+PatchNet's own heatmap has no row: a small PatchNet (patches of 16 px side by side, 8 filters, 2
+layers) trained in the same way does not tell new patches apart after 25 epochs, and the share of
+its heatmap is 0.33. A map can be held to the blob only where the network has learned it.
 """
 
 from collections.abc import Callable
@@ -45,6 +49,7 @@ TRAINING, HELD_OUT = 256, 64
 EXPLAINED = 8
 TOP = 0.02
 SEEDS = (0, 1, 2)
+UNDER = 0.8
 
 
 class Network(nn.Module):
@@ -149,13 +154,18 @@ def positives(patches):
 
 @dataclass(frozen=True)
 class Row:
-    """A method, its resolution, and what its share must be after training."""
+    """A method, its resolution, and what its share must be after training and at random.
+
+    `random_under`: of how many, at the least, of the three draws of random weights it is under
+    `UNDER`.
+    """
 
     name: str
     method: Callable
     dilation_px: int
     at_least: float = 0.8
     pooling: str = "max"
+    random_under: int = 3
 
 
 # Of an occluding window and of a superpixel (8 px) half the side, of Grad-CAM's and CAM's maps a
@@ -169,13 +179,15 @@ first_unveiled = partial(unveiled, rounds=1, until=0.0)
 
 # Above each row: the share seen after training, then those with three draws of random weights.
 # Deconvolution with average pooling alone stays under 0.8. No method keeps its share with random
-# weights, guided backpropagation and deconvolution included; but a single draw can find much of the
-# blob (up to 0.85), so the mean over draws is held, to 0.6 of the trained share.
+# weights, guided backpropagation and deconvolution included: the mean over draws is held to 0.6 of
+# the trained share. But a single draw can find much of the blob: the third of SmoothGrad (0.85) and
+# of occlusion (0.85) and of LIME (0.80, on the line), with max pooling. In all other rows the three
+# draws stay under 0.8.
 ROWS = [
     # 0.96; 0.17 0.05 0.45
     Row("saliency", saliency, 1),
     # 1.00; 0.27 0.01 0.85
-    Row("smooth_grad", noisy, 1),
+    Row("smooth_grad", noisy, 1, random_under=2),
     # 0.95; 0.04 0.10 0.55
     Row("guided_backpropagation", guided_backpropagation, 1),
     # 0.95; 0.04 0.15 0.51
@@ -183,9 +195,9 @@ ROWS = [
     # 1.00; 0.12 0.17 0.63
     Row("grad_cam", grad_cam, 4),
     # 1.00; 0.51 0.17 0.85
-    Row("occlusion", occluded, 4),
+    Row("occlusion", occluded, 4, random_under=2),
     # 1.00; 0.20 0.35 0.80
-    Row("lime", lime_64, 4),
+    Row("lime", lime_64, 4, random_under=2),
     # 0.97; 0.12 0.12 0.42
     Row("attentive_response_map", attentive_response_map, 1),
     # 0.99; 0.10 0.15 0.38
@@ -238,3 +250,4 @@ def test_a_map_shows_the_planted_blob_because_of_the_weights(row, networks, posi
     print(f"{row.name}, {row.pooling}: {share:.2f}; random {np.round(shares, 2)}")
     assert share >= row.at_least
     assert np.mean(shares) < 0.6 * share
+    assert sum(each < UNDER for each in shares) >= row.random_under

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from slide_files import ArraySlide
 
-from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.fine import BLOCK, coarse_slabs, predict_pixels, wanted_pixels
 from wsi_pipeline.models.inference import dense_predictor
@@ -17,25 +17,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Inner squares of 24 px tile 260 x 190 px: 8 x 11 coarse cells.
 COARSE = PatchGrid(Bounds(0, 0, 260, 190), 0.5, 1.0, patch_px=32, stride_px=24, inner_px=24)
-
-
-class ArraySlide:
-    """The part of Slide's interface that prediction needs, over an array at downsample 1."""
-
-    def __init__(self, pixels, unreadable=None):
-        self.padded = np.pad(pixels, ((99, 99), (99, 99), (0, 0)), constant_values=255)
-        self.unreadable = unreadable  # x0, y0, x1, y1
-        self.reads = []
-
-    def read(self, x, y, width_px, height_px, downsample):
-        assert downsample == 1.0
-        self.reads.append((x, y, width_px, height_px))
-        if self.unreadable:
-            x0, y0, x1, y1 = self.unreadable
-            if x < x1 and y < y1 and x0 < x + width_px and y0 < y + height_px:
-                raise SlideReadError("tile (3, 1) is damaged")
-        left, top = int(x) + 99, int(y) + 99
-        return self.padded[top : top + height_px, left : left + width_px]
 
 
 @pytest.fixture

@@ -2,31 +2,12 @@ import pickle
 
 import numpy as np
 import pytest
-from slide_files import write_mrxs
+from slide_files import ArraySlide, write_mrxs
 
-from wsi_pipeline.errors import RunError, SlideReadError
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.predict import predict_slab, slabs
 from wsi_pipeline.slides.reader import Slide
-
-
-class ArraySlide:
-    """The part of Slide's interface that prediction needs, over an array at downsample 1."""
-
-    def __init__(self, pixels, unreadable=None):
-        self.padded = np.pad(pixels, ((99, 99), (99, 99), (0, 0)), constant_values=255)
-        self.unreadable = unreadable  # x0, y0, x1, y1
-        self.reads = []
-
-    def read(self, x, y, width_px, height_px, downsample):
-        assert downsample == 1.0
-        self.reads.append((x, y, width_px, height_px))
-        if self.unreadable:
-            x0, y0, x1, y1 = self.unreadable
-            if x < x1 and y < y1 and x0 < x + width_px and y0 < y + height_px:
-                raise SlideReadError("tile (3, 1) is damaged")
-        left, top = int(x) + 99, int(y) + 99
-        return self.padded[top : top + height_px, left : left + width_px]
 
 
 def mean_red(patches):

@@ -1,14 +1,18 @@
 """The page of explanations: places with their maps, and how far the methods can be trusted."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation.figures import similarity_figure
 from wsi_pipeline.evaluation.report import environment
-from wsi_pipeline.files import write_csv, write_whole
+from wsi_pipeline.files import write_csv, write_json, write_whole
+
+PAGE, SUMMARY = "index.html", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class MethodChecks:
     drawn : int
         Patches that were drawn for it, of which only those with and without tumour count.
     trust : DataFrame
-        ``method, patches, deletion_area, insertion_area, similarity, compared, warning``.
+        ``method, patches, deletion_area, insertion_area, similarity, warning``.
     layers : DataFrame
-        ``method, depth, layer, similarity, patches``.
+        ``method, depth, layer, similarity``.
     """
 
     ranking: pd.DataFrame
@@ -64,6 +68,7 @@ def write_explanations(
     folder,
     *,
     title: str,
+    model: str,
     report: str | None,
     run: Mapping[str, str],
     places: Sequence[ExplainedPlace],
@@ -72,7 +77,7 @@ def write_explanations(
     checks: MethodChecks,
     failures: pd.DataFrame,
 ) -> Path:
-    """Write ``index.html`` and the tables as CSV, each whole or not at all.
+    """Write ``index.html``, ``summary.json`` and the tables as CSV, each whole or not at all.
 
     The page needs no other file and no network, runs no script, and can be printed.
 
@@ -81,6 +86,8 @@ def write_explanations(
     folder : path-like
         Made when missing.
     title : str
+    model : str
+        What tells it from all others: name and weights.
     report : str or None
         Relative link to the evaluation's report, if there is one.
     run : mapping
@@ -115,7 +122,7 @@ def write_explanations(
         groups=groups,
         words=words,
         names=names,
-        ranking=checks.ranking.to_dict("records"),
+        ranking=_named(checks.ranking, names),
         drawn=checks.drawn,
         trust=checks.trust.to_dict("records"),
         similarity=similarity_figure(checks.layers, names) if drawn else None,
@@ -133,5 +140,58 @@ def write_explanations(
             path.unlink(missing_ok=True)
         else:
             write_csv(path, rows)
-    write_whole(folder / "index.html", html.encode())
-    return folder / "index.html"
+    write_whole(folder / PAGE, html.encode())
+    write_json(folder / SUMMARY, {"model": model, "places": len(places), **_summary(checks, names)})
+    return folder / PAGE
+
+
+def read_summary(folder, model: str) -> dict | None:
+    """What the evaluation's report says of a model's explanations.
+
+    Parameters
+    ----------
+    folder : path-like
+        What `write_explanations` was given.
+    model : str
+        The same.
+
+    Returns
+    -------
+    dict or None
+        ``places``, their number; ``ranked_on, tried_on``, numbers of patches; and ``methods``, the
+        best first: for each a dict of ``name``, the figures of `MethodChecks.ranking`, and of
+        `MethodChecks.trust` ``similarity, warning``; None where undefined or unknown. None where
+        there are no explanations, or they are of another model.
+
+    Raises
+    ------
+    RunError
+        If the file is damaged.
+    """
+    path = Path(folder) / SUMMARY
+    if not (path.is_file() and (path.parent / PAGE).is_file()):
+        return None
+    try:
+        found = json.loads(path.read_text())
+        return found if found["model"] == model else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: no readable summary of explanations: {error!r}") from error
+
+
+def _named(table: pd.DataFrame, names: Mapping[str, str]) -> list[dict]:
+    return table.assign(name=table["method"].map(names)).to_dict("records")
+
+
+def _summary(checks: MethodChecks, names: Mapping[str, str]) -> dict:
+    """The ranking with what the trust checks found; methods without a rank come last."""
+    tables = (checks.ranking, checks.trust[["method", "similarity", "warning"]])
+    methods = pd.concat([table.set_index("method") for table in tables], axis=1).reset_index()
+    return {
+        "ranked_on": _most(checks.ranking["patches"]),
+        "tried_on": _most(checks.trust["patches"]),
+        "methods": _named(methods.drop(columns="patches"), names),
+    }
+
+
+def _most(patches: pd.Series) -> int:
+    return 0 if patches.empty else int(patches.max())

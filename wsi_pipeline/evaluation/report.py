@@ -28,15 +28,12 @@ PERCENT = "\N{NO-BREAK SPACE}%"
 OPEN_PICTURES = 12
 """A gallery shows as many at once, and whatever went wrong; the rest is folded."""
 
-SHOWN_LINK = '<a class="why"'
-HIDDEN_LINK = f"{SHOWN_LINK} hidden"
-"""How the link to the explanations begins, before they are there."""
-
 
 def write_report(
     folder,
     *,
     title: str,
+    model: str,
     run: dict,
     metrics: dict,
     patches: pd.DataFrame,
@@ -49,7 +46,8 @@ def write_report(
     false_positive_pictures: Mapping[int, bytes],
     slides: Sequence[SlidePanel],
     failures: pd.DataFrame,
-    explanations: str | None = None,
+    explanations: str,
+    explained: Mapping | None = None,
 ) -> Path:
     """Write ``report.html``, ``metrics.json`` and the tables as CSV, each whole or not at all.
 
@@ -60,6 +58,8 @@ def write_report(
     folder : path-like
         Made when missing.
     title : str
+    model : str
+        What tells it from all others: name and weights.
     run : dict
         How the figures came about (seed, model, versions, settings): plain YAML values, shown at
         the end of the page.
@@ -90,9 +90,12 @@ def write_report(
         Of both splits.
     failures : DataFrame
         A row for each slide or unit that failed in any stage; any columns.
-    explanations : str, optional
-        Where the page of explanations is or will be, seen from `folder`. The report links to it if
-        it is there, or as soon as `show_explanations` says so.
+    explanations : str
+        Where the page of explanations is or will be, seen from `folder`.
+    explained : mapping, optional
+        What is known of this model's explanations, see
+        `wsi_pipeline.evaluation.explanations.read_summary`; where there are none yet,
+        `show_explanations` puts them into the report later.
 
     Returns
     -------
@@ -136,8 +139,9 @@ def write_report(
         false_positive_count=len(false_positives),
         panels=reading_order(slides),
         failures=failures,
-        explanations=explanations,
-        explained=explanations is not None and (folder / explanations).is_file(),
+        model=model,
+        link=explanations,
+        explained=explained,
         csv_names=list(tables),
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,20 +152,26 @@ def write_report(
     return folder / "report.html"
 
 
-def show_explanations(report) -> None:
-    """Make a report's link to the explanations visible, now that they are there.
+def show_explanations(report, *, model: str, explanations: str, explained: Mapping | None) -> None:
+    """Put what is known of a model's explanations into its report, over what it said before.
 
     Parameters
     ----------
     report : path-like
-        ``report.html``; nothing happens where it is not there, or has no such link.
+        ``report.html``; nothing happens where it is not there, or is of another model.
+    model, explanations, explained
+        See `write_report`.
     """
     report = Path(report)
-    if report.is_file():
-        html = report.read_text()
-        shown = html.replace(HIDDEN_LINK, SHOWN_LINK)
-        if shown != html:
-            write_whole(report, shown.encode())
+    if not report.is_file():
+        return
+    template = environment().get_template("explanations_section.html.j2")
+    section = template.render(model=model, link=explanations, explained=explained).strip()
+    begin, *_, end = section.splitlines()
+    before, found, rest = report.read_text().partition(begin)
+    if found:
+        after = rest.partition(end)[2]
+        write_whole(report, (before + section + after).encode())
 
 
 def _patch_tables(patches: pd.DataFrame, threshold: float) -> dict[str, pd.DataFrame]:

@@ -14,6 +14,6 @@ at a time, so that slides of any size fit into memory and each can be a task of 
 """
 
 from wsi_pipeline.phantom.plan import SlidePlan, plan_cohort
-from wsi_pipeline.phantom.slide import write_cohort, write_slide, write_table
+from wsi_pipeline.phantom.slide import write_slide, write_table
 
-__all__ = ["SlidePlan", "plan_cohort", "write_cohort", "write_slide", "write_table"]
+__all__ = ["SlidePlan", "plan_cohort", "write_slide", "write_table"]

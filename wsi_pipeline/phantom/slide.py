@@ -1,6 +1,6 @@
 """A plan to the files of a slide."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,32 +72,6 @@ def write_table(rows: Sequence[dict], out: str | Path) -> Path:
     path = Path(out) / "slides.csv"
     table.to_csv(path, index=False)
     return path
-
-
-def write_cohort(
-    plans: Sequence[SlidePlan],
-    out: str | Path,
-    progress: Callable[[str], None] = lambda slide_id: None,
-) -> Path:
-    """Draw slides one after the other and write their table.
-
-    Parameters
-    ----------
-    plans : sequence of SlidePlan
-    out : path-like
-    progress : callable, optional
-        Called with the id of each slide when it is done.
-
-    Returns
-    -------
-    Path
-        ``slides.csv``.
-    """
-    rows = []
-    for plan in plans:
-        rows.append(write_slide(plan, out))
-        progress(plan.slide_id)
-    return write_table(rows, out)
 
 
 def _mask_strips(plan: SlidePlan, layout: Layout) -> Iterator[np.ndarray]:

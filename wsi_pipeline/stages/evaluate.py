@@ -15,6 +15,7 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.evaluation.evaluation_mask import official_labels
+from wsi_pipeline.evaluation.explanations import read_summary
 from wsi_pipeline.evaluation.froc import (
     FrocCurve,
     FrocHits,
@@ -48,8 +49,9 @@ from wsi_pipeline.stages.hits import (
     write_hits,
 )
 from wsi_pipeline.stages.run_directory import (
-    EXPLANATIONS_PAGE,
     evaluation_folder,
+    explanation_folder,
+    explanations_link,
     heatmap_folder,
     index_path,
     learned_patients,
@@ -277,7 +279,7 @@ def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
 
 def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged, card: dict):
     """Put the figures together and write the report."""
-    settings = config.evaluate
+    settings, model = config.evaluate, model_id(config.train.name, card["weights_sha256"])
     scores = read_patches(folder, slides["slide_id"].tolist(), ("score",))
     slides = slides.assign(score=slide_scores(slides["slide_id"].tolist(), scores).to_numpy())
     by_split = {
@@ -290,6 +292,7 @@ def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged,
     write_report(
         folder,
         title=f"{config.train.name} on {config.out.name}",
+        model=model,
         run={
             "seed": config.seed,
             "model": config.train.name,
@@ -314,7 +317,8 @@ def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged,
         false_positive_pictures=read_pictures(folder / "gallery", "false-positive", shown[1]),
         slides=_panels(config.out, config.train.name, slides, metrics["slide"]["threshold"]),
         failures=pd.DataFrame(failures_on_the_way(config.out, config.train.name)),
-        explanations=f"../../explanations/{config.train.name}/{EXPLANATIONS_PAGE}",
+        explanations=explanations_link(config.train.name),
+        explained=read_summary(explanation_folder(config.out, config.train.name), model),
     )
 
 

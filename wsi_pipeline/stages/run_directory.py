@@ -93,6 +93,11 @@ def explanation_folder(run_dir: Path, name: str) -> Path:
     return Path(run_dir) / "explanations" / name
 
 
+def explanations_link(name: str) -> str:
+    """Where the page of a model's explanations lies, seen from the folder of its evaluation."""
+    return f"../../explanations/{name}/{EXPLANATIONS_PAGE}"
+
+
 def read_slides(run_dir: Path, splits: Sequence[str] | None = None) -> pd.DataFrame:
     """Read the catalog's slides that could be opened, of the given splits.
 

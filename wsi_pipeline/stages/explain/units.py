@@ -24,8 +24,8 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.explain_methods import WORDS, bind
-from wsi_pipeline.stages.places import Place, catalogued
+from wsi_pipeline.stages.explain.methods import WORDS, bind
+from wsi_pipeline.stages.explain.places import Place, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder, model_id
 from wsi_pipeline.stages.worker_model import held_model
 

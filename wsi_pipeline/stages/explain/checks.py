@@ -24,14 +24,14 @@ from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.explain_methods import WORDS, bind
-from wsi_pipeline.stages.explain_units import (
+from wsi_pipeline.stages.explain.methods import WORDS, bind
+from wsi_pipeline.stages.explain.places import Place, catalogued
+from wsi_pipeline.stages.explain.units import (
     method_settings,
     model_arguments,
     read_patches,
     shown_of,
 )
-from wsi_pipeline.stages.places import Place, catalogued
 from wsi_pipeline.stages.worker_model import held_model
 
 SIMILAR = 0.5
@@ -235,11 +235,11 @@ def trust_tables(results: Mapping[str, dict]) -> tuple[pd.DataFrame, pd.DataFram
     -------
     trust : DataFrame
         ``method, patches, deletion_area, insertion_area``, ``similarity`` to the maps of a model
-        whose weights are all random (mean over the patches where it is defined, NaN: none),
-        ``compared``, how many these are, and ``warning``, a sentence or empty. For the warning a
-        map that became constant counts as unlike, 0: it has changed.
+        whose weights are all random (mean over the patches), and ``warning``, a sentence or empty.
     layers : DataFrame
-        ``method, depth`` (from 0), ``layer, similarity, patches`` (where it is defined).
+        ``method, depth`` (from 0), ``layer, similarity``.
+
+    A map that became constant has changed: it counts as unlike, 0.
     """
     rows = [
         {"method": key.rpartition("/")[2], "depth": depth, "layer": layer, "similarity": alike}
@@ -251,9 +251,9 @@ def trust_tables(results: Mapping[str, dict]) -> tuple[pd.DataFrame, pd.DataFram
     layers = (
         pd.DataFrame(rows, columns=["method", "depth", "layer", "similarity"])
         .astype({"similarity": float})
-        .groupby(["method", "depth", "layer"], sort=False)["similarity"]
-        .agg(similarity="mean", patches="count")
-        .reset_index()
+        .fillna({"similarity": 0.0})
+        .groupby(["method", "depth", "layer"], sort=False, as_index=False)["similarity"]
+        .mean()
     )
     areas = pd.DataFrame(
         [{"method": key.rpartition("/")[2], **result} for key, result in results.items()],
@@ -265,17 +265,16 @@ def trust_tables(results: Mapping[str, dict]) -> tuple[pd.DataFrame, pd.DataFram
         insertion_area=("insertion", "mean"),
     )
     deepest = layers.loc[layers.groupby("method")["depth"].idxmax()].set_index("method")
-    trust = trust.assign(similarity=deepest["similarity"], compared=deepest["patches"])
-    trust = trust.reset_index()
+    trust = trust.assign(similarity=deepest["similarity"]).reset_index()
     trust["warning"] = [_warning(row) for row in trust.itertuples()]
     return trust, layers
 
 
 def _warning(row) -> str:
-    if not row.similarity * row.compared / row.patches > SIMILAR:
+    if row.similarity <= SIMILAR:
         return ""
     return (
         f"{WORDS[row.method].name}: with random weights its maps stay much the same (rank"
-        f" correlation {row.similarity:.2f} on {row.compared} of {row.patches} patches, over"
-        f" {SIMILAR:g}): they show the image more than what the model learned."
+        f" correlation {row.similarity:.2f}, over {SIMILAR:g}): they show the image more than what"
+        " the model learned."
     )

@@ -11,9 +11,7 @@ from wsi_pipeline.models.checkpoint import ARCHITECTURES
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
 from wsi_pipeline.models.vgg16 import VGG16
-from wsi_pipeline.stages.explain_methods import METHODS, UNFIT, WORDS, bind, choose_methods
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+from wsi_pipeline.stages.explain.methods import METHODS, UNFIT, WORDS, bind, choose_methods
 
 
 def images(count=2, side=32):

@@ -13,7 +13,12 @@ from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.run_directory import evaluation_folder, index_path, read_slides
+from wsi_pipeline.stages.run_directory import (
+    evaluation_folder,
+    index_path,
+    read_slides,
+    slides_path,
+)
 
 KINDS = {
     "false-positive": "False positives",
@@ -98,8 +103,8 @@ def asked_place(
     width_px, height_px = size_px or (tile.patch_px, tile.patch_px)
     if min(width_px, height_px) < tile.patch_px:
         raise ConfigError(
-            f"the place's size is {width_px} x {height_px} px: it must be that of a patch,"
-            f" {tile.patch_px} px, or more on each side"
+            f"the place's size is {width_px} x {height_px} px: it must be that of a patch"
+            f" (tile.patch_px), {tile.patch_px} px, or more on each side"
         )
     downsample, bounds, (x, y) = slide.downsample(tile.level, tile.mpp), slide.bounds, at
     over_x = bounds.x < x + width_px * downsample and x < bounds.x + bounds.width
@@ -206,7 +211,8 @@ def slide_of(run_dir: Path, slide_id: str) -> pd.Series:
     rows = slides[slides["slide_id"] == slide_id]
     if rows.empty:
         raise RunError(
-            f"slide {slide_id!r} is not among the {len(slides)} readable slides of {run_dir}"
+            f"slide {slide_id!r} is not among the {len(slides)} readable slides of"
+            f" {slides_path(run_dir)}"
         )
     return rows.iloc[0]
 

@@ -1,0 +1,134 @@
+"""Maps and pictures of places of the run made by hand, see explain_run.py."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+from explain_run import run_stage, settings
+
+from wsi_pipeline.heatmaps.store import open_heatmap
+from wsi_pipeline.models.checkpoint import read_card
+from wsi_pipeline.stages.explain import checks, units
+from wsi_pipeline.stages.explain.places import Place, annotated_patches
+from wsi_pipeline.stages.explain.units import map_grid, map_place
+
+
+def test_settings_are_told_where_they_matter(run):
+    config = settings(run, explain={"layer": "features.28"})
+    assert units.made_with(["saliency"], config) == ""
+    assert units.made_with(["grad_cam"], config) == "layer: features.28"
+    assert units.made_with(["cam", "clear", "lime"], settings(run)) == (
+        "layer: the last convolution, seed: 0"
+    )
+
+
+def explained(run, place, method="saliency"):
+    """A place's map and its probabilities, by the unit's own function."""
+    card = json.loads((run / "models/net/model.json").read_text())
+    out = run / f"{place.name}.zarr"
+    result = map_place(
+        str(run.parent / "s.tif"), 0.5, place.__dict__, method, {}, str(run / "models/net"),
+        card["weights_sha256"], "net@0", "0.5", str(out),
+    )  # fmt: skip
+    return open_heatmap(out).values(), result["probabilities"]
+
+
+@pytest.mark.parametrize("work", ["map", "ranking", "trust"])
+def test_threads_of_a_worker_explain_one_at_a_time(run, monkeypatch, work):
+    """What a method sets on the model, another one running meanwhile would see."""
+    inside, most = [], []
+
+    def method(model, images):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return torch.ones(len(images), *images.shape[2:])
+
+    for module in (units, checks):
+        monkeypatch.setattr(module, "bind", lambda name, **settings: method)
+    card = read_card(run / "models/net")
+    slides = pd.read_parquet(run / "slides.parquet").set_index("slide_id", drop=False)
+    places = annotated_patches(run, "net", 3, seed=0)
+    of_work = {
+        "map": units.map_units,
+        "ranking": checks.rank_units,
+        "trust": checks.trust_units,
+    }[work](places, ["saliency"], slides, settings(run), card)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda unit: unit.function(**unit.arguments), of_work))
+    assert len(most) >= 3
+    assert max(most) == 1
+
+
+def test_a_regions_map_is_that_of_its_patches_side_by_side(run):
+    """50 x 32 px: a patch, and 18 columns of the one beside it, 64 level-0 px further right."""
+    values, probabilities = explained(run, Place("asked", "s", 10, 20, 50, 32, 2.0, 32))
+    left, first = explained(run, Place("asked", "s", 10, 20, 32, 32, 2.0, 32))
+    right, second = explained(run, Place("asked", "s", 10 + 64, 20, 32, 32, 2.0, 32))
+    assert values.shape == (32, 50)
+    np.testing.assert_array_equal(values, np.hstack([left, right[:, :18]]))
+    assert probabilities == first + second
+    assert first != second
+
+
+def test_a_map_lies_over_the_slide(run):
+    """The first working px covers level-0 px 10 and 11: its centre, 10.5, is at 5.25 um."""
+    place = Place("asked", "s", 10, 20, 32, 40, 2.0, 32)
+    values, _ = explained(run, place)
+    assert values.shape == (40, 32)
+    group = zarr.open_group(run / f"{place.name}.zarr", mode="r")
+    [multiscales] = group.attrs["ome"]["multiscales"]
+    scale, translation = multiscales["datasets"][0]["coordinateTransformations"]
+    assert scale["scale"] == [1.0, 1.0]  # um: two level-0 px
+    assert translation["translation"] == [(20 + 0.5) * 0.5, (10 + 0.5) * 0.5]
+
+
+def test_a_large_place_is_read_patch_by_patch_and_drawn_small(run, client, monkeypatch):
+    """900 x 420 working px: 29 x 14 patches of 32 px; 900 / 2 is 400 or more, 900 / 4 is not."""
+    reads, drawn = [], []
+
+    class Counting:
+        def __init__(self, slide):
+            self.slide = slide
+
+        def __getattr__(self, name):
+            return getattr(self.slide, name)
+
+        def read(self, x, y, width_px, height_px, downsample):
+            reads.append((width_px, height_px))
+            return self.slide.read(x, y, width_px, height_px, downsample)
+
+    def draw(image, shown, around, around_shown, lesions, panels, **words):
+        drawn.extend([image.shape, *(panel.values.shape for panel in panels)])
+        return b"picture"
+
+    opened = units.cached_slide
+    monkeypatch.setattr(units, "cached_slide", lambda *of: Counting(opened(*of)))
+    monkeypatch.setattr(units, "panels_figure", draw)
+    whole, asked = settings(run), {"slide": "s", "at": (0, 0), "size": (900, 420)}
+    outcome = run_stage(whole, client, methods=["saliency"], **asked)
+    assert (outcome.done, outcome.failed) == (2, 0)
+    assert reads[: 29 * 14] == [(32, 32)] * 29 * 14
+    assert max(max(size) for size in reads) == 450
+    assert drawn == [(210, 450, 3), (210, 450)]
+
+
+@pytest.mark.parametrize(
+    ("side_px", "level"), [(32, 0), (512, 0), (799, 0), (800, 1), (1600, 2), (1599, 1)]
+)
+def test_a_panel_is_drawn_from_the_coarsest_level_that_is_large_enough(side_px, level):
+    place = Place("asked", "s", 0, 0, 32, side_px, 1.0, 32)
+    assert units.panel_level(place) == level
+
+
+@pytest.mark.parametrize("downsample", [1.0, 2.0, 1.9876, 4.000_01, 0.93])
+@pytest.mark.parametrize("side_px", [32, 33, 512])
+def test_a_maps_grid_has_a_cell_for_each_pixel(downsample, side_px):
+    place = Place("asked", "s", 7, -9, side_px, 40, downsample, 32)
+    assert map_grid(place, 0.5).shape == (40, side_px)
