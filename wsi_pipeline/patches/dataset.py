@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -103,6 +104,7 @@ def batches(
         num_workers=workers,
         pin_memory=pin,
         multiprocessing_context=_clean_processes() if workers else None,
+        worker_init_fn=_read_in_one_thread,
         # Its own, or starting to iterate would take a number from the global generator.
         generator=torch.Generator(),
     )
@@ -127,6 +129,11 @@ def _clean_processes() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _read_in_one_thread(_worker: int) -> None:
+    """Loader processes share the cores: each decodes tiles in its own thread alone."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _shares(
