@@ -19,7 +19,7 @@ def test_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
     """Many small operations of torch: on a busy machine, threads would wait for each other."""
     import torch

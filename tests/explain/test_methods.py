@@ -4,7 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from small_networks import SmallAverage, SmallVgg, seeded
+from small_networks import (
+    Failing,
+    SmallAverage,
+    SmallVgg,
+    in_odd_state,
+    seeded,
+    state_of,
+)
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.explain import perturbation
@@ -20,13 +27,7 @@ from wsi_pipeline.explain.methods import (
 )
 from wsi_pipeline.explain.unveiling import guided_smooth_grad, unveiled_regions
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count=2, side=32):
@@ -38,6 +39,26 @@ def test_every_method_gives_one_finite_map_for_each_image(name):
     maps = METHODS[name](seeded(SmallAverage, dtype=torch.float32), images(), target=1)
     assert (maps.shape, maps.dtype) == ((2, 32, 32), torch.float32)
     assert maps.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_model_is_left_as_it_was(name):
+    model, pixels = in_odd_state(SmallAverage), images().requires_grad_()
+    before = state_of(model)
+    assert not METHODS[name](model, pixels).requires_grad
+    assert state_of(model) == before
+    assert pixels.requires_grad
+    assert pixels.grad is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_model_is_left_as_it_was_after_an_error(name):
+    model, pixels = in_odd_state(Failing), images()
+    before = state_of(model)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        METHODS[name](model, pixels)
+    assert state_of(model) == before
+    assert not pixels.requires_grad
 
 
 def test_every_method_is_told_in_words():

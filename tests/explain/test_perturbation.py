@@ -7,7 +7,7 @@ import pytest
 import torch
 from captum._utils.models.linear_model import SkLearnLasso
 from captum.attr import Lime
-from small_networks import Failing, PixelWeights, SmallVgg, in_odd_state, seeded, state_of
+from small_networks import PixelWeights, SmallVgg, seeded
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
@@ -217,22 +217,3 @@ def test_maps_are_float32_of_the_images_size_in_any_memory_format(method):
 def test_maps_do_not_depend_on_the_other_images_of_the_batch(method):
     model, pixels = seeded(SmallVgg), mosaic()
     torch.testing.assert_close(method(model, pixels)[1:], method(model, pixels[1:]))
-
-
-@METHODS
-def test_the_model_is_left_as_it_was(method):
-    model, pixels = in_odd_state(SmallVgg), mosaic(dtype=torch.float32).requires_grad_()
-    before = state_of(model)
-    assert not method(model, pixels).requires_grad
-    assert state_of(model) == before
-    assert pixels.requires_grad
-    assert pixels.grad is None
-
-
-@METHODS
-def test_the_model_is_left_as_it_was_after_an_error(method):
-    model, pixels = in_odd_state(Failing), mosaic(dtype=torch.float32)
-    before = state_of(model)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        method(model, pixels)
-    assert state_of(model) == before

@@ -41,7 +41,7 @@ from wsi_pipeline.phantom.histology import STAINS, Histology
 from wsi_pipeline.phantom.layout import draw_layout
 from wsi_pipeline.phantom.plan import SlidePlan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SIDE_PX = 64
 RADIUS_PX = 6
@@ -115,14 +115,6 @@ def draw_patches(count):
     density = density + (hematoxylin * labels[:, None, None])[..., None] * STAINS[0]
     images = torch.from_numpy(np.exp(-density)).float().permute(0, 3, 1, 2).contiguous()
     return images, torch.from_numpy(labels).float(), torch.from_numpy(distances)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

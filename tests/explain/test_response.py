@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import Deconvolution
-from small_networks import Failing, SmallAverage, SmallVgg, in_odd_state, seeded, state_of
+from small_networks import SmallAverage, SmallVgg, seeded
 from torch import nn
 from torch.nn import functional
 
@@ -307,21 +307,3 @@ def test_maps_are_float32_of_the_images_size(method):
     torch.testing.assert_close(channels_last, maps, rtol=1e-4, atol=1e-6)
     alone = method(model, pixels[1:])
     torch.testing.assert_close(maps[1:], alone, rtol=1e-4, atol=1e-6)
-
-
-@METHODS
-def test_the_model_is_left_as_it_was(method):
-    model, pixels = in_odd_state(SmallVgg), images(dtype=torch.float32).requires_grad_()
-    before = state_of(model)
-    assert not method(model, pixels).requires_grad
-    assert state_of(model) == before
-    assert pixels.grad is None
-
-
-@METHODS
-def test_the_model_is_left_as_it_was_after_an_error(method):
-    model, pixels = in_odd_state(Failing), images(dtype=torch.float32)
-    before = state_of(model)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        method(model, pixels)
-    assert state_of(model) == before

@@ -20,13 +20,7 @@ from wsi_pipeline.explain.gradients import saliency
 from wsi_pipeline.explain.trust import Curves, deletion_and_insertion, randomised, similarity
 from wsi_pipeline.models.patchnet import PatchNet
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count=2, height=16, width=24, dtype=torch.float64):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_networks import Failing, SmallVgg, in_odd_state, seeded, state_of
+from small_networks import SmallVgg, seeded
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
@@ -218,20 +218,3 @@ def test_the_saliency_is_smooth_grad_of_guided_backpropagation():
     expected = smooth_grad(model, pixels, method=guided_backpropagation)
     torch.testing.assert_close(found.maps, expected.float())
     assert found.maps.std() > 0
-
-
-def test_the_model_is_left_as_it_was():
-    model, pixels = in_odd_state(SmallVgg), images(torch.float32).requires_grad_()
-    before = state_of(model)
-    regions = unveiled_regions(model, pixels, until=0.0, rounds=2)
-    assert state_of(model) == before
-    assert not regions.requires_grad
-    assert pixels.grad is None
-
-
-def test_the_model_is_left_as_it_was_after_an_error():
-    model, pixels = in_odd_state(Failing), images(torch.float32)
-    before = state_of(model)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        unveil(model, pixels)
-    assert state_of(model) == before

@@ -1,7 +1,6 @@
 """What tests of explanations share."""
 
 import pytest
-import torch
 from distributed import Client
 from explain_run import write_run
 
@@ -15,11 +14,8 @@ def client():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def in_one_thread(one_thread):
+    """All tests of this folder."""
 
 
 @pytest.fixture
