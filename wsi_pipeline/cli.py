@@ -3,7 +3,9 @@
 import logging
 import re
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module, resources
 from pathlib import Path
 
@@ -135,8 +137,8 @@ def explain(path, out, scheduler, methods, slide, at, size, top):
 
     config = _load(path, out, scheduler)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
-    plan = plan_explanations(config, slide=slide, at=at, size=size, methods=names, top=top)
-    _run(config, ("explain",), plan=plan)
+    asked = {"slide": slide, "at": at, "size": size, "methods": names, "top": top}
+    _run(config, ("explain",), plan=partial(plan_explanations, config, **asked))
 
 
 @main.command()
@@ -359,12 +361,12 @@ def _load(path: Path, out: Path | None, scheduler: str | None, **overrides) -> C
     return load_config(path, **overrides)
 
 
-def _run(config: Config, stages: tuple[str, ...], **options):
+def _run(config: Config, stages: tuple[str, ...], plan: Callable[[], object] | None = None):
     """Run stages with one Dask client and leave with the status that their failures call for.
 
-    `options` are handed to each stage.
+    What `plan` returns is handed to each stage. What it refuses is refused before any worker is
+    there and anything is written.
     """
-    from wsi_pipeline.files import replace_atomically
     from wsi_pipeline.jobs.cluster import connect
     from wsi_pipeline.stages.run_directory import (
         EXPLANATIONS_PAGE,
@@ -372,20 +374,17 @@ def _run(config: Config, stages: tuple[str, ...], **options):
         explanation_folder,
     )
 
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(config.out / "config.yaml") as part:
-            part.write_text(f"# wsi_pipeline {__version__}\n" + dump_config(config))
-    except OSError as error:
-        raise ConfigError(f"out is {config.out}: it cannot be written to: {error}") from error
     outcomes = []
     jobs = config.jobs
-    with _only_one(config.out), connect(jobs.scheduler, workers=jobs.workers) as client:
-        for name in stages:
-            stage = import_module(f"wsi_pipeline.stages.{name}")
-            outcomes.append((name, stage.run(config, client, **options)))
-            if name == "train" and not outcomes[-1][1].results:
-                break  # a failed slide stops nothing, but there is no going on without a model
+    with _only_one(config.out):
+        options = {} if plan is None else {"plan": plan()}
+        _write_settings(config)
+        with connect(jobs.scheduler, workers=jobs.workers) as client:
+            for name in stages:
+                stage = import_module(f"wsi_pipeline.stages.{name}")
+                outcomes.append((name, stage.run(config, client, **options)))
+                if name == "train" and not outcomes[-1][1].results:
+                    break  # a failed slide stops nothing, but without a model there is no going on
     pages = {
         "evaluate": evaluation_folder(config.out, config.train.name) / "report.html",
         "explain": explanation_folder(config.out, config.train.name) / EXPLANATIONS_PAGE,
@@ -395,15 +394,36 @@ def _run(config: Config, stages: tuple[str, ...], **options):
     _finish(outcomes, config.out)
 
 
+def _write_settings(config: Config):
+    """Write the settings of a run beside its results."""
+    from wsi_pipeline.files import replace_atomically
+
+    try:
+        with replace_atomically(config.out / "config.yaml") as part:
+            part.write_text(f"# wsi_pipeline {__version__}\n" + dump_config(config))
+    except OSError as error:
+        raise _unwritable(config.out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"out is {out}: it cannot be written to: {error}")
+
+
 @contextmanager
 def _only_one(run_dir: Path):
     """Hold the run directory: two commands in one would overwrite each other's records."""
     lock = FileLock(run_dir / ".lock", timeout=0)
     try:
-        with lock:
-            yield
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
         raise RunError(f"{run_dir}: another wsi command is at work in this directory") from None
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _finish(outcomes: list[tuple], folder: Path):

@@ -31,6 +31,13 @@ REAL = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def any_read_by_tiles(monkeypatch):
+    """Also the first and the smallest, which OpenSlide has otherwise."""
+    monkeypatch.setattr(reader, "WORTH_TILES_PX", 0)
+    monkeypatch.setattr(reader, "LEAST_OF_TILE", 0)
+
+
 @pytest.fixture
 def picture():
     """Smooth colours with noise: 333 x 290 px, no multiple of a tile."""
@@ -39,11 +46,14 @@ def picture():
     return (colours + np.random.default_rng(0).integers(0, 56, colours.shape)).astype(np.uint8)
 
 
-def write_jpeg_tiff(path, levels, subsampling="420", colour="ycbcr", tables=True, **options):
+def write_jpeg_tiff(
+    path, levels, subsampling="420", colour="ycbcr", tables=True, marked=None, **options
+):
     """Tiles of 64 px by imagecodecs, so that every kind of JPEG can be had.
 
     With `tables`, quantisation and Huffman tables go to the tag JPEGTables, as libtiff does, and
-    the tiles are left with frame and scan.
+    the tiles are left with frame and scan. `marked`: numbers of tiles to the marker each begins
+    with.
     """
     encoding = {"level": 90, "colorspace": "rgb", "outcolorspace": colour}
     if colour == "ycbcr":
@@ -60,7 +70,8 @@ def write_jpeg_tiff(path, levels, subsampling="420", colour="ycbcr", tables=True
                     tile = np.ascontiguousarray(padded[top : top + 64, left : left + 64])
                     jpeg = imagecodecs.jpeg8_encode(tile, **encoding)
                     frame, shared = split_tables(jpeg) if tables else (jpeg, b"")
-                    encoded.append(frame)
+                    marker = (marked or {}).get(len(encoded), b"")
+                    encoded.append(frame[:2] + marker + frame[2:])
             file.write(
                 iter(encoded), shape=pixels.shape, dtype=np.uint8, tile=(64, 64), metadata=None,
                 photometric=colour, compression="jpeg", subfiletype=int(number > 0),
@@ -368,6 +379,47 @@ def test_decoded_and_asked_pixels_are_counted(tmp_path, picture):
         slide.read(60, 60, 10, 10)  # four tiles of 64 x 64
         slide.read(-5, -5, 10, 10)  # 5 x 5 of the first
         assert (slide.asked_px, slide.decoded_px) == (100 + 25, 5 * 64 * 64)
+
+
+def test_the_first_and_the_smallest_reads_are_openslides(tmp_path, monkeypatch, picture):
+    monkeypatch.setattr(reader, "WORTH_TILES_PX", 20_000)
+    monkeypatch.setattr(reader, "LEAST_OF_TILE", 1 / 4)
+    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
+        slide.read(0, 0, 100, 100)
+        assert slide.asked_px == 0
+        slide.read(0, 0, 100, 100)  # 20,000 px by now
+        assert slide.asked_px == 10_000
+        slide.read(0, 0, 32, 31)  # under a quarter of 64 x 64
+        assert slide.asked_px == 10_000
+        slide.read(0, 0, 32, 32)
+        assert slide.asked_px == 10_000 + 32 * 32
+
+
+ADOBE = bytes.fromhex("ffee000e41646f6265006400000000")
+JFIF = bytes.fromhex("ffe000104a46494600010100000100010000")
+
+
+@pytest.mark.parametrize(
+    ("colour", "marker"), [("rgb", JFIF), ("rgb", ADOBE + b"\x01"), ("ycbcr", ADOBE + b"\x00")]
+)
+def test_a_tile_that_names_another_colour_space_than_the_page_is_openslides(
+    tmp_path, picture, colour, marker
+):
+    """In a flat tile, of few bytes, that is not among those compared."""
+    picture[64:128, 128:192] = (200, 120, 160)
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture], colour=colour, marked={8: marker})
+    with Slide(path) as slide:
+        assert slide.backend(0) == "tiles"
+        assert_same(slide, 0, 128, 64, 64, 64)
+        assert slide.decoded_px == 0
+        assert_same_everywhere(slide, 0)
+
+
+def test_a_tile_that_names_the_colour_space_of_the_page_is_decoded(tmp_path, picture):
+    marked = {7: ADOBE + b"\x01", 8: JFIF}
+    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture], marked=marked)) as slide:
+        assert_same(slide, 0, 64, 64, 128, 64)
+        assert slide.decoded_px == 2 * 64 * 64
 
 
 # Threads and files.

@@ -1,18 +1,20 @@
 """The page of explanations: places with their maps, and how far the methods can be trusted."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation.figures import similarity_figure
 from wsi_pipeline.evaluation.report import environment
 from wsi_pipeline.files import write_csv, write_json, write_whole
 
 PAGE, SUMMARY = "index.html", "summary.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -161,21 +163,20 @@ def read_summary(folder, model: str) -> dict | None:
         ``places``, their number; ``ranked_on, tried_on``, numbers of patches; and ``methods``, the
         best first: for each a dict of ``name``, the figures of `MethodChecks.ranking`, and of
         `MethodChecks.trust` ``similarity, warning``; None where undefined or unknown. None where
-        there are no explanations, or they are of another model.
-
-    Raises
-    ------
-    RunError
-        If the file is damaged.
+        there are no explanations, they are of another model, or their summary is damaged, which
+        is warned of: a report goes without.
     """
     path = Path(folder) / SUMMARY
     if not (path.is_file() and (path.parent / PAGE).is_file()):
         return None
     try:
         found = json.loads(path.read_text())
-        return found if found["model"] == model else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: no readable summary of explanations: {error!r}") from error
+        if found.keys() < {"model", "places", "ranked_on", "tried_on", "methods"}:
+            raise ValueError(f"it has {', '.join(found)} alone")
+    except (ValueError, AttributeError) as error:
+        log.warning("%s: no readable summary of explanations: %s", path, error)
+        return None
+    return found if found["model"] == model else None
 
 
 def _named(table: pd.DataFrame, names: Mapping[str, str]) -> list[dict]:

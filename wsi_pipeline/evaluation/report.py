@@ -168,9 +168,9 @@ def show_explanations(report, *, model: str, explanations: str, explained: Mappi
     template = environment().get_template("explanations_section.html.j2")
     section = template.render(model=model, link=explanations, explained=explained).strip()
     begin, *_, end = section.splitlines()
-    before, found, rest = report.read_text().partition(begin)
-    if found:
-        after = rest.partition(end)[2]
+    before, begun, rest = report.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if begun and ended:
         write_whole(report, (before + section + after).encode())
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import threading
 from functools import lru_cache, partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,11 @@ BLOCK_PX = 4096
 # What `difference` found, by a file's state and the level: the same slides are opened time and
 # again, and comparing takes longer than opening. A short text for each level ever read.
 _DIFFERENCES: dict[tuple, str] = {}
+# Level px read of a slide before its tiles are looked up: a large slide's tables take tens of
+# milliseconds and megabytes, too much for the patch or two that training draws between openings.
+WORTH_TILES_PX = 4 << 20
+# Smaller regions, as a share of a tile, are OpenSlide's: it keeps the tiles it decoded last.
+LEAST_OF_TILE = 1 / 4
 # A level serves requests this much finer than itself; beyond, the next finer level is reduced.
 LEVEL_TOLERANCE = 0.01
 # A level this near to the requested downsample is read as stored: under half a px over a block.
@@ -47,9 +53,10 @@ class Slide:
 
     OpenSlide is the reference for every pixel. Levels of TIFF and SVS files that are plain grids of
     JPEG tiles (or of JPEG 2000 RGB tiles), at a downsample that is a whole number, are decoded
-    without it, several times as fast: `wsi_pipeline.slides.tiles`. The first read of such a level
-    holds about ten of its tiles against OpenSlide's; any difference leaves the level to OpenSlide.
-    `backend` tells which it is.
+    without it, regions of several tiles several times as fast: `wsi_pipeline.slides.tiles`. The
+    first such read of a level holds about ten of its tiles against OpenSlide's; any difference
+    leaves the level to OpenSlide. `backend` tells which it is. The first 4 megapixels of a slide,
+    and regions much smaller than a tile, come from OpenSlide in any case.
 
     Reading is safe from several threads. A slide is also a context manager.
 
@@ -95,7 +102,7 @@ class Slide:
         self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self.bounds = _bounds(properties, self.size)
         self.mpp = _mpp(self.path, properties, mpp)
-        self.asked_px = self.decoded_px = 0
+        self.asked_px = self.decoded_px = self._seen_px = 0
         self._levels: list[TiledLevel | str] | None = None
         self._compared: set[int] = set()
         self._lock = threading.Lock()  # of all that this class counts and finds out lazily
@@ -189,7 +196,11 @@ class Slide:
         for row in range(0, height_px, step):
             for col in range(0, width_px, step):
                 block = pixels[row : row + step, col : col + step]
-                self._fill(block, level, left + col * scale, top + row * scale, scale)
+                corner = left + col * scale, top + row * scale
+                if scale == 1:
+                    self._paint(block, level, *corner)
+                else:
+                    self._resample(block, level, *corner, scale)
         return pixels
 
     def thumbnail(self, max_px: int) -> tuple[np.ndarray, float]:
@@ -212,11 +223,8 @@ class Slide:
             (i for i, stored in enumerate(self.level_downsamples) if stored <= finest), default=0
         )
 
-    def _fill(self, block, level, left, top, scale):
-        """Fill a white array from its corner in level px on, `scale` of them to a px of it."""
-        if scale == 1:
-            self._fill_level_pixels(block, level, left, top)
-            return
+    def _resample(self, block, level, left, top, scale):
+        """Fill a block from its corner in level px on, `scale` of them to a px of it."""
         height, width = block.shape[:2]
         # The triangle filter reaches one pixel, of the coarser grid, beyond a pixel's centre.
         margin = 2 * max(1, scale)
@@ -224,16 +232,16 @@ class Slide:
         right, bottom = left + width * scale, top + height * scale
         shape = (math.ceil(bottom + margin) - y0, math.ceil(right + margin) - x0, 3)
         source = np.full(shape, WHITE, np.uint8)
-        self._fill_level_pixels(source, level, x0, y0)
+        if not self._decode(level, x0, y0, source):
+            self._paint(source, level, x0, y0)
         box = (left - x0, top - y0, right - x0, bottom - y0)
         resampled = Image.fromarray(source).resize((width, height), Image.Resampling.BILINEAR, box)
         block[:] = resampled
 
-    def _fill_level_pixels(self, pixels, level, x0, y0):
-        """Fill a white array with level px from (x0, y0) on."""
-        if not self._decode(level, x0, y0, pixels):
-            inside, x, y = self._inside(level, x0, y0, pixels)
-            inside[:] = self._over_white(level, x, y, *inside.shape[1::-1])
+    def _paint(self, pixels, level, x0, y0):
+        """Fill a white array with OpenSlide's level px from (x0, y0) on."""
+        inside, x, y = self._inside(level, x0, y0, pixels)
+        inside[:] = self._over_white(level, x, y, *inside.shape[1::-1])
 
     def _inside(self, level, x0, y0, pixels) -> tuple[np.ndarray, int, int]:
         """The part of an array that lies inside the level, and its corner, level px."""
@@ -243,19 +251,27 @@ class Slide:
 
     def _decode(self, level, x0, y0, pixels) -> bool:
         """Fill a white array from tiles, or tell that OpenSlide has to, whatever is in it now."""
-        tiles = self._tiles(level)
-        if not isinstance(tiles, TiledLevel):
-            return False
         inside, x, y = self._inside(level, x0, y0, pixels)
-        if inside.size:
-            try:
-                decoded_px = tiles.read(x, y, inside)
-            except TileError:
-                return False
-            with self._lock:
-                self.asked_px += inside.shape[0] * inside.shape[1]
-                self.decoded_px += decoded_px
+        asked_px = inside.shape[0] * inside.shape[1]
+        if not self._is_worth_tiles(asked_px):
+            return False
+        tiles = self._tiles(level)
+        if not isinstance(tiles, TiledLevel) or asked_px < LEAST_OF_TILE * prod(tiles.tile):
+            return False
+        try:
+            decoded_px = tiles.read(x, y, inside)
+        except TileError:
+            return False
+        with self._lock:
+            self.asked_px += asked_px
+            self.decoded_px += decoded_px
         return True
+
+    def _is_worth_tiles(self, asked_px: int) -> bool:
+        """Whether enough is read of this slide, by now, to find out where its tiles are."""
+        with self._lock:
+            self._seen_px += asked_px
+            return asked_px > 0 and self._seen_px >= WORTH_TILES_PX
 
     def _tiles(self, level) -> TiledLevel | str:
         """The tiles of a level once they have proved equal to OpenSlide, or why it reads them."""

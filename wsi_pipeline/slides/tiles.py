@@ -30,6 +30,7 @@ PLAIN_FORMATS = ("aperio", "generic-tiff", "philips")
 # Marker APP14: the colour transform that a decoder undoes, its last byte (0: RGB, 1: YCbCr).
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 START_OF_IMAGE = b"\xff\xd8"
+START_OF_SCAN, APP0, APP14 = 0xDA, 0xE0, 0xEE
 # Tiles held against OpenSlide beside the four in the corners: with most detail; spread evenly.
 DETAILED_PROBES = 3
 SPREAD_PROBES = 3
@@ -161,6 +162,8 @@ def tiled_levels(
             ]
     except Exception as error:  # whatever a file makes tifffile raise; OpenSlide opened it
         return [f"tifffile cannot read it: {error}"] * len(sizes)
+    if TiffFile(path).state != file.state:
+        return ["it was replaced while it was opened"] * len(sizes)
     return _without_patched_tiles(levels) if vendor == "aperio" else levels
 
 
@@ -201,7 +204,7 @@ def difference(level: TiledLevel, reference: Callable[[int, int, int, int], np.n
                 return f"the tile at level px ({x}, {y}) can be decoded, by OpenSlide it cannot"
             continue
         if failure is not None:
-            return f"the tile at level px ({x}, {y}) cannot be decoded: {failure.__cause__}"
+            return f"the tile at level px ({x}, {y}) cannot be decoded: {failure}"
         if not np.array_equal(decoded, expected):
             largest = np.abs(decoded.astype(int) - expected).max()
             return f"the tile at level px ({x}, {y}) differs from OpenSlide's by up to {largest}"
@@ -234,7 +237,8 @@ def _level_or_reason(file, pages, size, downsample) -> TiledLevel | str:
         return str(refusal)
     tile = (page.tilewidth, page.tilelength)
     grid = tuple(-(-length // side) for length, side in zip(size[::-1], tile[::-1], strict=True))
-    offsets, byte_counts = np.array(page.dataoffsets), np.array(page.databytecounts)
+    offsets = np.array(page.dataoffsets, np.int64)
+    byte_counts = np.array(page.databytecounts, np.int64)
     if not len(offsets) == len(byte_counts) == np.prod(grid) or not byte_counts.any():
         return f"the file lists {np.count_nonzero(byte_counts)} tiles for a grid of {grid}"
     if (offsets + byte_counts).max() > file.size:
@@ -282,7 +286,24 @@ def _decode_jpeg(start: bytes, data: bytes) -> np.ndarray:
     """
     if data[:2] != START_OF_IMAGE:
         raise TileError("no JPEG")
+    _check_transform(data, start[len(START_OF_IMAGE) + len(ADOBE)])
     return simplejpeg.decode_jpeg(start + data[2:], "RGB", strict=True)
+
+
+def _check_transform(data: bytes, transform: int) -> None:
+    """Refuse a JPEG that itself names another colour transform than the TIFF's page.
+
+    libjpeg would follow the JPEG; OpenSlide follows the page.
+    """
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1] != START_OF_SCAN:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        content = data[at + 4 : end]
+        if marker == APP14 and content[:5] == b"Adobe" and content[11:12] != bytes([transform]):
+            raise TileError("its Adobe marker contradicts the page")
+        if marker == APP0 and content[:4] == b"JFIF" and transform == 0:
+            raise TileError("it is a JFIF, which is YCbCr, and the page says RGB")
+        at = end
 
 
 def decoding_threads() -> int:

@@ -1,5 +1,6 @@
 """The explain stage: why the model called places of slides tumour, and which method to believe.
 
+plan.py       what is going to be done; what cannot be is refused here
 stage.py      the run: what is done, in which order, and the page
 places.py     what the evaluation says is worth a look, or a place that is asked for
 methods.py    which methods fit which of our models

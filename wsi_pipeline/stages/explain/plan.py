@@ -89,7 +89,7 @@ def plan_explanations(
     methods: Sequence[str] | None = None,
     top: int | None = None,
 ) -> Plan:
-    """Plan a run of the explain stage: it reads small files of the run and writes nothing.
+    """Plan a run of the explain stage: it reads, and writes nothing.
 
     Without a place: the places that the evaluation says are worth a look (`evaluated_places`), the
     ranking of the methods and the trust checks on annotated test patches. With a place: that one
