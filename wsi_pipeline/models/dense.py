@@ -41,7 +41,7 @@ from wsi_pipeline.models.patchnet import Subnet, check_holds_a_patch
 START, MIDDLE, END = "start", "middle", "end"
 BLOCK = 32
 """Patches a side evaluated at once. In float32, with 64 filters and patches of 31 px, that takes
-some 180 MB at stride 1 and 460 MB at stride 8."""
+some 180 MB at stride 1 and 500 MB at stride 8."""
 PATCHES_AT_ONCE = 256
 """Whole patches run at once where nothing is shared any more."""
 
