@@ -256,12 +256,15 @@ def test_a_lost_scheduler_ends_the_run_and_keeps_the_record(start_scheduler, tmp
 
 COUNT = 24
 CLIENT = """
+import signal
 import sys
 from pathlib import Path
 from test_run import COUNT, run, squares
 from wsi_pipeline.jobs.cluster import connect
 
 if __name__ == "__main__":
+    # As at a terminal: what a shell runs in the background ignores Ctrl-C, and passes that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(sys.argv[1])
     with connect(workers=2) as client:
         run(client, squares(folder, COUNT, seconds=0.4), folder)
