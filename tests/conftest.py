@@ -4,10 +4,15 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Helper modules of the tests, such as slide_files.
 sys.path.insert(0, str(Path(__file__).parent))
+
+# No test depends on how busy the machine is.
+hypothesis.settings.register_profile("any_machine", deadline=None)
+hypothesis.settings.load_profile("any_machine")
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ ROWS = st.lists(
 
 
 @given(ROWS, st.integers(0, 1000))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_binary_figures_agree_with_scikit_learn_on_weighted_rows(rows, seed):
     table = pd.DataFrame(rows, columns=["slide_id", "label", "score"])
     statistic = binary_statistic(table, 0.5, "patches")

@@ -54,7 +54,7 @@ def cells_of(detections, grid):
     return list(zip(rows.astype(int), cols.astype(int), strict=True))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(values=HEATMAPS, radius_um=RADII_UM)
 @example(values=np.ones((14, 14), np.float32), radius_um=36.0)  # one tie: ranks run along rows
 @example(values=np.arange(196, dtype=np.float32).reshape(14, 14) / 196, radius_um=22.7)
@@ -119,7 +119,7 @@ def test_where_inner_squares_overlap_a_place_is_the_centre_of_its_own():
     assert found[["x", "y"]].to_numpy().tolist() == [[128, 64]]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(values=HEATMAPS, min_probability=st.sampled_from([0.05, 0.1, 0.6, 1.0]))
 def test_components_are_those_of_scikit_image(values, min_probability):
     grid = a_grid(values.shape)

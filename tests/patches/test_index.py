@@ -117,7 +117,7 @@ def test_index_agrees_with_a_loop_over_all_cells(sizes, seed):
     assert [ids.tolist() for ids in found["lesions"]] == expected["lesions"].tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 4000),
     st.integers(0, 4000),

@@ -104,7 +104,7 @@ def test_successive_draws_are_independent(draws):
     assert chi2_contingency(table[np.ix_(used, used)]).pvalue > 1e-3
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cuts=st.lists(st.integers(0, 200)), start=st.integers(0, 2**62))
 def test_any_partition_gives_the_same_draws(pool, cuts, start):
     whole = draw(pool, seed=1, name="train", first=start, count=200)
@@ -266,7 +266,7 @@ def test_share_0_draws_as_the_pool_alone_and_share_1_never_so(pool, draws, hard_
         assert_uniform(every.y[without & (every.slide == slide)], np.sort(ys))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cuts=st.lists(st.integers(0, 200)), start=st.integers(0, 2**62))
 def test_any_partition_gives_the_same_hard_negatives(hard_pool, cuts, start):
     """So the draws do not depend on the number of loader workers, processes or resumptions."""

@@ -4,7 +4,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.sparse import coo_array
@@ -299,7 +299,6 @@ def area_wound_around(ring):
 COORDINATE = st.integers(0, 20).map(lambda i: 1000.0 * i)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=3, max_size=10, unique=True))
 def test_any_ring_keeps_what_it_winds_around_in_valid_lesions_apart(tmp_path_factory, ring):
     path = asap(tmp_path_factory.mktemp("any") / "a.xml", ("Polygon", "_0", ring))

@@ -195,7 +195,7 @@ def test_resampled_regions_are_those_of_openslide(tmp_path, monkeypatch, picture
 
 
 @pytest.mark.parametrize(("name", "backends"), REAL)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(data=st.data())
 def test_real_slides_equal_openslide(test_data, name, backends, data):
     with Slide(test_data / name, mpp=0.5) as slide:
