@@ -48,7 +48,15 @@ from wsi_pipeline.slides.tissue import TissueMask
 
 # Its arrays are made beforehand, which spares it the script's conversion of lists every time.
 THRESHOLD_LOOP = "the organisers' loop over thresholds, 50 of the millions timed"
-LIBRARIES = ("wsi_pipeline", "torch", "torchvision", "openslide-python", "shapely", "numpy", "simplejpeg")
+LIBRARIES = (
+    "wsi_pipeline",
+    "torch",
+    "torchvision",
+    "openslide-python",
+    "shapely",
+    "numpy",
+    "simplejpeg",
+)
 
 
 @dataclass(frozen=True)
