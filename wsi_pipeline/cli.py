@@ -365,7 +365,7 @@ def _run(config: Config, stages: tuple[str, ...], plan: Callable[[], object] | N
     """Run stages with one Dask client and leave with the status that their failures call for.
 
     What `plan` returns is handed to each stage. What it refuses is refused before any worker is
-    there and anything is written.
+    there and any file but the lock is written.
     """
     from wsi_pipeline.jobs.cluster import connect
     from wsi_pipeline.stages.run_directory import (

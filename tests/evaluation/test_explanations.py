@@ -51,7 +51,7 @@ def test_there_is_no_summary_of_another_model_or_of_a_page_that_is_gone(tmp_path
     assert read_summary(tmp_path, "net@1") is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"model": "net@1"}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": "net@1", "more": 1}'])
 def test_a_damaged_summary_is_named_and_done_without(tmp_path, caplog, text):
     write(tmp_path)
     (tmp_path / "summary.json").write_text(text)

@@ -171,8 +171,8 @@ def read_summary(folder, model: str) -> dict | None:
         return None
     try:
         found = json.loads(path.read_text())
-        if found.keys() < {"model", "places", "ranked_on", "tried_on", "methods"}:
-            raise ValueError(f"it has {', '.join(found)} alone")
+        if lacking := {"model", "places", "ranked_on", "tried_on", "methods"} - found.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except (ValueError, AttributeError) as error:
         log.warning("%s: no readable summary of explanations: %s", path, error)
         return None

@@ -160,10 +160,10 @@ def tiled_levels(
                 _level_or_reason(file, pages, size, downsample)
                 for size, downsample in zip(sizes, downsamples, strict=True)
             ]
+        if TiffFile(path).state != file.state:
+            raise TileError("it was replaced meanwhile")
     except Exception as error:  # whatever a file makes tifffile raise; OpenSlide opened it
         return [f"tifffile cannot read it: {error}"] * len(sizes)
-    if TiffFile(path).state != file.state:
-        return ["it was replaced while it was opened"] * len(sizes)
     return _without_patched_tiles(levels) if vendor == "aperio" else levels
 
 
