@@ -34,7 +34,7 @@ from torch.nn import functional
 from wsi_pipeline.evaluation.detection_hits import SlideHits, detection_froc_hits
 from wsi_pipeline.evaluation.froc import FrocHits, froc_curve, froc_metrics, lecture_hits
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.heatmaps.predict import predict_slab, slabs
+from wsi_pipeline.heatmaps.predict import predict_slab
 from wsi_pipeline.models.dense import dense_logits, dense_multiply_adds, patch_multiply_adds
 from wsi_pipeline.models.inference import predictor, use_mixed_precision
 from wsi_pipeline.models.patchnet import Subnet, cut_patches
@@ -42,6 +42,7 @@ from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.index import PatchIndex, build_index
 from wsi_pipeline.patches.sampling import PatchPool, draw
+from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.phantom import plan_cohort, write_slide
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import TissueMask

@@ -12,8 +12,9 @@ from slide_files import write_mrxs, write_pyramid_tiff
 
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.fine import coarse_slabs, predict_pixels, wanted_pixels
-from wsi_pipeline.heatmaps.predict import predict_slab, slabs
+from wsi_pipeline.heatmaps.predict import predict_slab
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap, write_chunk
+from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.slides.reader import Slide
 
 WIDTH, HEIGHT, MPP = 2600, 2000, 0.25

@@ -1,12 +1,10 @@
-import pickle
-
 import numpy as np
 import pytest
 from slide_files import ArraySlide, write_mrxs
 
-from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.heatmaps.predict import predict_slab, slabs
+from wsi_pipeline.heatmaps.predict import predict_slab
+from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.slides.reader import Slide
 
 
@@ -38,41 +36,6 @@ def heatmap_of(slide, grid, rows, cols, chunk, batch_size):
         )
         unread += failed
     return values, unread
-
-
-def test_slabs_hold_each_indexed_cell_once_under_its_own_chunk(grid):
-    shuffled = np.random.default_rng(1).permutation(77)[:40]
-    rows, cols = np.divmod(shuffled, 11)
-
-    found = slabs(grid, rows, cols, chunk=3)
-
-    by_chunk = {}
-    for row, col in sorted(zip(rows.tolist(), cols.tolist(), strict=True)):
-        by_chunk.setdefault((row // 3, col // 3), []).append((row, col))
-    assert [slab.chunk for slab in found] == sorted(by_chunk)
-    for slab in found:
-        pairs = list(zip(slab.rows.tolist(), slab.cols.tolist(), strict=True))
-        assert pairs == by_chunk[slab.chunk]
-
-
-def test_an_empty_index_has_no_slabs(grid):
-    assert slabs(grid, [], [], chunk=16) == []
-
-
-@pytest.mark.parametrize(("row", "col"), [(7, 0), (0, 11), (-1, 3)])
-def test_a_cell_outside_the_grid_is_refused_by_name(grid, row, col):
-    assert grid.shape == (7, 11)
-    with pytest.raises(RunError, match=f"row {row}, column {col} .* 7 x 11"):
-        slabs(grid, [0, row], [0, col], chunk=16)
-
-
-def test_a_slab_of_the_default_chunk_travels_in_a_few_kilobytes():
-    grid = PatchGrid(Bounds(0, 0, 8192, 8192), 0.25, 1.0)
-    (slab, *_) = slabs(grid, *all_cells(grid), chunk=16)
-    assert len(slab.rows) == 256
-    copy = pickle.loads(pickle.dumps(slab))
-    assert copy.chunk == (0, 0)
-    assert len(pickle.dumps(slab)) < 8192
 
 
 def test_each_patch_gets_the_value_of_its_own_pixels(pixels, grid):

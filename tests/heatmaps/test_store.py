@@ -14,7 +14,6 @@ from ome_zarr.reader import Reader
 from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps import store
-from wsi_pipeline.heatmaps.predict import Slab, slabs
 from wsi_pipeline.heatmaps.store import (
     chunk_file,
     create_heatmap,
@@ -22,6 +21,7 @@ from wsi_pipeline.heatmaps.store import (
     open_heatmap,
     write_chunk,
 )
+from wsi_pipeline.patches.slabs import Slab, slabs
 
 VERSIONS = ["0.5", "0.4"]
 

@@ -10,9 +10,9 @@ import pytest
 from wsi_pipeline.config import CatalogConfig, Config, MineConfig, TrainConfig
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.heatmaps.predict import Slab
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap, write_chunk
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
+from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.stages import mine
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, heatmap_folder, index_path
 from wsi_pipeline.stages.train import _unit

@@ -17,7 +17,7 @@ from zarr.codecs import ZstdCodec
 
 from wsi_pipeline.errors import ConfigError, RunError, WsiError
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.heatmaps.predict import Slab
+from wsi_pipeline.patches.slabs import Slab
 
 SCHEMA = 1
 COARSEST_PX = 64

@@ -12,7 +12,6 @@ from wsi_pipeline.errors import ModelError, RunError
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.fine import DensePredict, coarse_slabs, predict_pixels, wanted_pixels
-from wsi_pipeline.heatmaps.predict import Slab
 from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
 from wsi_pipeline.heatmaps.store import Heatmap, open_heatmap, write_chunk
 from wsi_pipeline.jobs.record import file_fingerprint
@@ -20,6 +19,7 @@ from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.models.checkpoint import ModelCard, read_card
 from wsi_pipeline.models.inference import dense_predictor, use_mixed_precision
 from wsi_pipeline.patches.index import PatchIndex, read_index
+from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.slides.reader import Slide, cached_slide
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.run_directory import (

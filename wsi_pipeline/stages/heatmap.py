@@ -7,12 +7,13 @@ from distributed import Client
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.heatmaps.predict import Predict, Slab, predict_slab, slabs
+from wsi_pipeline.heatmaps.predict import Predict, predict_slab
 from wsi_pipeline.heatmaps.store import write_chunk
 from wsi_pipeline.jobs.run import Outcome, Unit
 from wsi_pipeline.models.checkpoint import read_card
 from wsi_pipeline.models.inference import predictor, use_mixed_precision
 from wsi_pipeline.patches.index import read_index
+from wsi_pipeline.patches.slabs import Slab, slabs
 from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages.run_directory import heatmap_folder, model_folder, tiled_slides
 from wsi_pipeline.stages.stores import (

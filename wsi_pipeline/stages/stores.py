@@ -16,7 +16,6 @@ from distributed import Client
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.heatmaps.predict import Slab
 from wsi_pipeline.heatmaps.store import (
     SCHEMA,
     chunk_file,
@@ -28,6 +27,7 @@ from wsi_pipeline.jobs.cluster import GPU, has_resource
 from wsi_pipeline.jobs.record import Record, file_fingerprint, hash_inputs
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.models.checkpoint import ModelCard
+from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.stages.run_directory import index_path, model_folder, model_id, of_model
 
 HASH_DIGITS = 12
