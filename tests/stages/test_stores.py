@@ -1,7 +1,5 @@
 """What finished stores say of themselves, and stores of other inputs."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,8 @@ from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, open_heatmap
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.patchnet import PatchNet
-from wsi_pipeline.stages.stores import StorePlan, _units_or_refusal, begin_store, finish_slide
+from wsi_pipeline.stages.slab_stores import StorePlan, _units_or_refusal
+from wsi_pipeline.stages.stores import begin_store, finish_slide
 from wsi_pipeline.stages.worker_model import worker_model
 
 GRID = PatchGrid(Bounds(0, 0, 2048, 2048), 0.25, 2.0, 64, 32, 32)
@@ -45,7 +44,7 @@ def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
 
 def plan(folder):
     part, out = folder / f".s-{'0' * 12}.zarr", folder / "s.zarr"
-    return StorePlan("s", "s.tif", 0.5, folder / "s.parquet", folder, None, {}, part, out)
+    return StorePlan("s", "s.tif", 0.5, folder / "s.parquet", {}, part, out)
 
 
 def test_stores_of_other_inputs_make_room_and_a_begun_one_stays(tmp_path):
@@ -61,11 +60,11 @@ def test_stores_of_other_inputs_make_room_and_a_begun_one_stays(tmp_path):
 
 def test_a_store_that_was_killed_while_it_was_made_is_made_anew(tmp_path):
     card = ModelCard(architecture="vgg16", mean=(0.5,) * 3, std=(0.5,) * 3, patch_px=64, mpp=0.5)
-    mine = replace(plan(tmp_path), card=card)
+    mine = plan(tmp_path)
     (tmp_path / f".s-{'0' * 12}.empty").mkdir()
     (tmp_path / f".s-{'0' * 12}.empty" / "zarr.json").write_text('{"half of')
     config = Config(out=tmp_path, catalog=CatalogConfig(csv="slides.csv"))
-    begin_store(mine, config, GRID, 16)
+    begin_store(mine, config, card, GRID, 16)
     assert np.isnan(open_heatmap(mine.part).values()).all()
     assert [path.name for path in tmp_path.iterdir()] == [mine.part.name]
 
