@@ -10,7 +10,7 @@ from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.errors import ConfigError, SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.dataset import PatchDataset, batches
+from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import PatchIndex
 from wsi_pipeline.patches.sampling import PatchPool, draw
 
@@ -47,6 +47,10 @@ def dataset(levels, tmp_path_factory):
     ]
     pool = PatchPool.from_indexes(map(an_index, range(len(paths))))
     return PatchDataset(pool, [(path, 0.5) for path in paths], seed=5, name="train")
+
+
+def batches(dataset, *, first_step, steps, **settings):
+    return PatchLoader(dataset, **settings).batches(first_step, steps)
 
 
 def joined(parts):

@@ -80,12 +80,11 @@ def fill_stores(
     client: Client,
     plans: Sequence[StorePlan],
     units_of: Callable[[StorePlan], Iterator[Unit]],
-    finish_unit: Callable[[StorePlan, list[str]], Unit],
+    finish_unit: Callable[[StorePlan, list[list]], Unit],
     *,
     fill: str,
     finish: str,
     schema_version: int,
-    unread: str = "patch",
     resources: dict[str, float] | None = None,
 ) -> Outcome:
     """Fill and finish the stores that are not finished.
@@ -100,13 +99,12 @@ def fill_stores(
         it may begin has room. Each returns ``unread``: x, y, reason of what cannot be decoded. A
         RunError that it raises fails the slide, not the batch.
     finish_unit : callable
-        ``(plan, failures)`` to the unit that gives a filled store its name.
+        ``(plan, unread)`` to the unit that gives a filled store its name; ``unread`` is what the
+        plan's slabs returned.
     fill, finish : str
         What the record calls the work on slabs and on slides.
     schema_version : int
         Of the stores.
-    unread : str
-        What one entry of ``unread`` is called.
     resources : dict, optional
         What a worker must offer to fill a slab.
     """
@@ -131,12 +129,15 @@ def fill_stores(
     for key, result in filled.results.items():
         slide_id = key.rpartition("/")[0]
         present[slide_id] += 1
-        lost[slide_id] += [
-            f"{unread} at level-0 px ({x}, {y}): {r}" for x, y, r in result["unread"]
-        ]
+        lost[slide_id] += result["unread"]
     complete = [plan for plan in plans if present[plan.slide_id] == expected[plan.slide_id]]
     finish_units = [finish_unit(plan, lost[plan.slide_id]) for plan in complete]
     return filled + run_units(client, finish_units, stage=finish, **common)
+
+
+def failure_texts(unread: list[list], what: str = "patch") -> list[str]:
+    """What cannot be decoded (x, y, reason), each in a sentence for the record."""
+    return [f"{what} at level-0 px ({x}, {y}): {reason}" for x, y, reason in unread]
 
 
 def refuse(reason: str) -> dict:

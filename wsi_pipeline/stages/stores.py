@@ -20,7 +20,7 @@ from wsi_pipeline.jobs.run import Outcome, Unit
 from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.stages.run_directory import model_folder, model_id, of_model
-from wsi_pipeline.stages.slab_stores import StorePlan, fill_stores, plan_store
+from wsi_pipeline.stages.slab_stores import StorePlan, failure_texts, fill_stores, plan_store
 
 SAME_MPP = 0.2
 """A slide whose working resolution is further than this share from the model's gets a note."""
@@ -50,11 +50,13 @@ def fill_heatmaps(
 
     Parameters
     ----------
-    config, client, plans, units_of, unread
+    config, client, plans, units_of
         As for `fill_stores`.
     card : ModelCard
     predict, finish : str
         What the record calls the work on slabs and on slides, before the model's name.
+    unread : str
+        What the record calls one thing that cannot be decoded.
     patch_px : int, optional
         Of the model's training; slides with patches of another size get a note.
     """
@@ -63,11 +65,10 @@ def fill_heatmaps(
         client,
         plans,
         units_of,
-        partial(_finish_unit, mpp=card.mpp, patch_px=patch_px),
+        partial(_finish_unit, what=unread, mpp=card.mpp, patch_px=patch_px),
         fill=of_model(predict, config.train.name),
         finish=of_model(finish, config.train.name),
         schema_version=SCHEMA,
-        unread=unread,
         resources={GPU: 1} if has_resource(client, GPU) else None,
     )
 
@@ -141,11 +142,13 @@ def _unlike_training(grid: PatchGrid, patch_px: int | None, mpp: float) -> list[
     return notes
 
 
-def _finish_unit(plan: StorePlan, failures: list[str], *, mpp: float, patch_px: int | None) -> Unit:
+def _finish_unit(
+    plan: StorePlan, unread: list[list], *, what: str, mpp: float, patch_px: int | None
+) -> Unit:
     arguments = {
         "part": str(plan.part),
         "out": str(plan.out),
-        "failures": failures,
+        "failures": failure_texts(unread, what),
         "patch_px": patch_px,
         "mpp": mpp,
     }

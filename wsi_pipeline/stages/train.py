@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,17 +29,19 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.augment import augment
-from wsi_pipeline.patches.dataset import Batch, PatchDataset, batches
+from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
+from wsi_pipeline.stages.cache import cache_of
 from wsi_pipeline.stages.run_directory import (
+    cache_path,
     index_path,
     learned_patients,
     model_folder,
     read_slides,
     tiled_slides,
 )
-from wsi_pipeline.training.loop import Process, best_epoch, distributed, fit
+from wsi_pipeline.training.loop import best_epoch, distributed, fit
 
 SCHEMA_VERSION = 1
 TOPIC = "wsi-training"
@@ -49,7 +51,7 @@ FIT_SETTINGS = (
     "max_epochs", "optimizer", "learning_rate", "alpha", "momentum", "halve_after", "stop_after",
     "best_by", "stop_at_accuracy", "mixed_precision", "checkpoint_seconds",
 )  # fmt: skip
-DOES_NOT_CHANGE_THE_MODEL = {"loader_workers", "checkpoint_seconds", "name"}
+DOES_NOT_CHANGE_THE_MODEL = {"cache", "loader_workers", "checkpoint_seconds", "name"}
 DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "processes"}
 """With other values of these a training goes on where it was."""
 SAME_MPP = 1.2
@@ -128,13 +130,24 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
     card = _card(job, datasets["train"].pool)
     unread = {}  # as an ordered set: a patch may be drawn again
     with distributed() as process:
-        read = partial(_read, process=process, settings=settings, on_unread=unread.setdefault)
+        loaders = {
+            split: PatchLoader(
+                dataset,
+                batch_size=settings["batch_size"],
+                rank=process.rank,
+                world=process.count,
+                workers=settings["loader_workers"],
+                pin=process.device.type == "cuda",
+                on_unread=unread.setdefault,
+            )
+            for split, dataset in datasets.items()
+        }
         history = fit(
             start_model(
                 card.architecture, settings["weights"], arguments=card.arguments, seed=seed
             ),
-            train_batches=partial(read, datasets["train"]),
-            validation_batches=partial(read, datasets["validation"], 0, steps["validation"]),
+            train_batches=loaders["train"].batches,
+            validation_batches=partial(loaders["validation"].batches, 0, steps["validation"]),
             prepare=partial(_prepare, card=card, seed=seed, settings=settings["augment"]),
             folder=folder,
             fingerprint=job["fingerprint"],
@@ -179,25 +192,14 @@ def _dataset(job: dict, split: str) -> PatchDataset:
             f"every labelled patch of the {len(slides)} slides in the {split} split is '{only}':"
             " training needs both labels in it"
         )
-    places = {slide["slide_id"]: (slide["path"], slide["mpp"]) for slide in [*slides, *hard]}
-    paths = [places[slide_id] for slide_id in pool.slide_ids]
-    return PatchDataset(pool, paths, seed=job["seed"], name=split)
-
-
-def _read(
-    dataset: PatchDataset, first_step: int, count: int, *, process: Process, settings: dict,
-    on_unread: Callable[[str], None],
-) -> Iterator[Batch]:  # fmt: skip
-    return batches(
-        dataset,
-        first_step=first_step,
-        steps=count,
-        batch_size=settings["batch_size"],
-        rank=process.rank,
-        world=process.count,
-        workers=settings["loader_workers"],
-        pin=process.device.type == "cuda",
-        on_unread=on_unread,
+    by_id = {slide["slide_id"]: slide for slide in [*slides, *hard]}
+    slides = [by_id[slide_id] for slide_id in pool.slide_ids]
+    return PatchDataset(
+        pool,
+        [(slide["path"], slide["mpp"]) for slide in slides],
+        seed=job["seed"],
+        name=split,
+        caches=[cache_of(slide) for slide in slides] if job["settings"]["cache"] else None,
     )
 
 
@@ -368,6 +370,7 @@ def _slides(run_dir: Path, split: str) -> list[dict]:
             "path": slide.path,
             "mpp": slide.mpp,
             "index": str(index_path(run_dir, slide.slide_id)),
+            "cache": str(cache_path(run_dir, slide.slide_id)),
         }
         for slide in tiled_slides(run_dir, [split]).itertuples(index=False)
     ]
