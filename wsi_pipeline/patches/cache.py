@@ -61,18 +61,19 @@ class PatchCache:
     made_of: dict
     unread: dict[tuple[int, int], str] = field(default_factory=dict)
 
-    def read(self, x: int, y: int) -> np.ndarray:
+    def read(self, x: int, y: int, out: np.ndarray | None = None) -> np.ndarray:
         """Pixels of a patch.
 
         Parameters
         ----------
         x, y : int
             Its upper left corner, level-0 px, as in the patch index.
+        out : uint8 array, shape (patch_px, patch_px, 3), C-contiguous, optional
+            Filled and returned.
 
         Returns
         -------
         uint8 array, shape (patch_px, patch_px, 3)
-            Read-only.
 
         Raises
         ------
@@ -84,9 +85,10 @@ class PatchCache:
         if reason := self.unread.get((x, y)):
             raise SlideReadError(reason)
         row, col = (int(cell) for cell in self.grid.cells_at(x, y))
-        shape = (self.grid.patch_px, self.grid.patch_px, 3)
+        if out is None:
+            out = np.empty((self.grid.patch_px, self.grid.patch_px, 3), np.uint8)
         try:
-            return np.frombuffer(_LZ4.decode(self._stored(row, col)), np.uint8).reshape(shape)
+            return _LZ4.decode(self._stored(row, col), out=out)
         except (OSError, RuntimeError, ValueError) as error:
             raise RunError(
                 f"{shard_file(self.path, (row // SHARD, col // SHARD))}: the patch in row {row},"

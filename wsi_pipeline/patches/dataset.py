@@ -236,17 +236,18 @@ class _Reader(Dataset):
         read, unread = [], []
         for number, label, *place in zip(*(column.tolist() for column in part), strict=True):
             try:
-                images[len(read)].numpy()[:] = self._read(*place)
+                self._read(*place, out=images[len(read)].numpy())
                 read.append((number, float(label)))
             except SlideReadError as error:
                 unread.append((number, str(error)))
         numbers, labels = zip(*read, strict=True) if read else ((), ())
         return _ReadPart(images, list(numbers), list(labels), unread)
 
-    def _read(self, slide: int, x: int, y: int) -> np.ndarray:
-        if self.caches is not None:
-            return self.caches[slide].read(x, y)
-        return read_patch(cached_slide(*self.slides[slide]), self.grids[slide], x, y)
+    def _read(self, slide: int, x: int, y: int, out: np.ndarray) -> None:
+        if self.caches is None:
+            read_patch(cached_slide(*self.slides[slide]), self.grids[slide], x, y, out)
+        else:
+            self.caches[slide].read(x, y, out)
 
 
 def _as_read(part: _ReadPart) -> _ReadPart:

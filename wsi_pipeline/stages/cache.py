@@ -25,7 +25,7 @@ from wsi_pipeline.patches.cache import (
     write_shard,
 )
 from wsi_pipeline.patches.index import read_index
-from wsi_pipeline.patches.slabs import Slab, read_patch, read_slab, slab_patches, slabs
+from wsi_pipeline.patches.slabs import Slab, read_patch, read_patches, slabs
 from wsi_pipeline.slides.reader import Slide, cached_slide
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
@@ -113,20 +113,19 @@ def _patches(
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Row, column and pixels of a slab's patches, as `read_patch` gives them; or into `unread`.
 
-    Where pixels come as stored the slab is read once. Resampled ones would differ in the last bit
-    with where a read begins.
+    Where pixels come as stored each is read once. Resampled ones would differ in the last bit with
+    where a read begins: they are read patch by patch.
     """
-    rows, cols = slab.rows.tolist(), slab.cols.tolist()
+    rows, cols, done = slab.rows.tolist(), slab.cols.tolist(), 0
     if _is_stored(slide, grid.downsample):
         try:
-            pixels = read_slab(slide, grid, slab)
+            for found, pixels in read_patches(slide, grid, slab):
+                yield from zip(rows[found], cols[found], pixels, strict=True)
+                done = found.stop
         except SlideReadError:
             pass  # one by one, only those over the damaged tiles are lost
-        else:
-            yield from zip(rows, cols, slab_patches(pixels, grid, slab), strict=True)
-            return
-    origins = (axis.tolist() for axis in grid.patch_origins(rows, cols))
-    for row, col, x, y in zip(rows, cols, *origins, strict=True):
+    corners = np.stack(grid.patch_origins(rows, cols), axis=1).tolist()
+    for row, col, (x, y) in zip(rows[done:], cols[done:], corners[done:], strict=True):
         try:
             yield row, col, read_patch(slide, grid, x, y)
         except SlideReadError as error:
