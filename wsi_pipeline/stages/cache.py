@@ -29,7 +29,7 @@ from wsi_pipeline.patches.slabs import Slab, read_patch, read_patches, slabs
 from wsi_pipeline.slides.reader import Slide, cached_slide
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
-    CACHED_SPLITS,
+    TRAINING_SPLITS,
     cache_path,
     tiled_slides,
 )
@@ -50,7 +50,7 @@ def run(config: Config, client: Client) -> Outcome:
     RunError
         If no such slide is tiled, or the disk may have too little room.
     """
-    slides = tiled_slides(config.out, CACHED_SPLITS)
+    slides = tiled_slides(config.out, TRAINING_SPLITS)
     folder = cache_path(config.out, "any").parent
     folder.mkdir(exist_ok=True)
     plans = [plan_store(slide, config, folder) for slide in slides.itertuples(index=False)]

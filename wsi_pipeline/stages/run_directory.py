@@ -18,7 +18,7 @@ parts a stage's name from its model's, see `of_model`."""
 
 CACHE_STAGES = ("cache_shards", "cache")
 """The same of the cache stage's work on shards and on slides."""
-CACHED_SPLITS = ("train", "validation")
+TRAINING_SPLITS = ("train", "validation")
 
 EXPLANATIONS_PAGE = "index.html"
 """In the folder of a model's explanations."""

@@ -9,9 +9,9 @@ from wsi_pipeline.errors import RunError
 from wsi_pipeline.jobs.record import Failure, read_done, read_failures
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
-    CACHED_SPLITS,
     EXPLAIN_STAGES,
     FINE_STAGES,
+    TRAINING_SPLITS,
     cache_path,
     fine_folder,
     learned_patients,
@@ -102,7 +102,7 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
         found |= {slabs: None, fine: int(predicted.sum()), pictures: int(predicted.sum())}
     if cache_path(run_dir, "any").parent.is_dir():  # another
         shards, cache = CACHE_STAGES
-        found |= {shards: None, cache: int(slides["split"].isin(CACHED_SPLITS).sum())}
+        found |= {shards: None, cache: int(slides["split"].isin(TRAINING_SPLITS).sum())}
     return found
 
 

@@ -34,6 +34,7 @@ from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
 from wsi_pipeline.stages.cache import cache_of
 from wsi_pipeline.stages.run_directory import (
+    TRAINING_SPLITS,
     cache_path,
     index_path,
     learned_patients,
@@ -46,7 +47,6 @@ from wsi_pipeline.training.loop import best_epoch, distributed, fit
 SCHEMA_VERSION = 1
 TOPIC = "wsi-training"
 SECONDS_BETWEEN_EVENTS = 0.5
-SPLITS = ("train", "validation")
 FIT_SETTINGS = (
     "max_epochs", "optimizer", "learning_rate", "alpha", "momentum", "halve_after", "stop_after",
     "best_by", "stop_at_accuracy", "mixed_precision", "checkpoint_seconds",
@@ -119,7 +119,7 @@ def train_model(job: dict) -> dict:
 def _train(job: dict, report: Callable[[dict], None]) -> dict:
     settings, seed, folder = job["settings"], job["seed"], Path(job["folder"])
     best = folder / "best"
-    datasets = {split: _dataset(job, split) for split in SPLITS}
+    datasets = {split: _dataset(job, split) for split in TRAINING_SPLITS}
     steps = {
         split: -(-settings[examples] // settings["batch_size"])
         for split, examples in (
@@ -300,7 +300,7 @@ def _say(event: dict) -> None:
 
 
 def _unit(config: Config) -> Unit:
-    slides = {split: _slides(config.out, split) for split in SPLITS}
+    slides = {split: _slides(config.out, split) for split in TRAINING_SPLITS}
     slides["hard_negatives"] = _hard_negative_slides(config, slides)
     earlier = _patients_of_weights(config.train.weights)
     learned = earlier | {slide["patient_id"] for slide in slides["hard_negatives"]}
@@ -338,7 +338,7 @@ def _hard_negative_slides(config: Config, slides: dict[str, list[dict]]) -> list
         return []
     test = set(read_slides(config.out, ["test"])["slide_id"])
     wanted = set(read_hard_negatives(path, test_slides=test)["slide_id"])
-    return [s for split in SPLITS for s in slides[split] if s["slide_id"] in wanted]
+    return [s for split in TRAINING_SPLITS for s in slides[split] if s["slide_id"] in wanted]
 
 
 def _patients_of_weights(weights: str) -> set[str]:
