@@ -61,7 +61,7 @@ def training_feed(quick: bool) -> list[Row]:
         return [
             *found,
             _loaders(folder, paths, steps),
-            *_with_model(folder, paths, 2 if quick else 8),
+            *_with_model(folder, paths, *((2, 1) if quick else (8, 3))),
         ]
 
 
@@ -139,7 +139,7 @@ def _loaders(folder: Path, paths: list[Path], steps: int) -> Row:
     )  # fmt: skip
 
 
-def _with_model(folder: Path, paths: list[Path], steps: int) -> list[Row]:
+def _with_model(folder: Path, paths: list[Path], steps: int, repeats: int) -> list[Row]:
     """Training steps of VGG16 on batches from slides and from the cache, and on one in memory."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dataset = _dataset(folder, paths, MODEL_PX)
@@ -171,15 +171,15 @@ def _with_model(folder: Path, paths: list[Path], steps: int) -> list[Row]:
         compare(
             f"feed of {MODEL_PX} px patches from slides, 1 loader process",
             f"VGG16 training {alone} ({device})", "images",
-            partial(feed, slides), partial(train, synthetic),
+            partial(feed, slides), partial(train, synthetic), repeats,
         ),
         compare(
             f"{what}, from slides", alone, "images",
-            partial(train, slides.batches), partial(train, synthetic),
+            partial(train, slides.batches), partial(train, synthetic), repeats,
         ),
         compare(
             f"{what}, from the cache", alone, "images",
-            partial(train, cached.batches), partial(train, synthetic),
+            partial(train, cached.batches), partial(train, synthetic), repeats,
         ),
     ]  # fmt: skip
 
