@@ -12,6 +12,9 @@ import numpy as np
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 
+BAND_PX = 8 << 20
+"""About as many pixels of a slab are in memory at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slab:
@@ -100,15 +103,9 @@ def read_cells(
     SlideReadError
         If a part of it cannot be decoded.
     """
-    x_px = col * grid.stride_px - grid.margin_px
-    y_px = row * grid.stride_px - grid.margin_px
-    return slide.read(
-        grid.bounds.x + x_px * grid.downsample,
-        grid.bounds.y + y_px * grid.downsample,
-        (cols - 1) * grid.stride_px + grid.patch_px,
-        (rows - 1) * grid.stride_px + grid.patch_px,
-        grid.downsample,
-    )
+    x, y = _patch_corner(grid, row, col)
+    width, height = ((count - 1) * grid.stride_px + grid.patch_px for count in (cols, rows))
+    return slide.read(x, y, width, height, grid.downsample)
 
 
 def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
@@ -124,22 +121,77 @@ def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
     return read_cells(slide, grid, row, col, rows, cols)
 
 
-def slab_patches(pixels: np.ndarray, grid: PatchGrid, slab: Slab) -> list[np.ndarray]:
-    """Cut a slab's patches from its pixels, without copying any.
+def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, list[np.ndarray]]]:
+    """Read a slab's patches from top to bottom, each pixel under them once.
+
+    A band as wide as the slab moves down over it. What patches below still need of the band's
+    pixels is kept, and each read ends on an edge of the slide's tiles: of the slab no tile is
+    decoded twice, and none that lies under no patch, as far as its patches are less than a patch
+    apart. Whatever the slab's size, some `BAND_PX` pixels are in memory.
 
     Parameters
     ----------
-    pixels : uint8 array, shape (h, w, 3)
-        From `read_slab`.
+    slide : Slide
     grid : PatchGrid
     slab : Slab
 
-    Returns
-    -------
-    list of uint8 arrays, shape (patch_px, patch_px, 3)
-        Views of `pixels`, in the order of the slab's cells.
+    Yields
+    ------
+    positions : slice
+        Of the slab's cells, in their order.
+    patches : list of uint8 arrays, shape (patch_px, patch_px, 3)
+        Views of the band: they hold until the next are asked for.
+
+    Raises
+    ------
+    SlideReadError
+        While iterating: a part of the slab cannot be decoded.
     """
-    x = ((slab.cols - slab.cols.min()) * grid.stride_px).tolist()
-    y = ((slab.rows - slab.rows.min()) * grid.stride_px).tolist()
-    side = grid.patch_px
-    return [pixels[y0 : y0 + side, x0 : x0 + side] for x0, y0 in zip(x, y, strict=True)]
+    side, step = grid.patch_px, grid.stride_px
+    rows, cols = slab.rows - slab.rows.min(), slab.cols - slab.cols.min()
+    height, width = (int(cells.max()) * step + side for cells in (rows, cols))
+    band = np.empty((min(height, max(BAND_PX // width, side + step)), width, 3), np.uint8)
+    x, y = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
+    top = end = 0  # of what the band holds, in px from the slab's upper edge
+    first = 0
+    while first < len(rows):
+        kept, top = band[int(rows[first]) * step - top : end - top], int(rows[first]) * step
+        band[: len(kept)] = kept
+        start, end = top + len(kept), min(top + len(band), height)
+        if end < height:
+            past = slide.rows_past_tile_edge(y + end * grid.downsample, grid.downsample)
+            end = max(end - past, top + side)
+        for left, right in _runs(cols[(rows * step < end) & (rows * step + side > start)], grid):
+            slide.read(
+                x + left * grid.downsample,
+                y + start * grid.downsample,
+                right - left,
+                end - start,
+                grid.downsample,
+                out=band[start - top : end - top, left:right],
+            )
+        positions = slice(first, int(np.searchsorted(rows, (end - side) // step, side="right")))
+        first = positions.stop
+        corners = zip(rows[positions].tolist(), cols[positions].tolist(), strict=True)
+        yield (
+            positions,
+            [band[row * step - top :, col * step :][:side, :side] for row, col in corners],
+        )
+
+
+def _runs(cols: np.ndarray, grid: PatchGrid) -> list[tuple[int, int]]:
+    """Where patches in these columns lie, px: those less than a patch apart together."""
+    cols = np.unique(cols)
+    parts = np.split(cols, np.flatnonzero(np.diff(cols) * grid.stride_px >= 2 * grid.patch_px) + 1)
+    return [
+        (int(part[0]) * grid.stride_px, int(part[-1]) * grid.stride_px + grid.patch_px)
+        for part in parts
+        if len(part)
+    ]
+
+
+def _patch_corner(grid: PatchGrid, row: int, col: int) -> tuple[float, float]:
+    """Upper left corner of a patch, level-0 px, not rounded: `PatchGrid.patch_origins` rounds."""
+    x_px = col * grid.stride_px - grid.margin_px
+    y_px = row * grid.stride_px - grid.margin_px
+    return grid.bounds.x + x_px * grid.downsample, grid.bounds.y + y_px * grid.downsample
