@@ -52,7 +52,7 @@ class TissueMask:
         """
         corner = (self.bounds.x, self.bounds.y) * 2
         boxes = (np.asarray(boxes, np.float64).reshape(-1, 4) - corner) / self.downsample
-        edges_px = np.arange(self.mask.shape[1] + 1)
+        edges_px = np.arange(self.mask.shape[1] + 1.0)
         area = np.zeros(len(boxes))
         in_another_row = (np.diff(boxes[:, 1::2], axis=0, prepend=np.nan) != 0).any(1)
         for start, end in pairwise([*np.flatnonzero(in_another_row).tolist(), len(boxes)]):
@@ -117,13 +117,10 @@ def _tissue_of_columns(mask, y0_px, y1_px) -> np.ndarray:
     """Length of tissue between two heights in each column, mask px."""
     y0_px, y1_px = np.clip((y0_px, y1_px), 0, len(mask))
     first, end = math.floor(y0_px), math.ceil(y1_px)
-    strip = mask[first:end]
-    if not strip.any():
-        return np.zeros(mask.shape[1])
     weights = np.ones(end - first)
-    weights[0] -= y0_px - first
-    weights[-1] -= end - y1_px
-    return weights @ strip
+    weights[:1] -= y0_px - first
+    weights[-1:] -= end - y1_px
+    return weights @ mask[first:end]
 
 
 def _saturated(pixels, min_saturation) -> np.ndarray:
