@@ -129,8 +129,13 @@ class ArraySlide:
         self.tile_px = tile_px
         self.reads = []
 
-    def rows_past_tile_edge(self, y, downsample):
-        return int(y % self.tile_px) if self.tile_px else 0
+    def tile_edges(self, x, y, width_px, height_px, downsample):
+        step = self.tile_px or 999
+        columns, rows = (
+            np.unique([0, *range(int(-start % step), length, step), length])
+            for start, length in ((x, width_px), (y, height_px))
+        )
+        return columns, rows
 
     def read(self, x, y, width_px, height_px, downsample, out=None):
         assert downsample == 1.0

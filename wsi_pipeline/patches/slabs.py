@@ -12,7 +12,7 @@ import numpy as np
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 
-BAND_PX = 8 << 20
+BAND_PX = 16 << 20
 """About as many pixels of a slab are in memory at a time."""
 
 
@@ -149,10 +149,9 @@ def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
 def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, list[np.ndarray]]]:
     """Read a slab's patches from top to bottom, each pixel under them once.
 
-    A band as wide as the slab moves down over it. What patches below still need of the band's
-    pixels is kept, and each read ends on an edge of the slide's tiles: of the slab no tile is
-    decoded twice, and none that lies under no patch, as far as its patches are less than a patch
-    apart. Whatever the slab's size, some `BAND_PX` pixels are in memory.
+    A band as wide as the slab moves down over it; what patches further down need of its pixels is
+    kept. It ends on edges of the slide's tiles, and only tiles under a patch are read: within a
+    slab none is decoded twice. Whatever the slab's size, some `BAND_PX` pixels are in memory.
 
     Parameters
     ----------
@@ -173,46 +172,58 @@ def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, li
         While iterating: a part of the slab cannot be decoded.
     """
     side, step = grid.patch_px, grid.stride_px
-    rows, cols = slab.rows - slab.rows.min(), slab.cols - slab.cols.min()
-    height, width = (int(cells.max()) * step + side for cells in (rows, cols))
+    y, x = ((cells - cells.min()) * step for cells in (slab.rows, slab.cols))
+    height, width = int(y.max()) + side, int(x.max()) + side
+    corner = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
+    columns, rows = slide.tile_edges(*corner, width, height, grid.downsample)
+    needed = _parts_under(x, y, side, columns, rows)
     band = np.empty((min(height, max(BAND_PX // width, side + step)), width, 3), np.uint8)
-    x, y = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
-    top = end = 0  # of what the band holds, in px from the slab's upper edge
-    first = 0
-    while first < len(rows):
-        kept, top = band[int(rows[first]) * step - top : end - top], int(rows[first]) * step
+    first = top = end = 0  # the band holds the slab's px rows top to end
+    while first < len(y):
+        kept, top = band[int(y[first]) - top : end - top], int(y[first])
         band[: len(kept)] = kept
-        start, end = top + len(kept), min(top + len(band), height)
-        if end < height:
-            past = slide.rows_past_tile_edge(y + end * grid.downsample, grid.downsample)
-            end = max(end - past, top + side)
-        for left, right in _runs(cols[(rows * step < end) & (rows * step + side > start)], grid):
+        start, end = top + len(kept), _last(rows, top + side, top + len(band))
+        for upper, lower, left, right in _reads(needed, columns, rows, start, end):
             slide.read(
-                x + left * grid.downsample,
-                y + start * grid.downsample,
+                corner[0] + left * grid.downsample,
+                corner[1] + upper * grid.downsample,
                 right - left,
-                end - start,
+                lower - upper,
                 grid.downsample,
-                out=band[start - top : end - top, left:right],
+                out=band[upper - top : lower - top, left:right],
             )
-        positions = slice(first, int(np.searchsorted(rows, (end - side) // step, side="right")))
-        first = positions.stop
-        corners = zip(rows[positions].tolist(), cols[positions].tolist(), strict=True)
-        yield (
-            positions,
-            [band[row * step - top :, col * step :][:side, :side] for row, col in corners],
-        )
+        held = slice(first, int(np.searchsorted(y, end - side, side="right")))
+        corners = zip((y[held] - top).tolist(), x[held].tolist(), strict=True)
+        yield held, [band[row : row + side, col : col + side] for row, col in corners]
+        first = held.stop
 
 
-def _runs(cols: np.ndarray, grid: PatchGrid) -> list[tuple[int, int]]:
-    """Where patches in these columns lie, px: those less than a patch apart together."""
-    cols = np.unique(cols)
-    parts = np.split(cols, np.flatnonzero(np.diff(cols) * grid.stride_px >= 2 * grid.patch_px) + 1)
-    return [
-        (int(part[0]) * grid.stride_px, int(part[-1]) * grid.stride_px + grid.patch_px)
-        for part in parts
-        if len(part)
-    ]
+def _parts_under(x, y, side: int, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Which parts lie under a patch: bool, one for each pair of row and column."""
+    corners = np.zeros((len(rows), len(columns)), np.int64)
+    upper, left = (np.searchsorted(*p, side="right") - 1 for p in ((rows, y), (columns, x)))
+    lower, right = (np.searchsorted(*p) for p in ((rows, y + side), (columns, x + side)))
+    for row, col, count in (
+        (upper, left, 1), (upper, right, -1), (lower, left, -1), (lower, right, 1)
+    ):  # fmt: skip
+        np.add.at(corners, (row, col), count)
+    return corners.cumsum(0).cumsum(1)[:-1, :-1] > 0
+
+
+def _last(edges: np.ndarray, lowest: int, highest: int) -> int:
+    """The last edge from `lowest` to `highest`; the former if there is none."""
+    return max(int(edges[np.searchsorted(edges, highest, side="right") - 1]), lowest)
+
+
+def _reads(
+    needed: np.ndarray, columns: np.ndarray, rows: np.ndarray, start: int, end: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Upper, lower, left and right px of the needed parts between two px rows, joined to runs."""
+    first, stop = np.searchsorted(rows, start, side="right") - 1, np.searchsorted(rows, end)
+    for part in range(first, stop):
+        ends = np.flatnonzero(np.diff(needed[part], prepend=False, append=False))
+        for left, right in columns[ends].reshape(-1, 2).tolist():
+            yield max(int(rows[part]), start), min(int(rows[part + 1]), end), left, right
 
 
 def _patch_corner(grid: PatchGrid, row: int, col: int) -> tuple[float, float]:

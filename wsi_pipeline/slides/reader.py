@@ -19,6 +19,8 @@ from wsi_pipeline.slides.tiles import WHITE, TiledLevel, TileError, difference, 
 OPEN_SLIDES = 64
 # Decoded tiles of all open slides together: OpenSlide's own default is 32 MB for each.
 TILE_CACHE = openslide.OpenSlideCache(64 << 20)
+# Side of the parts that `tile_edges` cuts regions into that are not read by tiles.
+PART_PX = 1024
 # Level px asked of OpenSlide at once, a side: it cuts larger regions itself and then rounds the
 # pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
 # reduced.
@@ -217,21 +219,34 @@ class Slide:
         height_px = max(1, round(self.bounds.height / downsample))
         return self.read(self.bounds.x, self.bounds.y, width_px, height_px, downsample), downsample
 
-    def rows_past_tile_edge(self, y: float, downsample: float = 1.0) -> int:
-        """Rows from the last edge of the tiles that reading decodes down to level-0 `y`.
+    def tile_edges(
+        self, x: float, y: float, width_px: int, height_px: int, downsample: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where a region can be cut so that reading its parts decodes no tile twice.
 
-        A read that ends on such an edge decodes no tile that the read below it decodes again.
+        Parameters
+        ----------
+        x, y, width_px, height_px, downsample
+            As for `read`.
 
         Returns
         -------
-        int
-            Px at `downsample`; 0 on an edge, and where pixels do not come straight from tiles.
+        columns, rows : int64 arrays
+            From 0 to `width_px` and to `height_px`, ascending, each end included: the edges of the
+            slide's tiles, or some regular ones where OpenSlide reads or pixels are resampled.
         """
         level, scale = self._level_for(downsample)
-        tiles = self._tiles(level) if scale == 1 else None
-        if not isinstance(tiles, TiledLevel):
-            return 0
-        return _nearest(y / self.level_downsamples[level]) % tiles.tile[1]
+        tiles = self._tiles(level) if scale == 1 and self._is_worth(width_px * height_px) else None
+        if isinstance(tiles, TiledLevel):
+            stored = self.level_downsamples[level]
+            corner, steps = (_nearest(x / stored), _nearest(y / stored)), tiles.tile
+        else:
+            corner, steps = (0, 0), (PART_PX, PART_PX)
+        columns, rows = (
+            np.unique([0, *range(-start % step, length, step), length])
+            for start, step, length in zip(corner, steps, (width_px, height_px), strict=True)
+        )
+        return columns, rows
 
     def _level_for(self, downsample: float) -> tuple[int, float]:
         """The level to read, and its px for each px at `downsample`: 1 if it is read as stored."""
@@ -275,7 +290,9 @@ class Slide:
         """Fill an array from tiles, or tell that OpenSlide has to, whatever is in it now."""
         inside, x, y = self._inside(level, x0, y0, pixels)
         asked_px = inside.shape[0] * inside.shape[1]
-        if not self._is_worth_tiles(asked_px):
+        with self._lock:
+            self._seen_px += asked_px
+        if not asked_px or not self._is_worth():
             return False
         tiles = self._tiles(level)
         if not isinstance(tiles, TiledLevel) or asked_px < LEAST_OF_TILE * prod(tiles.tile):
@@ -289,11 +306,9 @@ class Slide:
             self.decoded_px += decoded_px
         return True
 
-    def _is_worth_tiles(self, asked_px: int) -> bool:
+    def _is_worth(self, more_px: int = 0) -> bool:
         """Whether enough is read of this slide, by now, to find out where its tiles are."""
-        with self._lock:
-            self._seen_px += asked_px
-            return asked_px > 0 and self._seen_px >= WORTH_TILES_PX
+        return self._seen_px + more_px >= WORTH_TILES_PX
 
     def _tiles(self, level) -> TiledLevel | str:
         """The tiles of a level once they have proved equal to OpenSlide, or why it reads them."""
