@@ -32,8 +32,8 @@ from wsi_pipeline.stages.cache import cache_shard
 from wsi_pipeline.training.loop import fit
 
 PATCH_PX = 512
-MODEL_PX = 64
-"""VGG16 at 512 px takes a CPU seconds a batch: there the feed could not be seen."""
+MODEL_PX = 512 if torch.cuda.is_available() else 64
+"""VGG16 at 512 px takes a CPU a minute a batch: there the feed could not be seen."""
 JPEG_2000 = "luna/1065626.svs"
 MPP = 0.5
 BATCH = 16
