@@ -227,19 +227,19 @@ def add_hard_negatives(
         If a row is of none of the `indexes`, is no patch of its slide, or one whose label is not
         0; or if the slides' patches differ in size.
     """
-    slide_ids, grids = list(pool.slide_ids), list(pool.grids)
+    position, grids = {name: i for i, name in enumerate(pool.slide_ids)}, list(pool.grids)
     rows_of, slides, rows = table.groupby("slide_id").indices, [], []
     for index in indexes:
         if index.slide_id not in rows_of:
             continue
-        if index.slide_id not in slide_ids:
-            slide_ids.append(index.slide_id)
+        if index.slide_id not in position:
+            position[index.slide_id] = len(grids)
             grids.append(index.grid)
-        slides.append(slide_ids.index(index.slide_id))
+        slides.append(position[index.slide_id])
         rows.append(rows_of.pop(index.slide_id))
         _check_labels(table.iloc[rows[-1]], index, path)
     _refuse_rows(table, table["slide_id"].isin(rows_of), path, "are of unknown slides")
-    _check(slide_ids, grids)
+    _check(list(position), grids)
     order = np.concatenate(rows)
     hard = HardNegatives(
         share=share,
@@ -248,7 +248,7 @@ def add_hard_negatives(
         start=_starts([len(part) for part in rows]),
         slide=np.array(slides, np.int32),
     )
-    return replace(pool, slide_ids=tuple(slide_ids), grids=tuple(grids), hard=hard)
+    return replace(pool, slide_ids=tuple(position), grids=tuple(grids), hard=hard)
 
 
 def _check_labels(table: pd.DataFrame, index: PatchIndex, path) -> None:
