@@ -287,12 +287,13 @@ def synthetic_index(number: int, patches: int) -> PatchIndex:
     return PatchIndex(f"s{number:03d}", PatchGrid(Bounds(0, 0, *LARGEST_PX), MPP, 1.0), table)
 
 
-def gather_and_draw(slides: int, patches: int, count: int = 2_000_000) -> float:
+def gather_and_draw(slides: int, patches: int, count: int = 100_000, times: int = 20) -> float:
     """A pool of synthetic slides, made one at a time; draws from it a second."""
     pool = PatchPool.from_indexes(synthetic_index(i, patches) for i in range(slides))
     started = time.perf_counter()
-    draw(pool, seed=0, name="train", first=0, count=count)
-    return count / (time.perf_counter() - started)
+    for number in range(times):
+        draw(pool, seed=0, name="train", first=number * count, count=count)
+    return times * count / (time.perf_counter() - started)
 
 
 def write_scores(folder: Path, slides: int, patches: int) -> None:
