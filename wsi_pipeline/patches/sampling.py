@@ -10,6 +10,7 @@ runs agree without exchanging state.
 """
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -106,14 +107,18 @@ class PatchPool:
             If no patch has a known label, a slide comes twice, or the patches differ in size.
         """
         slide_ids, grids, groups = [], [], []
+        # Arrays that grow in place, where pieces would leave holes in memory as they are joined.
+        xs, ys = ({label: array("i") for label in LABELS} for _ in range(2))
         for slide, index in enumerate(indexes):
             slide_ids.append(index.slide_id)
             grids.append(index.grid)
             x, y, label = (index.table[name].to_numpy() for name in ("x", "y", "label"))
             for value in LABELS:
                 chosen = label == value
-                if chosen.any():
-                    groups.append((value, slide, x[chosen], y[chosen]))
+                if count := int(chosen.sum()):
+                    groups.append((value, slide, count))
+                    xs[value].frombytes(x[chosen].astype(np.int32).tobytes())
+                    ys[value].frombytes(y[chosen].astype(np.int32).tobytes())
         _check(slide_ids, grids)
         if not groups:
             raise RunError(
@@ -121,22 +126,25 @@ class PatchPool:
                 " nothing to train on; are there annotations, and does the tissue mask keep tissue?"
             )
         groups.sort(key=lambda group: group[0])  # stable: within a label, by slide
-        labels, slides, xs, ys = map(list, zip(*groups, strict=True))
+        labels, slides, group_counts = zip(*groups, strict=True)
         labels, label_counts = np.unique(labels, return_counts=True)
-        group_counts = [len(part) for part in xs]
-        groups.clear()
-        x = np.concatenate(xs, dtype=np.int32)
-        xs.clear()  # before y is joined: fewer bytes at the peak
         return cls(
             slide_ids=tuple(slide_ids),
             grids=tuple(grids),
-            x=x,
-            y=np.concatenate(ys, dtype=np.int32),
+            x=_joined(xs),
+            y=_joined(ys),
             group_start=_starts(group_counts),
             group_slide=np.array(slides, np.int32),
             labels=labels.astype(np.int8),
             label_start=_starts(label_counts),
         )
+
+
+def _joined(parts: dict[int, array]) -> np.ndarray:
+    """The labels' numbers, one after the other; lets go of the parts."""
+    joined = np.concatenate([np.asarray(parts[label]) for label in LABELS])
+    parts.clear()
+    return joined
 
 
 def _check(slide_ids: list[str], grids: list[PatchGrid]) -> None:
