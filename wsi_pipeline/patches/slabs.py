@@ -12,6 +12,9 @@ import numpy as np
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 
+BAND_PX = 16 << 20
+"""About as many pixels of a slab are in memory at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slab:
@@ -100,15 +103,9 @@ def read_cells(
     SlideReadError
         If a part of it cannot be decoded.
     """
-    x_px = col * grid.stride_px - grid.margin_px
-    y_px = row * grid.stride_px - grid.margin_px
-    return slide.read(
-        grid.bounds.x + x_px * grid.downsample,
-        grid.bounds.y + y_px * grid.downsample,
-        (cols - 1) * grid.stride_px + grid.patch_px,
-        (rows - 1) * grid.stride_px + grid.patch_px,
-        grid.downsample,
-    )
+    x, y = _patch_corner(grid, row, col)
+    width, height = ((count - 1) * grid.stride_px + grid.patch_px for count in (cols, rows))
+    return slide.read(x, y, width, height, grid.downsample)
 
 
 def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
@@ -124,22 +121,88 @@ def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
     return read_cells(slide, grid, row, col, rows, cols)
 
 
-def slab_patches(pixels: np.ndarray, grid: PatchGrid, slab: Slab) -> list[np.ndarray]:
-    """Cut a slab's patches from its pixels, without copying any.
+def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, list[np.ndarray]]]:
+    """Read a slab's patches from top to bottom, each pixel under them once.
+
+    A band as wide as the slab moves down over it; what patches further down need of its pixels is
+    kept. It ends on edges of the slide's tiles, and only tiles under a patch are read: within a
+    slab none is decoded twice. Whatever the slab's size, some `BAND_PX` pixels are in memory.
 
     Parameters
     ----------
-    pixels : uint8 array, shape (h, w, 3)
-        From `read_slab`.
+    slide : Slide
     grid : PatchGrid
     slab : Slab
 
-    Returns
-    -------
-    list of uint8 arrays, shape (patch_px, patch_px, 3)
-        Views of `pixels`, in the order of the slab's cells.
+    Yields
+    ------
+    positions : slice
+        Of the slab's cells, in their order.
+    patches : list of uint8 arrays, shape (patch_px, patch_px, 3)
+        Views of the band: they hold until the next are asked for.
+
+    Raises
+    ------
+    SlideReadError
+        While iterating: a part of the slab cannot be decoded.
     """
-    x = ((slab.cols - slab.cols.min()) * grid.stride_px).tolist()
-    y = ((slab.rows - slab.rows.min()) * grid.stride_px).tolist()
-    side = grid.patch_px
-    return [pixels[y0 : y0 + side, x0 : x0 + side] for x0, y0 in zip(x, y, strict=True)]
+    side, step = grid.patch_px, grid.stride_px
+    y, x = ((cells - cells.min()) * step for cells in (slab.rows, slab.cols))
+    height, width = int(y.max()) + side, int(x.max()) + side
+    corner = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
+    columns, rows = slide.tile_edges(*corner, width, height, grid.downsample)
+    needed = _parts_under(x, y, side, columns, rows)
+    band = np.empty((min(height, max(BAND_PX // width, side + step)), width, 3), np.uint8)
+    first = top = end = 0  # the band holds the slab's px rows top to end
+    while first < len(y):
+        kept, top = band[int(y[first]) - top : end - top], int(y[first])
+        band[: len(kept)] = kept
+        start, end = top + len(kept), _last(rows, top + side, top + len(band))
+        for upper, lower, left, right in _reads(needed, columns, rows, start, end):
+            slide.read(
+                corner[0] + left * grid.downsample,
+                corner[1] + upper * grid.downsample,
+                right - left,
+                lower - upper,
+                grid.downsample,
+                out=band[upper - top : lower - top, left:right],
+            )
+        held = slice(first, int(np.searchsorted(y, end - side, side="right")))
+        corners = zip((y[held] - top).tolist(), x[held].tolist(), strict=True)
+        yield held, [band[row : row + side, col : col + side] for row, col in corners]
+        first = held.stop
+
+
+def _parts_under(x, y, side: int, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Which parts lie under a patch: bool, one for each pair of row and column."""
+    corners = np.zeros((len(rows), len(columns)), np.int64)
+    upper, left = (np.searchsorted(*p, side="right") - 1 for p in ((rows, y), (columns, x)))
+    lower, right = (np.searchsorted(*p) for p in ((rows, y + side), (columns, x + side)))
+    for row, col, count in (
+        (upper, left, 1), (upper, right, -1), (lower, left, -1), (lower, right, 1)
+    ):  # fmt: skip
+        np.add.at(corners, (row, col), count)
+    return corners.cumsum(0).cumsum(1)[:-1, :-1] > 0
+
+
+def _last(edges: np.ndarray, lowest: int, highest: int) -> int:
+    """The last edge from `lowest` to `highest`; the former if there is none."""
+    return max(int(edges[np.searchsorted(edges, highest, side="right") - 1]), lowest)
+
+
+def _reads(
+    needed: np.ndarray, columns: np.ndarray, rows: np.ndarray, start: int, end: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Upper, lower, left and right px of the needed parts between two px rows, joined to runs."""
+    first, stop = np.searchsorted(rows, start, side="right") - 1, np.searchsorted(rows, end)
+    for part in range(first, stop):
+        ends = np.flatnonzero(np.diff(needed[part], prepend=False, append=False))
+        for left, right in columns[ends].reshape(-1, 2).tolist():
+            yield max(int(rows[part]), start), min(int(rows[part + 1]), end), left, right
+
+
+def _patch_corner(grid: PatchGrid, row: int, col: int) -> tuple[float, float]:
+    """Upper left corner of a patch, level-0 px, not rounded: `PatchGrid.patch_origins` rounds."""
+    x_px = col * grid.stride_px - grid.margin_px
+    y_px = row * grid.stride_px - grid.margin_px
+    return grid.bounds.x + x_px * grid.downsample, grid.bounds.y + y_px * grid.downsample
