@@ -80,6 +80,11 @@ class Scale:
     tasks: int | None = None
 
 
+def rows(quick: bool) -> list[Scale]:
+    """All of them."""
+    return [*gigapixel_tiling(quick), *many_slides(quick), *large_index(quick)]
+
+
 def gigapixel_tiling(quick: bool) -> list[Scale]:
     """Writing, tiling and opening a slide of the Lecture's largest size."""
     size = (20_000, 30_000) if quick else LARGEST_PX
