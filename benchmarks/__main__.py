@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import feed, froc, heatmap, labelling, patchnet, reading, sampling
-from benchmarks.measure import Row
+from benchmarks import feed, froc, heatmap, labelling, patchnet, reading, sampling, scale
+from benchmarks.measure import Row, Scale
 
-SECTIONS: dict[str, Callable[[bool], list[Row | str]]] = {
+SECTIONS: dict[str, Callable[[bool], list[Row | Scale | str]]] = {
     "reading": reading.rows,
     "labelling": labelling.rows,
     "sampling": sampling.rows,
@@ -29,6 +29,7 @@ SECTIONS: dict[str, Callable[[bool], list[Row | str]]] = {
     "heatmap": heatmap.rows,
     "patchnet": patchnet.rows,
     "froc": froc.rows,
+    "scale": scale.rows,
 }
 LIBRARIES = (
     "wsi_pipeline", "torch", "openslide-python", "simplejpeg", "tifffile", "zarr", "shapely",
@@ -57,23 +58,15 @@ def main() -> None:
         arguments.out.write_text(with_section(_text(arguments.out), found))
 
 
-def section(name: str, rows: list[Row | str], quick: bool) -> str:
-    """A section of the page: its figures as a table, notes, and what they were measured on."""
+def section(name: str, rows: list[Row | Scale | str], quick: bool) -> str:
+    """A section of the page: its figures as tables, notes, and what they were measured on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    table = "\n".join(
-        f"| {r.what} | {_figure(r.per_second)} {r.unit}/s | {r.baseline} |"
-        f" {_figure(r.baseline_per_second)} {r.unit}/s | {_figure(r.ratio)} |"
-        for r in rows
-        if isinstance(r, Row)
-    )
-    notes = "".join(f"\n- {note}" for note in rows if isinstance(note, str))
+    ratios, jobs = ([row for row in rows if isinstance(row, kind)] for kind in (Row, Scale))
+    notes = "".join(f"- {note}\n" for note in rows if isinstance(note, str))
     libraries = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
     return f"""## {name.capitalize()}, {os.cpu_count()} cores, {device}
-
-| what | pipeline | baseline | baseline's rate | ratio |
-|---|---|---|---|---|
-{table}
-{notes}{chr(10) * bool(notes)}
+{_ratios(ratios)}{_jobs(jobs)}
+{notes}
 {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}: `python -m benchmarks{" --quick" * quick} {name}`,
 {platform.machine()}, Python {platform.python_version()}, {libraries}.
 """
@@ -86,6 +79,31 @@ def with_section(page: str, new: str) -> str:
     new = new.removeprefix("## ").rstrip()
     sections[new.splitlines()[0]] = new
     return INTRODUCTION + "".join(f"\n## {text}\n" for text in sections.values())
+
+
+def _ratios(rows: list[Row]) -> str:
+    lines = [
+        f"| {r.what} | {_figure(r.per_second)} {r.unit}/s | {r.baseline} |"
+        f" {_figure(r.baseline_per_second)} {r.unit}/s | {_figure(r.ratio)} |"
+        for r in rows
+    ]
+    return _table("| what | pipeline | baseline | baseline's rate | ratio |", lines)
+
+
+def _jobs(rows: list[Scale]) -> str:
+    lines = [
+        f"| {r.what} | {r.did} | {r.seconds:,.1f} s | {r.own_mib:,.0f} MiB |"
+        f" {'' if r.worker_mib is None else f'{r.worker_mib:,.0f} MiB'} |"
+        f" {'' if r.tasks is None else f'{r.tasks:,}'} |"
+        for r in rows
+    ]
+    header = "| job | done | time | most memory of its process | of a worker | tasks |"
+    return _table(header, lines)
+
+
+def _table(header: str, lines: list[str]) -> str:
+    rule = "|---" * (header.count("|") - 1) + "|"
+    return "\n".join(["", header, rule, *lines, ""]) if lines else ""
 
 
 def _figure(value: float) -> str:

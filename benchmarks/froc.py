@@ -28,14 +28,18 @@ def detection_froc(detections: int) -> Row:
         for i in range(129)
     ]
 
+    hits = detection_froc_hits("corrected", slides)
+    thresholds = len(np.unique(hits.fp_score))
+
     def pipeline() -> int:
-        return _froc(detection_froc_hits("corrected", slides))
+        _froc(detection_froc_hits("corrected", slides))
+        return thresholds
 
     return compare(
         f"FROC of 129 slides, {detections:,} detections each"
         f" (at most {_peak_mib(pipeline):,.0f} MiB)",
         THRESHOLD_LOOP, "thresholds",
-        pipeline, _threshold_loop(detection_froc_hits("corrected", slides)),
+        pipeline, _threshold_loop(hits),
     )  # fmt: skip
 
 
@@ -52,20 +56,22 @@ def patch_froc(count: int) -> Row:
     )
     lesions = pd.DataFrame({"slide_id": labels.index[labels == 1], "score": rng.random(100)})
 
+    hits = lecture_hits(patches, lesions, labels)
+    thresholds = len(np.unique(hits.fp_score))
+
     def pipeline() -> int:
-        return _froc(lecture_hits(patches, lesions, labels))
+        _froc(lecture_hits(patches, lesions, labels))
+        return thresholds
 
     return compare(
         f"the lecture's FROC of {count:,} patches (at most {_peak_mib(pipeline):,.0f} MiB)",
         THRESHOLD_LOOP, "thresholds",
-        pipeline, _threshold_loop(lecture_hits(patches, lesions, labels)),
+        pipeline, _threshold_loop(hits),
     )  # fmt: skip
 
 
-def _froc(hits: FrocHits) -> int:
-    curve = froc_curve(hits)
-    froc_metrics(curve, len(hits.slide_ids))
-    return len(curve.table)
+def _froc(hits: FrocHits) -> None:
+    froc_metrics(froc_curve(hits), len(hits.slide_ids))
 
 
 def _threshold_loop(hits: FrocHits) -> Callable[[], int]:

@@ -1,4 +1,5 @@
-"""What every benchmark is made of: two pieces of work run in turn, and the ratio of their rates."""
+"""What benchmarks report: two pieces of work run in turn, and the ratio of their rates; or how a
+large job went."""
 
 import statistics
 import time
@@ -16,6 +17,31 @@ class Row:
     per_second: float
     baseline_per_second: float
     ratio: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How one large job went.
+
+    Parameters
+    ----------
+    what, did : str
+    seconds : float
+        Wall time.
+    own_mib : float
+        Most memory of its process; where it has workers, of client and scheduler.
+    worker_mib : float or None
+        Most memory of any of its workers.
+    tasks : int or None
+        Units of work sent to workers.
+    """
+
+    what: str
+    did: str
+    seconds: float
+    own_mib: float
+    worker_mib: float | None = None
+    tasks: int | None = None
 
 
 def compare(

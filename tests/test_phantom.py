@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Bounds
-from wsi_pipeline.phantom import plan_cohort, write_slide, write_table
+from wsi_pipeline.phantom import plan_cohort, pyramid, write_slide, write_table
 from wsi_pipeline.phantom.histology import Histology
 from wsi_pipeline.phantom.layout import draw_layout
 from wsi_pipeline.phantom.mosaic import Mosaic
@@ -340,3 +340,12 @@ def test_memory_grows_with_the_width_of_a_slide_not_its_area(tmp_path):
     small_kb, large_kb = map(int, done.stdout.split())
     # A band of 512 rows is 18 MB; the whole of level 0 would be 432 MB.
     assert (large_kb - small_kb) / 1000 < 120
+
+
+def test_tiles_of_smaller_levels_wait_on_disk_to_the_same_file(tmp_path, monkeypatch):
+    strips = [np.random.default_rng(0).integers(0, 256, (256, 1100, 3), np.uint8)] * 8
+    write_slide_pyramid(tmp_path / "memory.tif", (1100, 2048), 0.5, strips)
+    monkeypatch.setattr(pyramid, "SPOOL_BYTES", 1)
+    write_slide_pyramid(tmp_path / "disk.tif", (1100, 2048), 0.5, strips)
+    assert (tmp_path / "disk.tif").read_bytes() == (tmp_path / "memory.tif").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"disk.tif", "memory.tif"}

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 from itertools import pairwise
 
@@ -396,6 +398,38 @@ def test_a_missing_or_damaged_table_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(RunError, match=f"^{path}: no table of hard negatives"):
         read_hard_negatives(path, test_slides=())
+
+
+MEMORY = """
+import resource
+import numpy as np, pyarrow as pa
+from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.patches.index import PatchIndex
+from wsi_pipeline.patches.sampling import PatchPool
+
+GRID = PatchGrid(Bounds(0, 0, 10_000, 10_000), mpp=0.25, downsample=1)
+
+def index(number):
+    place, label = np.arange(10_000, dtype=np.int32), np.arange(10_000, dtype=np.int8) % 10 == 0
+    columns = {"x": place, "y": place, "label": label.astype(np.int8)}
+    return PatchIndex(str(number), GRID, pa.table(columns))
+
+def peak_kb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+PatchPool.from_indexes(index(number) for number in range(50))
+before = peak_kb()
+PatchPool.from_indexes(index(number) for number in range(1000))
+print(peak_kb() - before)
+"""
+
+
+def test_gathering_takes_12_bytes_a_patch_of_the_process_too():
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True
+    )
+    # Of 950 slides more: 8 bytes that are kept, and x or y once more while its parts are joined.
+    assert int(done.stdout) * 1024 / (950 * 10_000) < 14
 
 
 def test_the_lectures_cohort_takes_under_16_bytes_a_patch_and_draws_fast(capsys):

@@ -5,6 +5,7 @@ wraps negative coordinates to the opposite edge and crashes on others; coordinat
 fractions.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -131,7 +132,7 @@ def detection_froc_hits(
         If a slide is there twice.
     """
     slide_ids = tuple(slide.slide_id for slide in slides)
-    if twice := sorted({name for name in slide_ids if slide_ids.count(name) > 1}):
+    if twice := sorted(name for name, times in Counter(slide_ids).items() if times > 1):
         raise RunError(f"slides {twice[:5]} are there more than once")
     number = np.arange(len(slides))
     lesion_score = [slide.lesion_score for slide in slides]

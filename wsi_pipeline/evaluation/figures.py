@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import roc_curve
 
-from wsi_pipeline.evaluation.binary import evaluated
+from wsi_pipeline.evaluation.binary import call_counts, evaluated, is_called
 from wsi_pipeline.evaluation.froc import FrocCurve, sensitivity_at, vertices
 from wsi_pipeline.evaluation.uncertainty import LEVEL
 
@@ -170,10 +170,12 @@ def roc_figure(labels, scores, threshold: float) -> Picture:
     truth, score = evaluated(labels, scores)
 
     def draw(axes):
-        false_positive, true_positive, _ = roc_curve(truth, score)
+        curve = call_counts(labels, scores)
         axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="guessing")
-        axes.plot(false_positive, true_positive, color=NORMAL, label="model")
-        called = score >= threshold
+        axes.plot(
+            curve["fp"] / (~truth).sum(), curve["tp"] / truth.sum(), color=NORMAL, label="model"
+        )
+        called = is_called(score, threshold)
         axes.plot(
             *(called[~truth].mean(), called[truth].mean()), "o", color=TUMOUR, clip_on=False,
             zorder=3, label=f"threshold {threshold:g}",
@@ -221,11 +223,12 @@ def precision_recall_figure(labels, scores, threshold: float) -> Picture:
     truth, score = evaluated(labels, scores)
 
     def draw(axes):
-        precision, recall, _ = precision_recall_curve(truth, score, drop_intermediate=True)
-        precision[-1] = precision[-2]  # scikit-learn's last point, (0, 1), is no threshold's
+        curve = call_counts(labels, scores)
+        precision = (curve["tp"] / (curve["tp"] + curve["fp"])).bfill()  # at inf none is called
+        recall = curve["tp"] / truth.sum()
         axes.axhline(truth.mean(), color=GREY, lw=1, ls=":", label="guessing")
-        axes.plot(recall, precision, color=NORMAL, drawstyle="steps-post", label="model")
-        called = score >= threshold
+        axes.plot(recall, precision, color=NORMAL, drawstyle="steps-pre", label="model")
+        called = is_called(score, threshold)
         if called.any():
             axes.plot(
                 *(called[truth].mean(), truth[called].mean()), "o", color=TUMOUR, clip_on=False,

@@ -74,10 +74,10 @@ class FrocHits:
     lesion_score : float64 array, shape (L,)
         Highest confidence that hit the lesion. Never found: -inf, in official 0. Official has
         entries of 0 for isolated tumour cells too, so that L may exceed the sum of `lesions`.
-    fp_slide : int64 array, shape (F,)
+    fp_slide : int array, shape (F,)
         Which slide a false positive is of.
-    fp_score : float64 array, shape (F,)
-        Its confidence.
+    fp_score : float array, shape (F,)
+        Its confidence. Patches have int32 and float32 here: 8 bytes each.
     """
 
     mode: Literal["lecture", "official", "corrected"]
@@ -98,7 +98,7 @@ class FrocCurve:
     ----------
     table : DataFrame
         ``threshold`` (falling, the first inf), ``sensitivity``, ``average_fps``; both rise from
-        0. Empty if undefined.
+        0. Empty if undefined. See `froc_curve` for its rows.
     lesions : int
         The lesions that sensitivity is a share of.
     slides_averaged : int
@@ -176,7 +176,7 @@ def lecture_hits(patches: pd.DataFrame, lesions: pd.DataFrame, slide_labels: pd.
     """
     normal = slide_labels.to_numpy() == 0
     slide = _slide_numbers(patches["slide_id"], slide_labels.index)
-    score = patches["score"].to_numpy(np.float64)
+    score = patches["score"].to_numpy()
     false_positive = normal[slide] & ~np.isnan(score)
     lesion_slide = _slide_numbers(lesions["slide_id"], slide_labels.index)
     return FrocHits(
@@ -194,15 +194,19 @@ def lecture_hits(patches: pd.DataFrame, lesions: pd.DataFrame, slide_labels: pd.
 def _slide_numbers(slide_id: pd.Series, slide_ids: pd.Index) -> np.ndarray:
     """Position of each slide id among all; by category, for ten million patches."""
     names = slide_id.astype("category").cat
-    number = slide_ids.get_indexer(names.categories)[names.codes]
+    number = slide_ids.get_indexer(names.categories).astype(np.int32)[names.codes]
     if (number < 0).any():
         strange = slide_id[number < 0].unique()[:5].tolist()
         raise RunError(f"there are patches or lesions of slides {strange} that are not evaluated")
-    return number.astype(np.int64)
+    return number
 
 
 def froc_curve(hits: FrocHits, weights=None) -> FrocCurve:
-    """The FROC curve at every distinct threshold, see the module for the definitions.
+    """The FROC curve of all distinct thresholds, see the module for the definitions.
+
+    It has a row for each threshold that finds a lesion, the threshold just above each of these,
+    and the lowest; those between only add false positives, of which there may be 10^8, and lie on
+    the curve.
 
     Parameters
     ----------
@@ -226,7 +230,7 @@ def froc_curve(hits: FrocHits, weights=None) -> FrocCurve:
         )
     lesion = _sorted(hits.lesion_score, hits.lesion_slide, weights)
     fp = _sorted(hits.fp_score, hits.fp_slide, weights)
-    threshold = _thresholds(lesion, fp, hits.mode)
+    threshold = _thresholds(lesion[np.isfinite(lesion)], fp, hits.mode)
     dtype = np.float32 if hits.mode == "official" else np.float64
     found = len(lesion) - np.searchsorted(lesion.astype(dtype), threshold.astype(dtype))
     false_positives = len(fp) - np.searchsorted(fp, threshold)
@@ -240,11 +244,30 @@ def _sorted(score: np.ndarray, slide: np.ndarray, weights) -> np.ndarray:
 
 
 def _thresholds(lesion: np.ndarray, fp: np.ndarray, mode: str) -> np.ndarray:
-    """Distinct confidences of two sorted arrays, rising to inf; official leaves the lowest out."""
-    # numpy's stable sort only merges what comes in sorted runs.
-    both = np.sort(np.concatenate([lesion[np.isfinite(lesion)], fp]), kind="stable")
-    distinct = both[np.append(True, both[1:] != both[:-1])] if len(both) else both
-    return np.append(distinct[1:] if mode == "official" else distinct, np.inf)
+    """The curve's thresholds, of two sorted arrays of scores, rising to inf.
+
+    Official leaves the lowest out, and finds a lesion at a false positive of the same float32.
+    """
+    scores = [values for values in (lesion, fp) if len(values)]
+    if not scores:
+        return np.array([np.inf])
+    lowest, finding = min(values[0] for values in scores), np.unique(lesion)
+    if mode == "official" and len(fp):
+        alike = np.searchsorted(fp.astype(np.float32), finding.astype(np.float32), "right") - 1
+        finding = np.where(alike < 0, finding, np.maximum(finding, fp[alike]))
+    rows = np.append(finding, lowest)
+    rows = np.unique(np.concatenate([rows, _next_above(rows, scores), [np.inf]]))
+    return rows[rows > lowest] if mode == "official" else rows
+
+
+def _next_above(threshold: np.ndarray, scores: Sequence[np.ndarray]) -> np.ndarray:
+    """The lowest of some sorted arrays' scores that is above each threshold; inf without any."""
+    lowest = np.full(len(threshold), np.inf)
+    for values in scores:
+        at = np.searchsorted(values, threshold, "right")
+        above = at < len(values)
+        lowest[above] = np.minimum(lowest[above], values[at[above]])
+    return lowest
 
 
 def sensitivity_at(curve: FrocCurve, average_fps: float) -> float | None:
@@ -300,8 +323,8 @@ def froc_metrics(curve: FrocCurve, slides: int, average_fps: Sequence[float] = A
 def vertices(curve: FrocCurve) -> pd.DataFrame:
     """The curve's table without the rows inside its horizontal and vertical runs.
 
-    Drawn, or read by `sensitivity_at`, it is the same curve, by steps and by straight lines; with
-    a million false positives it has at most two rows for each sensitivity.
+    Drawn, or read by `sensitivity_at`, it is the same curve, by steps and by straight lines, with
+    at most two rows for each sensitivity.
     """
     table = curve.table
     inside = np.zeros(len(table), bool)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from wsi_pipeline.evaluation.binary import binary_metrics, calibration_metrics
+from wsi_pipeline.evaluation.binary import binary_metrics, by_slide, calibration_metrics
 
 
 def patch_metrics(labels, scores, threshold: float = 0.75) -> dict:
@@ -51,7 +51,7 @@ def patch_metrics_by_slide(patches: pd.DataFrame, threshold: float = 0.75) -> pd
     """
     rows = [
         {"slide_id": slide_id, **patch_metrics(slide["label"], slide["score"], threshold)}
-        for slide_id, slide in patches.groupby("slide_id", observed=True)
+        for slide_id, slide in by_slide(patches)
     ]
     columns = ["slide_id", *patch_metrics([], [], threshold)]
     figures = ["accuracy", "sensitivity", "specificity", "roc_auc", "average_precision"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from wsi_pipeline.evaluation.binary import evaluated
+from wsi_pipeline.evaluation.binary import by_slide, evaluated, is_called, parts
 from wsi_pipeline.evaluation.froc import AVERAGE_FPS, FrocHits
 
 
@@ -74,14 +74,13 @@ def froc_statistic(hits: FrocHits, average_fps: Sequence[float] = AVERAGE_FPS) -
         distinct lesion score.
     """
     official = hits.mode == "official"
-    meets_lesion = hits.fp_score.astype(np.float32) if official else hits.fp_score
     found = np.isfinite(hits.lesion_score)
     thresholds, rank = np.unique(hits.lesion_score[found], return_inverse=True)
     size = len(thresholds), len(hits.slide_ids)
     at_threshold = _count(rank, hits.lesion_slide[found], size)
-    at_least = _count_above(np.searchsorted(thresholds, hits.fp_score, "right"), hits, size)
-    above = _count_above(np.searchsorted(thresholds, meets_lesion, "left"), hits, size)
-    lowest, beside = _lowest_scores(hits)
+    at_least = _count_above(thresholds, hits, size, "right", np.float64)
+    above = _count_above(thresholds, hits, size, "left", np.float32 if official else np.float64)
+    lowest, beside = _lowest_scores(hits) if official else (None, None)
 
     def evaluate(weights):
         lesions, slides = weights @ hits.lesions, weights @ hits.averaged
@@ -115,9 +114,19 @@ def _count(rank: np.ndarray, slide: np.ndarray, size: tuple[int, int]) -> np.nda
     return counts.reshape(size).astype(np.float64)
 
 
-def _count_above(passed: np.ndarray, hits: FrocHits, size: tuple[int, int]) -> np.ndarray:
-    """How many false positives of each slide have passed each threshold, shape (K, S)."""
-    counts = _count(passed, hits.fp_slide, (size[0] + 1, size[1]))
+def _count_above(
+    thresholds: np.ndarray, hits: FrocHits, size: tuple[int, int], side: str, dtype
+) -> np.ndarray:
+    """How many false positives of each slide have passed each threshold, shape (K, S).
+
+    "right" counts those at the threshold, "left" does not; their scores are rounded to `dtype`.
+    """
+    counts = np.zeros((size[0] + 1, size[1]))
+    for part in parts(len(hits.fp_score)):
+        passed = np.searchsorted(
+            thresholds, hits.fp_score[part].astype(dtype or hits.fp_score.dtype), side
+        )
+        counts += _count(passed, hits.fp_slide[part], counts.shape)
     return np.cumsum(counts[:0:-1], axis=0)[::-1]
 
 
@@ -163,13 +172,15 @@ def binary_statistic(rows: pd.DataFrame, threshold: float, kind: str) -> Statist
     RunError
         If a label is none of 1, 0, -1.
     """
-    truth, score = evaluated(rows["label"], rows["score"])
-    known = (rows["label"] >= 0) & rows["score"].notna()
-    slide, slide_ids = pd.factorize(rows.loc[known, "slide_id"])
-    cells = 4 * slide + 2 * truth + (score >= threshold)
-    counts = np.bincount(cells, minlength=4 * len(slide_ids)).reshape(-1, 4)
+    found = {name: evaluated(part["label"], part["score"]) for name, part in by_slide(rows)}
+    found = {name: (truth, score) for name, (truth, score) in found.items() if len(truth)}
+    counts = [
+        np.bincount(2 * truth + is_called(score, threshold), minlength=4)
+        for truth, score in found.values()
+    ]
+    counts = np.array(counts, np.int64).reshape(-1, 4)
     tn, fp, fn, tp = counts.T.astype(np.float64)
-    tumour, normal, wins = _pairs_won(truth, score, slide)
+    tumour, normal, wins = _pairs_won(list(found.values()))
 
     def evaluate(weights):
         positives, negatives = weights @ (tp + fn), weights @ (tn + fp)
@@ -186,11 +197,18 @@ def binary_statistic(rows: pd.DataFrame, threshold: float, kind: str) -> Statist
 
     names = ("roc_auc", "accuracy", "sensitivity", "specificity")
     positives = counts[:, 2] + counts[:, 3]
-    return Statistic(kind, tuple(slide_ids), positives, names, evaluate)
+    return Statistic(kind, tuple(found), positives, names, evaluate)
 
 
-def _pairs_won(truth, score, slide) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pairs_won(
+    slides: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs that tumour rows win against normal rows, between every two slides.
+
+    Parameters
+    ----------
+    slides : sequence of (bool array, float array)
+        Truth and score of each slide's rows.
 
     Returns
     -------
@@ -199,17 +217,22 @@ def _pairs_won(truth, score, slide) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     wins : float64 array, shape (I, J)
         A tie is half a pair.
     """
-    order = np.argsort(score[truth])
-    ranked = score[truth][order]
-    tumour, row = np.unique(slide[truth][order], return_inverse=True)
-    by_slide = np.argsort(slide[~truth], kind="stable")
-    normal, first = np.unique(slide[~truth][by_slide], return_index=True)
+    tumour = np.array([i for i, (truth, _) in enumerate(slides) if truth.any()], int)
+    normal = np.array([i for i, (truth, _) in enumerate(slides) if not truth.all()], int)
+    scores = [slides[i][1][slides[i][0]] for i in tumour]
+    row = np.repeat(np.arange(len(tumour)), [len(of_slide) for of_slide in scores])
+    ranked = np.concatenate([*scores, np.empty(0, np.float32)])
+    order = np.argsort(ranked)
+    ranked, row = ranked[order], row[order]
     wins = np.empty((len(tumour), len(normal)))
-    for column, scores in enumerate(np.split(score[~truth][by_slide], first[1:])[: len(normal)]):
+    for column, number in enumerate(normal):
+        truth, score = slides[number]
         # A normal row loses to every tumour row from "right" on, and draws with those before it
         # from "left" on; past the last tumour row there is none.
-        reached = np.bincount(np.searchsorted(ranked, scores, "left"), minlength=len(ranked) + 1)
-        reached += np.bincount(np.searchsorted(ranked, scores, "right"), minlength=len(ranked) + 1)
+        reached = np.zeros(len(ranked) + 1, np.int64)
+        for side in ("left", "right"):
+            place = np.searchsorted(ranked, score[~truth], side)
+            reached += np.bincount(place, minlength=len(reached))
         halves = np.cumsum(reached[:-1])
         wins[:, column] = np.bincount(row, weights=halves, minlength=len(tumour)) / 2
     return tumour, normal, wins

@@ -10,6 +10,7 @@ runs agree without exchanging state.
 """
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -106,14 +107,18 @@ class PatchPool:
             If no patch has a known label, a slide comes twice, or the patches differ in size.
         """
         slide_ids, grids, groups = [], [], []
+        # Arrays that grow in place, where pieces would leave holes in memory as they are joined.
+        xs, ys = ({label: array("i") for label in LABELS} for _ in range(2))
         for slide, index in enumerate(indexes):
             slide_ids.append(index.slide_id)
             grids.append(index.grid)
             x, y, label = (index.table[name].to_numpy() for name in ("x", "y", "label"))
             for value in LABELS:
                 chosen = label == value
-                if chosen.any():
-                    groups.append((value, slide, x[chosen], y[chosen]))
+                if count := int(chosen.sum()):
+                    groups.append((value, slide, count))
+                    xs[value].frombytes(x[chosen].astype(np.int32).tobytes())
+                    ys[value].frombytes(y[chosen].astype(np.int32).tobytes())
         _check(slide_ids, grids)
         if not groups:
             raise RunError(
@@ -121,22 +126,25 @@ class PatchPool:
                 " nothing to train on; are there annotations, and does the tissue mask keep tissue?"
             )
         groups.sort(key=lambda group: group[0])  # stable: within a label, by slide
-        labels, slides, xs, ys = map(list, zip(*groups, strict=True))
+        labels, slides, group_counts = zip(*groups, strict=True)
         labels, label_counts = np.unique(labels, return_counts=True)
-        group_counts = [len(part) for part in xs]
-        groups.clear()
-        x = np.concatenate(xs, dtype=np.int32)
-        xs.clear()  # before y is joined: fewer bytes at the peak
         return cls(
             slide_ids=tuple(slide_ids),
             grids=tuple(grids),
-            x=x,
-            y=np.concatenate(ys, dtype=np.int32),
+            x=_joined(xs),
+            y=_joined(ys),
             group_start=_starts(group_counts),
             group_slide=np.array(slides, np.int32),
             labels=labels.astype(np.int8),
             label_start=_starts(label_counts),
         )
+
+
+def _joined(parts: dict[int, array]) -> np.ndarray:
+    """The labels' numbers, one after the other; lets go of the parts."""
+    joined = np.concatenate([np.asarray(parts[label]) for label in LABELS])
+    parts.clear()
+    return joined
 
 
 def _check(slide_ids: list[str], grids: list[PatchGrid]) -> None:
@@ -227,19 +235,19 @@ def add_hard_negatives(
         If a row is of none of the `indexes`, is no patch of its slide, or one whose label is not
         0; or if the slides' patches differ in size.
     """
-    slide_ids, grids = list(pool.slide_ids), list(pool.grids)
+    position, grids = {name: i for i, name in enumerate(pool.slide_ids)}, list(pool.grids)
     rows_of, slides, rows = table.groupby("slide_id").indices, [], []
     for index in indexes:
         if index.slide_id not in rows_of:
             continue
-        if index.slide_id not in slide_ids:
-            slide_ids.append(index.slide_id)
+        if index.slide_id not in position:
+            position[index.slide_id] = len(grids)
             grids.append(index.grid)
-        slides.append(slide_ids.index(index.slide_id))
+        slides.append(position[index.slide_id])
         rows.append(rows_of.pop(index.slide_id))
         _check_labels(table.iloc[rows[-1]], index, path)
     _refuse_rows(table, table["slide_id"].isin(rows_of), path, "are of unknown slides")
-    _check(slide_ids, grids)
+    _check(list(position), grids)
     order = np.concatenate(rows)
     hard = HardNegatives(
         share=share,
@@ -248,7 +256,7 @@ def add_hard_negatives(
         start=_starts([len(part) for part in rows]),
         slide=np.array(slides, np.int32),
     )
-    return replace(pool, slide_ids=tuple(slide_ids), grids=tuple(grids), hard=hard)
+    return replace(pool, slide_ids=tuple(position), grids=tuple(grids), hard=hard)
 
 
 def _check_labels(table: pd.DataFrame, index: PatchIndex, path) -> None:

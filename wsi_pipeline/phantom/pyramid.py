@@ -1,15 +1,17 @@
 """Strips of pixels to a tiled TIFF, without ever holding a level in memory.
 
 Level 0 goes to the file as it comes. Each strip is halved on the way and collected for the next
-level, as JPEG bytes: at 100,000 px a side these come to a few hundred MB, and the strips of all
-levels together to less than twice one of level 0 (256 rows: 77 MB).
+level as JPEG bytes, which go to temporary files beside the slide's once there are many: memory
+holds the strips of all levels, less than twice one of level 0 (256 rows of 100,000 px: 77 MB).
 """
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 
 import imagecodecs
 import numpy as np
@@ -20,6 +22,7 @@ from wsi_pipeline.files import replace_atomically
 TILE_PX = 256
 SMALLEST_LEVEL_PX = 1024
 JPEG_QUALITY = 90
+SPOOL_BYTES = 4 << 20  # tiles of a smaller level that stay in memory
 
 Encode = Callable[[np.ndarray], bytes]
 
@@ -42,13 +45,18 @@ def write_slide_pyramid(
     strips : iterable of uint8 arrays, shape (256, width, 3)
         From top to bottom; the last may have fewer rows.
     """
-    levels = [_Level(width, height) for width, height in _level_sizes(size)]
-    for level, smaller in pairwise(levels):
-        level.smaller = smaller
-    with replace_atomically(path) as part, tifffile.TiffWriter(part, bigtiff=True) as tiff:
+    with ExitStack() as stack:
+        levels = []
+        for width, height in _level_sizes(size):
+            file = stack.enter_context(SpooledTemporaryFile(SPOOL_BYTES, dir=path.parent))
+            levels.append(_Level(width, height, file))
+        for level, smaller in pairwise(levels):
+            level.smaller = smaller
+        part = stack.enter_context(replace_atomically(path))
+        tiff = stack.enter_context(tifffile.TiffWriter(part, bigtiff=True))
         for number, level in enumerate(levels):
             tiff.write(
-                level.stream(strips) if number == 0 else iter(level.tiles),
+                level.stream(strips) if number == 0 else level.tiles(),
                 shape=(level.height, level.width, 3),
                 dtype=np.uint8,
                 tile=(TILE_PX, TILE_PX),
@@ -84,10 +92,10 @@ def write_mask(path: Path, size: tuple[int, int], mpp: float, strips: Iterable[n
 class _Level:
     """A level while it is written: rows that wait for a full row of tiles, tiles encoded."""
 
-    def __init__(self, width: int, height: int):
+    def __init__(self, width: int, height: int, file: SpooledTemporaryFile):
         self.width, self.height = width, height
         self.smaller: _Level | None = None
-        self.tiles: list[bytes] = []
+        self._file, self._tile_bytes = file, []
         self._waiting: list[np.ndarray] = []
         self._rows_seen = 0
 
@@ -98,6 +106,11 @@ class _Level:
                 self.smaller._add(_halved(strip))
             yield from _encoded_tiles(strip, _jpeg)
 
+    def tiles(self) -> Iterator[bytes]:
+        """What was collected."""
+        self._file.seek(0)
+        yield from map(self._file.read, self._tile_bytes)
+
     def _add(self, rows: np.ndarray) -> None:
         if not len(rows):
             return
@@ -105,7 +118,9 @@ class _Level:
         self._rows_seen += len(rows)
         if self._rows_seen % TILE_PX == 0 or self._rows_seen == self.height:
             strip, self._waiting = np.concatenate(self._waiting), []
-            self.tiles.extend(self.stream([strip]))
+            for tile in self.stream([strip]):
+                self._file.write(tile)
+                self._tile_bytes.append(len(tile))
 
 
 def _level_sizes(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
@@ -118,9 +133,10 @@ def _level_sizes(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
 def _halved(strip: np.ndarray) -> np.ndarray:
     """Means of 2 x 2 px; an odd last row or column is dropped."""
     height, width = strip.shape[0] // 2 * 2, strip.shape[1] // 2 * 2
-    strip = strip[:height, :width].astype(np.uint16)
-    rows = strip[::2] + strip[1::2]
-    return ((rows[:, ::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
+    rows = np.add(strip[:height:2, :width], strip[1:height:2, :width], dtype=np.uint16)
+    channels = np.moveaxis(rows, -1, 0)  # numpy's inner loop is then a row, not a pixel
+    halves = [(channel[:, ::2] + channel[:, 1::2] + 2) >> 2 for channel in channels]
+    return np.stack(halves, axis=-1, dtype=np.uint8, casting="unsafe")
 
 
 def _encoded_tiles(strip: np.ndarray, encode: Encode) -> Iterator[bytes]:
@@ -129,11 +145,13 @@ def _encoded_tiles(strip: np.ndarray, encode: Encode) -> Iterator[bytes]:
     if any(missing):
         strip = np.pad(strip, [(0, count) for count in missing], mode="edge")
     for x in range(0, strip.shape[1], TILE_PX):
-        tile = strip[:, x : x + TILE_PX]
-        if (tile == tile[0, 0]).all():
-            yield _encoded_plain(tuple(np.atleast_1d(tile[0, 0]).tolist()), encode)
+        tile = np.ascontiguousarray(strip[:, x : x + TILE_PX])
+        pixels = tile.tobytes()
+        colour = pixels[: tile[0, 0].nbytes]
+        if pixels == colour * TILE_PX**2:
+            yield _encoded_plain(tuple(colour), encode)
         else:
-            yield encode(np.ascontiguousarray(tile))
+            yield encode(tile)
 
 
 @cache

@@ -193,13 +193,13 @@ def _check_splits(frame: pd.DataFrame, path: Path, lines: list[int]):
             f"{path}, line {lines[first]}: slide {frame['slide_id'].iloc[first]!r} has no split"
             " while others have; give all slides one, or none"
         )
-    for patient, slides in frame.groupby("patient_id"):
-        if slides["split"].nunique() > 1:
-            listed = ", ".join(
-                f"{row.slide_id} ({row.split}, line {lines[row.Index]})"
-                for row in slides.itertuples()
-            )
-            raise CatalogError(f"{path}: patient {patient!r} is in more than one split: {listed}")
+    splits = frame.groupby("patient_id")["split"].nunique()
+    for patient in splits.index[splits > 1]:
+        listed = ", ".join(
+            f"{row.slide_id} ({row.split}, line {lines[row.Index]})"
+            for row in frame[frame["patient_id"] == patient].itertuples()
+        )
+        raise CatalogError(f"{path}: patient {patient!r} is in more than one split: {listed}")
 
 
 def scan_folders(slides, annotations=None) -> pd.DataFrame:

@@ -35,7 +35,8 @@ def run(config: Config, client: Client) -> Outcome:
     frame = _listed_slides(config)
     outcome = run_units(
         client,
-        [_unit(row, config.catalog) for row in frame.itertuples(index=False)],
+        (_unit(row, config.catalog) for row in frame.itertuples(index=False)),
+        total=len(frame),
         run_dir=config.out,
         stage="catalog",
         schema_version=SCHEMA_VERSION,

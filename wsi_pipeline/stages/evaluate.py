@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from distributed import Client
 
@@ -251,10 +252,14 @@ class _Judged:
 
 def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
     """Put the slides' hits together; FROC on detections leaves out who has no lesions drawn."""
-    patches = read_patches(folder, test["slide_id"].tolist(), ("label", "lesions", "score"))
+    slide_ids = test["slide_id"].tolist()
     lesion_ids = {row.slide_id: range(1, row.lesions + 1) for row in test.itertuples()}
     labels = test.set_index("slide_id")["label"].astype(int)
-    by_patch = lesion_scores(patches, lesion_ids)
+    on_lesions = pc.list_value_length(pc.field("lesions")) > 0
+    by_patch = lesion_scores(
+        read_patches(folder, slide_ids, ("lesions", "score"), on_lesions), lesion_ids
+    )
+    patches = read_patches(folder, slide_ids)
     drawn = test.loc[(test["label"] == 0) | (test["lesions"] > 0), "slide_id"].tolist()
     hits = {"lecture": lecture_hits(patches, by_patch, labels)}
     hits |= {mode: cohort_hits(folder / "hits", drawn, mode) for mode in MODES}
@@ -271,7 +276,6 @@ def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
         how="left",
     )
     detections = {slide_id: _detections_path(folder, slide_id) for slide_id in drawn}
-    patches = patches.drop(columns="lesions")
     return _Judged(
         patches, hits, curves, lesions, false_positives(folder / "hits", drawn, detections)
     )
@@ -280,8 +284,7 @@ def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
 def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged, card: dict):
     """Put the figures together and write the report."""
     settings, model = config.evaluate, model_id(config.train.name, card["weights_sha256"])
-    scores = read_patches(folder, slides["slide_id"].tolist(), ("score",))
-    slides = slides.assign(score=slide_scores(slides["slide_id"].tolist(), scores).to_numpy())
+    slides = slides.assign(score=_slide_scores(folder, slides["slide_id"].tolist()))
     by_split = {
         split: slides.loc[slides["split"] == split, ["slide_id", "label", "score"]]
         for split in SPLITS
@@ -353,23 +356,44 @@ def _patients(slides: pd.DataFrame) -> dict[str, str]:
 
 
 def read_patches(
-    folder: Path, slide_ids: Sequence[str], columns: Sequence[str] = ("label", "score")
+    folder: Path,
+    slide_ids: Sequence[str],
+    columns: Sequence[str] = ("label", "score"),
+    where: pc.Expression | None = None,
 ) -> pd.DataFrame:
     """Read what `score_slide` wrote of the patches of some slides.
+
+    Parameters
+    ----------
+    folder : Path
+    slide_ids, columns : sequence of str
+    where : pyarrow.compute.Expression, optional
+        Which patches; all unless given.
 
     Returns
     -------
     DataFrame
-        The `columns`, and ``slide_id`` (categorical, in the order given).
+        The `columns`, and ``slide_id`` (categorical, in the order given); the patches lie in this
+        order. Memory: some 10 bytes for each, with ``label`` and ``score``; a patch's list of
+        ``lesions`` takes 130 more.
     """
     tables = [
-        pq.read_table(_scores_path(folder, slide_id), columns=list(columns))
+        pq.read_table(_scores_path(folder, slide_id), columns=list(columns), filters=where)
         for slide_id in slide_ids
     ]
-    patches = pa.concat_tables(tables).to_pandas()
-    number = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
+    counts = [table.num_rows for table in tables]
+    table = pa.concat_tables(tables)
+    tables.clear()  # each column's pieces go as soon as they are joined
+    patches = table.to_pandas(split_blocks=True, self_destruct=True)
+    number = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     patches["slide_id"] = pd.Categorical.from_codes(number, list(slide_ids))
     return patches
+
+
+def _slide_scores(folder: Path, slide_ids: Sequence[str]) -> np.ndarray:
+    """Each slide's score, float64, read from one slide's patches after the other."""
+    scores = [slide_scores([name], read_patches(folder, [name], ("score",))) for name in slide_ids]
+    return np.concatenate(scores)
 
 
 def _left_out(slide) -> list[str]:

@@ -132,7 +132,7 @@ def _read(folder: Path, slide_id: str, mode: str) -> SlideHits:
 def save_froc_hits(folder: Path, hits: FrocHits) -> None:
     """Write ``MODE.npz``."""
     with replace_atomically(folder / f"{hits.mode}.npz") as part, part.open("wb") as file:
-        np.savez_compressed(file, **asdict(hits))
+        np.savez_compressed(file, **vars(hits))
 
 
 def load_froc_hits(folder: Path, mode: str) -> FrocHits:

@@ -28,7 +28,8 @@ def run(config: Config, client: Client) -> Outcome:
     (config.out / "patches").mkdir(exist_ok=True)
     tiled = run_units(
         client,
-        [_unit(slide, config) for slide in slides.itertuples(index=False)],
+        (_unit(slide, config) for slide in slides.itertuples(index=False)),
+        total=len(slides),
         run_dir=config.out,
         stage="tile",
         schema_version=INDEX_VERSION,
