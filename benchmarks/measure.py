@@ -1,5 +1,4 @@
-"""What benchmarks report: two pieces of work run in turn, and the ratio of their rates; or how a
-large job went."""
+"""What benchmarks report: the rates of two pieces of work run in turn, or how a large job went."""
 
 import statistics
 import time

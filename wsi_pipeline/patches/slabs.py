@@ -13,8 +13,8 @@ from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 
 BAND_PX = 8 << 20
-"""About as many pixels of a slab are in memory at a time: 25 MB, which numpy gets back from the last
-slab without new pages."""
+"""About as many pixels of a slab are in memory at a time: 25 MB, which are those of the slab before
+again; more would be new pages each time."""
 
 
 @dataclass(frozen=True, eq=False)
