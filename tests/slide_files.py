@@ -128,7 +128,7 @@ class ArraySlide:
         self.unreadable = unreadable  # x0, y0, x1, y1
         self.reads = []
 
-    def read(self, x, y, width_px, height_px, downsample):
+    def read(self, x, y, width_px, height_px, downsample, needed=None):
         assert downsample == 1.0
         self.reads.append((x, y, width_px, height_px))
         if self.unreadable:

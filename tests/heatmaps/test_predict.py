@@ -86,7 +86,7 @@ def test_the_read_is_placed_by_bounds_and_downsample():
 
     class Slide:
         def read(self, *call):
-            calls.append(call)
+            calls.append(call[:5])
             return np.zeros((32, 32, 3), np.uint8)
 
     (slab,) = slabs(grid, [1], [2], chunk=4)

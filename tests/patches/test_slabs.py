@@ -2,10 +2,11 @@ import pickle
 
 import numpy as np
 import pytest
+from slide_files import ArraySlide
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.slabs import slab_patches, slabs
+from wsi_pipeline.patches.slabs import covered_px, read_slab, slab_patches, slabs
 
 
 @pytest.fixture
@@ -60,3 +61,41 @@ def test_patches_of_a_slab_are_views_of_its_pixels(grid):
     for patch, (y, x) in zip(patches, [(0, 32), (16, 0), (16, 16)], strict=True):
         np.testing.assert_array_equal(patch, pixels[y : y + 32, x : x + 32])
         assert np.shares_memory(patch, pixels)
+
+
+def test_a_slab_tells_the_slide_where_its_patches_lie(grid):
+    asked = {}
+
+    class Slide(ArraySlide):
+        def read(self, *region, **_):
+            *region, needed = region
+            asked["needed"] = needed
+            return super().read(*region)
+
+    (slab,) = slabs(grid, [2, 3, 3], [5, 3, 4], chunk=16)
+    read_slab(Slide(np.zeros((100, 170, 3), np.uint8)), grid, slab)
+    # From row 2, column 3 on, 16 px apart, 32 px wide: x0, y0, x1, y1.
+    assert asked["needed"].tolist() == [[32, 0, 64, 32], [0, 16, 32, 48], [16, 16, 48, 48]]
+
+
+def test_pixels_under_patches_count_once_and_only_inside_the_slide(grid):
+    assert covered_px(grid, [], [], 170, 100) == 0
+    # Patches start 8 px before their cell: 24 x 24 px of the first are inside; (1, 1) is 8 to 40,
+    # of which 16 x 16 are the first's; (6, 10) is x 152 to 184 and y 88 to 120, cut at 170 and 100.
+    assert covered_px(grid, [0], [0], 170, 100) == 24 * 24
+    assert covered_px(grid, [1, 0, 0], [1, 0, 0], 170, 100) == 24 * 24 + 32 * 32 - 16 * 16
+    assert covered_px(grid, [6], [10], 170, 100) == 18 * 12
+    assert covered_px(grid, *all_cells(grid), 170, 100) == 170 * 100
+
+
+@pytest.mark.parametrize("stride_px", [5, 16, 40])
+def test_pixels_under_patches_are_those_of_a_painted_mask(stride_px):
+    """Bounds within a larger frame: patches at their edge reach into the rest of it."""
+    grid = PatchGrid(Bounds(60, 40, 340, 200), 0.5, 2.0, 32, stride_px, 16)
+    rng = np.random.default_rng(3)
+    rows, cols = (rng.integers(0, count, 30) for count in grid.shape)
+    mask = np.zeros((150, 210), bool)  # a frame of 420 x 300 level-0 px
+    for row, col in zip(rows, cols, strict=True):
+        y, x = 20 + row * stride_px - 8, 30 + col * stride_px - 8
+        mask[max(y, 0) : y + 32, max(x, 0) : x + 32] = True
+    assert covered_px(grid, rows, cols, 420, 300) == mask.sum()

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.config import CatalogConfig, Config
 from wsi_pipeline.errors import ModelError, RunError
@@ -12,6 +14,7 @@ from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, open_heatmap
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.patchnet import PatchNet
+from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.stages.stores import StorePlan, _units_or_refusal, begin_store, finish_slide
 from wsi_pipeline.stages.worker_model import worker_model
 
@@ -32,15 +35,22 @@ GRID = PatchGrid(Bounds(0, 0, 2048, 2048), 0.25, 2.0, 64, 32, 32)
 def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
     tmp_path, patch_px, mpp, notes
 ):
-    part, out = tmp_path / ".s-0.zarr", tmp_path / "s.zarr"
-    create_heatmap(part, grid=GRID, slide_id="s", model="m")
-    arguments = {"part": str(part), "out": str(out), "failures": ["one"], "patch_px": patch_px}
-    expected = {"notes": notes, "failures": ["one"]}
-    assert finish_slide(**arguments, mpp=mpp) == expected
-    assert not part.exists()
-    assert np.isnan(open_heatmap(out).values()).all()
+    pixels = np.zeros((2048, 2048, 3), np.uint8)
+    slide = write_pyramid_tiff(tmp_path / "s.tif", [pixels, pixels[::2, ::2]], mpp=0.25)
+    card = ModelCard(architecture="vgg16", mean=(0.5,) * 3, std=(0.5,) * 3, patch_px=64, mpp=mpp)
+    mine = replace(plan(tmp_path), card=card, slide_path=str(slide))
+    columns = ([400], [400], [1.0], [0.0], [0], [[]])  # from working px (200, 200) on
+    table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+    write_index(PatchIndex("s", GRID, table), mine.index)
+    create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
+    expected = {"notes": notes, "failures": ["one"], "backend": "tiles", "read_px": 5000}
+    if patch_px is not None:
+        expected["needed_px"] = 64 * 64  # of level 1, which is read
+    assert finish_slide(mine, patch_px, ["one"], 5000) == expected
+    assert not mine.part.exists()
+    assert np.isnan(open_heatmap(mine.out).values()).all()
     # A worker that died after renaming: the unit is done again.
-    assert finish_slide(**arguments, mpp=mpp) == expected
+    assert finish_slide(mine, patch_px, ["one"], 5000) == expected
 
 
 def plan(folder):

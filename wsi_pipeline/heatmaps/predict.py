@@ -28,7 +28,7 @@ def predict_slab(
 
     Where that read fails, the patches are read one by one, so that only those over the damaged
     tiles are lost. With 512 px patches at a stride of 256 px, the pixels of a slab of 16 x 16
-    cells take 57 MB; of the patches themselves only one batch is in memory.
+    cells take 57 MB, of 32 x 32 214 MB; of the patches themselves only one batch is in memory.
 
     How a slide is divided into slabs leaves its values as they are, up to how far `Slide.read`
     depends on where a read begins: not at all on level 0 and levels of whole-number downsample.

@@ -80,7 +80,13 @@ def by_chunk(chunk_rows, chunk_cols, rows, cols) -> Iterator[Slab]:
 
 
 def read_cells(
-    slide, grid: PatchGrid, row: int, col: int, rows: int = 1, cols: int = 1
+    slide,
+    grid: PatchGrid,
+    row: int,
+    col: int,
+    rows: int = 1,
+    cols: int = 1,
+    needed: np.ndarray | None = None,
 ) -> np.ndarray:
     """Pixels under `rows` x `cols` patches, the first of them at cell (row, col).
 
@@ -89,6 +95,8 @@ def read_cells(
     slide : Slide
     grid : PatchGrid
     row, col, rows, cols : int
+    needed : int array, shape (N, 4), optional
+        See `Slide.read`.
 
     Returns
     -------
@@ -108,11 +116,14 @@ def read_cells(
         (cols - 1) * grid.stride_px + grid.patch_px,
         (rows - 1) * grid.stride_px + grid.patch_px,
         grid.downsample,
+        needed,
     )
 
 
 def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
     """Pixels of the box around a slab's patches, as `read_cells` gives them.
+
+    What lies under none of them may be white: tissue is ragged, and its box half empty.
 
     Raises
     ------
@@ -121,7 +132,47 @@ def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
     """
     row, col = int(slab.rows.min()), int(slab.cols.min())
     rows, cols = int(slab.rows.max()) - row + 1, int(slab.cols.max()) - col + 1
-    return read_cells(slide, grid, row, col, rows, cols)
+    x, y = (slab.cols - col) * grid.stride_px, (slab.rows - row) * grid.stride_px
+    needed = np.stack([x, y, x + grid.patch_px, y + grid.patch_px], axis=1)
+    return read_cells(slide, grid, row, col, rows, cols, needed)
+
+
+def covered_px(grid: PatchGrid, rows, cols, width: float, height: float) -> int:
+    """Working px under patches and inside the slide, each counted once.
+
+    Parameters
+    ----------
+    grid : PatchGrid
+    rows, cols : array_like of int, shape (N,)
+        The patches' cells.
+    width, height : float
+        Of the slide's level-0 frame, level-0 px.
+
+    Returns
+    -------
+    int
+        The area of their union, exactly where the frame ends on whole working px.
+    """
+    # Union of rectangles by coordinate compression: between neighbouring edges all is covered or
+    # nothing, and sums over the corners, counted with their signs, tell which.
+    (top, bottom, y_edges), (left, right, x_edges) = (
+        _edges(np.asarray(cells) * grid.stride_px - grid.margin_px, grid.patch_px, *span)
+        for cells, span in (
+            (rows, (-grid.bounds.y / grid.downsample, (height - grid.bounds.y) / grid.downsample)),
+            (cols, (-grid.bounds.x / grid.downsample, (width - grid.bounds.x) / grid.downsample)),
+        )
+    )
+    corners = np.zeros((len(y_edges), len(x_edges)), np.int64)
+    for y, x, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
+        np.add.at(corners, (y, x), sign)
+    covered = corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
+    return round(float(np.diff(y_edges) @ covered @ np.diff(x_edges)))
+
+
+def _edges(starts, side: int, low: float, high: float):
+    """Where intervals start and end among all their ends, cut to a span; and these ends."""
+    ends, places = np.unique(np.clip([starts, starts + side], low, high), return_inverse=True)
+    return *places.reshape(2, -1), ends
 
 
 def slab_patches(pixels: np.ndarray, grid: PatchGrid, slab: Slab) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
@@ -45,6 +46,12 @@ COARSEST_STATED_MPP = 50.0
 FINER_THAN_LEVEL0 = 0.1
 
 
+class _Counts(threading.local):
+    """Level px read, by each thread for itself: a unit's reads are those of its thread."""
+
+    decoded_px = painted_px = 0
+
+
 class Slide:
     """A slide that OpenSlide reads: SVS, MRXS, SCN, NDPI, DICOM, tiled TIFF and others.
 
@@ -81,9 +88,10 @@ class Slide:
         Level-0 px per px of each pyramid level.
     level_sizes : tuple of (int, int)
         Width and height of each level, px.
-    asked_px, decoded_px : int
-        Level px that reads took from tiles decoded without OpenSlide, and the px of those tiles:
-        their ratio is what reads that do not end where tiles do cost.
+    decoded_px : int
+        Px of the tiles that reads of the calling thread decoded without OpenSlide.
+    read_px : int
+        All level px that its reads took: `decoded_px`, and what OpenSlide was asked for.
 
     Raises
     ------
@@ -102,7 +110,8 @@ class Slide:
         self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self.bounds = _bounds(properties, self.size)
         self.mpp = _mpp(self.path, properties, mpp)
-        self.asked_px = self.decoded_px = self._seen_px = 0
+        self._seen_px = 0
+        self._counts = _Counts()
         self._levels: list[TiledLevel | str] | None = None
         self._compared: set[int] = set()
         self._lock = threading.Lock()  # of all that this class counts and finds out lazily
@@ -118,6 +127,14 @@ class Slide:
         self._handle = None
         with self._lock:
             self._levels = None
+
+    @property
+    def decoded_px(self) -> int:  # noqa: D102 (see the class)
+        return self._counts.decoded_px
+
+    @property
+    def read_px(self) -> int:  # noqa: D102 (see the class)
+        return self._counts.decoded_px + self._counts.painted_px
 
     def backend(self, level: int) -> str:
         """Who reads a level: ``"tiles"``, or ``"openslide: "`` and the reason.
@@ -152,7 +169,13 @@ class Slide:
         return mpp / self.mpp
 
     def read(
-        self, x: float, y: float, width_px: int, height_px: int, downsample: float = 1.0
+        self,
+        x: float,
+        y: float,
+        width_px: int,
+        height_px: int,
+        downsample: float = 1.0,
+        needed: np.ndarray | None = None,
     ) -> np.ndarray:
         """Pixels of a region at a resolution.
 
@@ -171,6 +194,9 @@ class Slide:
             Size of the result, px at `downsample`.
         downsample : float
             Level-0 px per px of the result.
+        needed : int array, shape (N, 4), optional
+            ``x0, y0, x1, y1`` of the boxes, px of the result, that will be looked at. The rest is
+            white where it is cheaper not to read it: in stored tiles under none of them.
 
         Returns
         -------
@@ -183,14 +209,14 @@ class Slide:
             If OpenSlide fails twice, the second time with a new handle: after its first error a
             handle refuses everything. Other regions can still be read.
         """
-        level = self._level_for(downsample)
+        level = self.level_for(downsample)
         scale = downsample / self.level_downsamples[level]
         left, top = x / self.level_downsamples[level], y / self.level_downsamples[level]
         if abs(scale - 1) < SAME_DOWNSAMPLE:
             # Halves all go the same way: with odd bounds every region of a level has them.
             scale, left, top = 1, math.floor(left + 0.5), math.floor(top + 0.5)
         pixels = np.full((height_px, width_px, 3), WHITE, np.uint8)
-        if scale == 1 and self._decode(level, left, top, pixels):
+        if scale == 1 and self._decode(level, left, top, pixels, needed):
             return pixels
         step = max(1, int(BLOCK_PX / scale))
         for row in range(0, height_px, step):
@@ -217,7 +243,8 @@ class Slide:
         height_px = max(1, round(self.bounds.height / downsample))
         return self.read(self.bounds.x, self.bounds.y, width_px, height_px, downsample), downsample
 
-    def _level_for(self, downsample: float) -> int:
+    def level_for(self, downsample: float) -> int:
+        """The pyramid level that `read` takes at a resolution, level-0 px per px."""
         finest = downsample * (1 + LEVEL_TOLERANCE)
         return max(
             (i for i, stored in enumerate(self.level_downsamples) if stored <= finest), default=0
@@ -242,6 +269,7 @@ class Slide:
         """Fill a white array with OpenSlide's level px from (x0, y0) on."""
         inside, x, y = self._inside(level, x0, y0, pixels)
         inside[:] = self._over_white(level, x, y, *inside.shape[1::-1])
+        self._counts.painted_px += inside.shape[0] * inside.shape[1]
 
     def _inside(self, level, x0, y0, pixels) -> tuple[np.ndarray, int, int]:
         """The part of an array that lies inside the level, and its corner, level px."""
@@ -249,8 +277,11 @@ class Slide:
         width, height = self.level_sizes[level]
         return pixels[y - y0 : max(height - y0, 0), x - x0 : max(width - x0, 0)], x, y
 
-    def _decode(self, level, x0, y0, pixels) -> bool:
-        """Fill a white array from tiles, or tell that OpenSlide has to, whatever is in it now."""
+    def _decode(self, level, x0, y0, pixels, needed=None) -> bool:
+        """Fill a white array from tiles, or tell that OpenSlide has to, whatever is in it now.
+
+        Of tiles under none of the `needed` boxes (all, for None) the array stays white.
+        """
         inside, x, y = self._inside(level, x0, y0, pixels)
         asked_px = inside.shape[0] * inside.shape[1]
         if not self._is_worth_tiles(asked_px):
@@ -258,13 +289,12 @@ class Slide:
         tiles = self._tiles(level)
         if not isinstance(tiles, TiledLevel) or asked_px < LEAST_OF_TILE * prod(tiles.tile):
             return False
+        if needed is not None:
+            tiles = _with_tiles_under(tiles, np.add(needed, (x0, y0, x0, y0)))
         try:
-            decoded_px = tiles.read(x, y, inside)
+            self._counts.decoded_px += tiles.read(x, y, inside)
         except TileError:
             return False
-        with self._lock:
-            self.asked_px += asked_px
-            self.decoded_px += decoded_px
         return True
 
     def _is_worth_tiles(self, asked_px: int) -> bool:
@@ -320,6 +350,14 @@ class Slide:
             f"{self.path}: the region at level-0 px {location}, {size[0]} x {size[1]} px of level"
             f" {level}, cannot be decoded: {failure}"
         ) from failure
+
+
+def _with_tiles_under(level: TiledLevel, boxes: np.ndarray) -> TiledLevel:
+    """The level as if its file had left out all tiles but those that meet a box, level px."""
+    (width, height), met = level.tile, np.zeros(level.byte_counts.shape, bool)
+    for x0, y0, x1, y1 in boxes.clip(0).tolist():
+        met[y0 // height : -(-y1 // height), x0 // width : -(-x1 // width)] = True
+    return replace(level, byte_counts=np.where(met, level.byte_counts, 0))
 
 
 def cached_slide(path, mpp: float | None = None) -> Slide:

@@ -23,11 +23,13 @@ from wsi_pipeline.heatmaps.store import (
     finish_heatmap,
     open_heatmap,
 )
-from wsi_pipeline.jobs.cluster import GPU, has_resource
+from wsi_pipeline.jobs.cluster import GPU, GPU_THREADS, has_resource
 from wsi_pipeline.jobs.record import Record, file_fingerprint, hash_inputs
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.models.checkpoint import ModelCard
-from wsi_pipeline.patches.slabs import Slab
+from wsi_pipeline.patches.index import read_index
+from wsi_pipeline.patches.slabs import Slab, covered_px
+from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages.run_directory import index_path, model_folder, model_id, of_model
 
 HASH_DIGITS = 12
@@ -110,14 +112,16 @@ def fill_stores(
     plans : sequence of StorePlan
     units_of : callable
         The units of a plan, one for each slab, keyed ``SLIDE/CHUNK``; called when the store that
-        it may begin has room (see `begin_store`). Each returns ``unread``: x, y, reason of
-        what cannot be decoded. A RunError that it raises fails the slide, not the batch.
+        it may begin has room (see `begin_store`). Each returns ``read_px`` (see `Slide.read_px`)
+        and ``unread``: x, y, reason of what cannot be decoded. A RunError that it raises fails
+        the slide, not the batch.
     predict, finish : str
         What the record calls the work on slabs and on slides.
     unread : str
         What one entry of ``unread`` is called: "patch".
     patch_px : int, optional
-        Of the model's training; slides with patches of another size get a note.
+        Of the model's training, where the stores' pixels are the indexed patches: slides with
+        patches of another size get a note.
     """
     name = config.train.name
     predict, finish = of_model(predict, name), of_model(finish, name)
@@ -132,22 +136,26 @@ def fill_stores(
 
     def slab_units() -> Iterator[Unit]:
         for plan in plans:
-            if not record.is_done(_finish_unit(plan, [], patch_px), SCHEMA):
+            if not record.is_done(_finish_unit(plan, patch_px), SCHEMA):
                 for unit in _units_or_refusal(plan, units_of):
                     expected[plan.slide_id] += 1
                     yield unit
 
-    resources = {GPU: 1} if has_resource(client, GPU) else None
+    resources = {GPU: 1 / GPU_THREADS} if has_resource(client, GPU) else None
     predicted = run_units(client, slab_units(), stage=predict, resources=resources, **common)
-    lost, present = defaultdict(list), Counter()
+    lost, present, read_px = defaultdict(list), Counter(), Counter()
     for key, result in predicted.results.items():
         slide_id = key.rpartition("/")[0]
         present[slide_id] += 1
+        read_px[slide_id] += result.get("read_px", 0)  # earlier versions did not count
         lost[slide_id] += [
             f"{unread} at level-0 px ({x}, {y}): {r}" for x, y, r in result["unread"]
         ]
     complete = [plan for plan in plans if present[plan.slide_id] == expected[plan.slide_id]]
-    finish_units = [_finish_unit(plan, lost[plan.slide_id], patch_px) for plan in complete]
+    finish_units = [
+        _finish_unit(plan, patch_px, lost[plan.slide_id], read_px[plan.slide_id])
+        for plan in complete
+    ]
     return predicted + run_units(client, finish_units, stage=finish, **common)
 
 
@@ -192,17 +200,43 @@ def refuse(reason: str) -> dict:
     raise RunError(reason)
 
 
-def finish_slide(
-    part: str, out: str, failures: list[str], patch_px: int | None, mpp: float
-) -> dict:
+def finish_slide(plan: StorePlan, patch_px: int | None, failures: list[str], read_px: int) -> dict:
     """Complete a slide's store and give it its name: the work of a unit.
 
-    `patch_px` (None: no matter) and `mpp` are those that the model was trained on.
+    Parameters
+    ----------
+    plan : StorePlan
+    patch_px : int or None
+        See `fill_stores`.
+    failures : list of str
+        What of the slide could not be read.
+    read_px : int
+        Level px that its slabs took.
+
+    Returns
+    -------
+    dict
+        ``notes``, ``failures``, ``backend`` (who read the slide, see `Slide.backend`), ``read_px``
+        and, with `patch_px`, ``needed_px``: level px under the indexed patches, each counted once.
     """
-    if Path(part).exists():  # else a worker died between renaming the store and saying so
-        finish_heatmap(part)
-        Path(part).rename(out)
-    return {"notes": _unlike_training(open_heatmap(out).grid, patch_px, mpp), "failures": failures}
+    if plan.part.exists():  # else a worker died between renaming the store and saying so
+        finish_heatmap(plan.part)
+        plan.part.rename(plan.out)
+    grid = open_heatmap(plan.out).grid
+    slide = cached_slide(plan.slide_path, plan.mpp)
+    level = slide.level_for(grid.downsample)
+    found = {
+        "notes": _unlike_training(grid, patch_px, plan.card.mpp),
+        "failures": failures,
+        "backend": slide.backend(level),
+        "read_px": read_px,
+    }
+    if patch_px is not None:
+        table = read_index(plan.index).table
+        cells = grid.cells_at(table["x"].to_numpy(), table["y"].to_numpy())
+        reduction = grid.downsample / slide.level_downsamples[level]
+        found["needed_px"] = round(covered_px(grid, *cells, *slide.size) * reduction**2)
+    return found
 
 
 def _unlike_training(grid: PatchGrid, patch_px: int | None, mpp: float) -> list[str]:
@@ -233,12 +267,10 @@ def _units_or_refusal(
         yield Unit(f"{plan.slide_id}/", plan.slide_id, plan.inputs, refuse, arguments)
 
 
-def _finish_unit(plan: StorePlan, failures: list[str], patch_px: int | None) -> Unit:
+def _finish_unit(
+    plan: StorePlan, patch_px: int | None, failures: Sequence[str] = (), read_px: int = 0
+) -> Unit:
     arguments = {
-        "part": str(plan.part),
-        "out": str(plan.out),
-        "failures": failures,
-        "patch_px": patch_px,
-        "mpp": plan.card.mpp,
-    }
+        "plan": plan, "patch_px": patch_px, "failures": list(failures), "read_px": read_px
+    }  # fmt: skip
     return Unit(plan.slide_id, plan.slide_id, plan.inputs, finish_slide, arguments, plan.out)
