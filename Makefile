@@ -29,8 +29,8 @@ check: $(STAMP)  ## style and lint, nothing is changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP)  ## the benchmarks, in minutes
-	$(BIN)/python benchmarks/run.py
+bench: $(STAMP)  ## the benchmarks, written to docs/benchmarks.md (QUICK=1: small sizes, in minutes)
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean:  ## remove the environment
 	rm -rf .venv

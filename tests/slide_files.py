@@ -123,12 +123,21 @@ def _mirax_ini(slide_id, images_x, images_y, tile, levels, mpp) -> str:
 class ArraySlide:
     """The part of Slide's interface that prediction needs, over an array at downsample 1."""
 
-    def __init__(self, pixels, unreadable=None):
+    def __init__(self, pixels, unreadable=None, tile_px=None):
         self.padded = np.pad(pixels, ((99, 99), (99, 99), (0, 0)), constant_values=255)
         self.unreadable = unreadable  # x0, y0, x1, y1
+        self.tile_px = tile_px
         self.reads = []
 
-    def read(self, x, y, width_px, height_px, downsample, needed=None):
+    def tile_edges(self, x, y, width_px, height_px, downsample):
+        step = self.tile_px or 999
+        columns, rows = (
+            np.unique([0, *range(int(-start % step), length, step), length])
+            for start, length in ((x, width_px), (y, height_px))
+        )
+        return columns, rows
+
+    def read(self, x, y, width_px, height_px, downsample, out=None):
         assert downsample == 1.0
         self.reads.append((x, y, width_px, height_px))
         if self.unreadable:
@@ -136,4 +145,8 @@ class ArraySlide:
             if x < x1 and y < y1 and x0 < x + width_px and y0 < y + height_px:
                 raise SlideReadError("tile (3, 1) is damaged")
         left, top = int(x) + 99, int(y) + 99
-        return self.padded[top : top + height_px, left : left + width_px]
+        pixels = self.padded[top : top + height_px, left : left + width_px]
+        if out is None:
+            return pixels
+        out[:] = pixels
+        return out

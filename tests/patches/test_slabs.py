@@ -1,12 +1,14 @@
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from slide_files import ArraySlide
+from slide_files import ArraySlide, write_pyramid_tiff
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.slabs import covered_px, read_slab, slab_patches, slabs
+from wsi_pipeline.patches.slabs import covered_px, read_patches, slabs
+from wsi_pipeline.slides.reader import Slide
 
 
 @pytest.fixture
@@ -53,29 +55,93 @@ def test_a_slab_of_the_default_chunk_travels_in_a_few_kilobytes():
     assert len(pickle.dumps(slab)) < 8192
 
 
-def test_patches_of_a_slab_are_views_of_its_pixels(grid):
-    (slab,) = slabs(grid, [2, 3, 3], [5, 3, 4], chunk=16)
-    pixels = np.arange(48 * 64 * 3, dtype=np.uint16).astype(np.uint8).reshape(48, 64, 3)
-    patches = slab_patches(pixels, grid, slab)
-    # The slab begins at row 2, column 3: its patches lie 0 or 1 strides down and 0 to 2 across.
-    for patch, (y, x) in zip(patches, [(0, 32), (16, 0), (16, 16)], strict=True):
-        np.testing.assert_array_equal(patch, pixels[y : y + 32, x : x + 32])
-        assert np.shares_memory(patch, pixels)
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (100, 170, 3), np.uint8)
 
 
-def test_a_slab_tells_the_slide_where_its_patches_lie(grid):
-    asked = {}
+def patches_of(slide, grid, slab):
+    """Copies of all patches, by position, and how many came at a time."""
+    found, counts = {}, []
+    for positions, patches in read_patches(slide, grid, slab):
+        found |= dict(
+            zip(range(positions.start, positions.stop), map(np.copy, patches), strict=True)
+        )
+        counts.append(len(patches))
+    return found, counts
 
-    class Slide(ArraySlide):
-        def read(self, *region, **_):
-            *region, needed = region
-            asked["needed"] = needed
-            return super().read(*region)
 
-    (slab,) = slabs(grid, [2, 3, 3], [5, 3, 4], chunk=16)
-    read_slab(Slide(np.zeros((100, 170, 3), np.uint8)), grid, slab)
-    # From row 2, column 3 on, 16 px apart, 32 px wide: x0, y0, x1, y1.
-    assert asked["needed"].tolist() == [[32, 0, 64, 32], [0, 16, 32, 48], [16, 16, 48, 48]]
+@pytest.mark.parametrize("tile_px", [None, 8, 20, 64])
+@pytest.mark.parametrize("band_px", [1, 6000, 1 << 20])
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize(("patch_px", "stride_px"), [(32, 16), (16, 16), (16, 24), (33, 7)])
+def test_every_patch_holds_its_own_pixels(
+    pixels, monkeypatch, tile_px, band_px, share, patch_px, stride_px
+):
+    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", band_px)
+    inner_px = min(patch_px, stride_px) - (patch_px - min(patch_px, stride_px)) % 2
+    grid = PatchGrid(Bounds(0, 0, 170, 100), 0.5, 1.0, patch_px, stride_px, inner_px)
+    rows, cols = np.nonzero(np.random.default_rng(1).random(grid.shape) < share)
+    (slab,) = slabs(grid, rows, cols, chunk=100)
+
+    found, _ = patches_of(ArraySlide(pixels, tile_px=tile_px), grid, slab)
+
+    white = np.pad(
+        pixels, ((grid.margin_px, 99), (grid.margin_px, 99), (0, 0)), constant_values=255
+    )
+    assert len(found) == len(slab.rows)
+    for position, (row, col) in enumerate(zip(slab.rows, slab.cols, strict=True)):
+        y, x = row * stride_px, col * stride_px
+        np.testing.assert_array_equal(found[position], white[y : y + patch_px, x : x + patch_px])
+
+
+def test_bands_end_on_edges_of_tiles_and_no_row_is_read_twice(pixels, grid, monkeypatch):
+    # 11 columns of patches are 10 * 16 + 32 = 192 px wide: 70 rows of px at a time, and the slab
+    # lies from y = -8 to 120.
+    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", 192 * 70)
+    slide = ArraySlide(pixels, tile_px=20)
+    (slab,) = slabs(grid, *all_cells(grid), chunk=100)
+
+    _, counts = patches_of(slide, grid, slab)
+
+    # -8 + 70 = 62: the band ends at 60, which holds rows of patches from -8, 8 and 24 (to 56). The
+    # next begins at 40: 40 + 70 = 110, back to 100, with rows from 40 and 56; the last begins at
+    # 72. Each is read a row of tiles at a time.
+    edges = [-8, 0, 20, 40, 60, 80, 100, 120]
+    assert slide.reads == [(-8, upper, 192, lower - upper) for upper, lower in pairwise(edges)]
+    assert counts == [33, 22, 22]
+
+
+def test_tiles_under_no_patch_are_not_read(pixels, grid):
+    slide = ArraySlide(pixels, tile_px=20)
+    (slab,) = slabs(grid, [1, 2, 1], [0, 0, 8], chunk=100)
+    patches_of(slide, grid, slab)
+    # Column 0 is px -8 to 24, to 40 by tiles; column 8 px 120 to 152, which the slab ends with.
+    # Row 1 is px 8 to 40, row 2 px 24 to 56, which the slab ends with.
+    assert slide.reads == [
+        (-8, 8, 48, 12), (120, 8, 32, 12), (-8, 20, 48, 20), (120, 20, 32, 20), (-8, 40, 48, 16)
+    ]  # fmt: skip
+
+
+def test_patches_overlap_in_memory_as_they_do_in_the_slide(pixels, grid):
+    (slab,) = slabs(grid, [2, 2], [5, 6], chunk=100)
+    ((_, (left, right)),) = read_patches(ArraySlide(pixels), grid, slab)
+    assert np.shares_memory(left[:, 16:], right[:, :16])
+    assert not np.shares_memory(left[:, :16], right)
+
+
+def test_no_tile_of_a_slab_is_decoded_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr("wsi_pipeline.slides.reader.WORTH_TILES_PX", 0)
+    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", 200 * 640)
+    pixels = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
+    path = write_pyramid_tiff(tmp_path / "slide.tif", [pixels], tile=64)
+    with Slide(path, 0.5) as slide:
+        grid = PatchGrid(slide.bounds, 0.5, 1.0, patch_px=128, stride_px=64, inner_px=64)
+        (slab,) = slabs(grid, *all_cells(grid), chunk=100)
+        _, counts = patches_of(slide, grid, slab)
+        assert len(counts) > 3
+        # Ten times ten tiles, each once, though each lies under nine patches.
+        assert slide.decoded_px == 640 * 640
 
 
 def test_pixels_under_patches_count_once_and_only_inside_the_slide(grid):

@@ -392,23 +392,6 @@ def test_each_thread_counts_its_own_reads(tmp_path, picture):
         assert slide.read_px == 64 * 64
 
 
-def test_tiles_under_nothing_that_is_needed_stay_white(tmp_path, picture):
-    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
-    with Slide(path) as slide:
-        whole = slide.read(-10, -20, 300, 300)
-        before = slide.decoded_px
-        # From (-10, -20) on, the first box ends where level px (64, 64) begins, tile (0, 0)'s end;
-        # the second is level px 128 to 193 by 64 to 65: one tile and a column of the next.
-        needed = np.array([[0, 0, 74, 84], [138, 84, 203, 85]])
-        found = slide.read(-10, -20, 300, 300, needed=needed)
-        assert slide.decoded_px - before == 3 * 64 * 64
-    expected = np.full_like(whole, 255)
-    for x0, y0, x1, y1 in ((0, 0, 74, 84), (138, 84, 266, 148)):
-        expected[y0:y1, x0:x1] = whole[y0:y1, x0:x1]
-    np.testing.assert_array_equal(found, expected)
-    assert not np.array_equal(found, whole)
-
-
 def test_the_first_and_the_smallest_reads_are_openslides(tmp_path, monkeypatch, picture):
     monkeypatch.setattr(reader, "WORTH_TILES_PX", 20_000)
     monkeypatch.setattr(reader, "LEAST_OF_TILE", 1 / 4)

@@ -7,7 +7,7 @@ import numpy as np
 
 from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.patches.slabs import Slab, read_cells, read_slab, slab_patches
+from wsi_pipeline.patches.slabs import Slab, read_cells, read_patches
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """uint8 (N, H, W, 3) -> float32 (N,), probabilities: all that heatmaps know of a model."""
@@ -24,11 +24,10 @@ class UnreadPatch(NamedTuple):
 def predict_slab(
     slide, grid: PatchGrid, slab: Slab, predict: Predict, *, batch_size: int
 ) -> tuple[np.ndarray, list[UnreadPatch]]:
-    """Predict each patch of a slab from a single read of the slide.
+    """Predict each patch of a slab, its pixels read once.
 
-    Where that read fails, the patches are read one by one, so that only those over the damaged
-    tiles are lost. With 512 px patches at a stride of 256 px, the pixels of a slab of 16 x 16
-    cells take 57 MB, of 32 x 32 214 MB; of the patches themselves only one batch is in memory.
+    Where reading fails, the patches left are read one by one, so that only those over the damaged
+    tiles are lost. In memory are a band of the slab (see `read_patches`) and one batch.
 
     How a slide is divided into slabs leaves its values as they are, up to how far `Slide.read`
     depends on where a read begins: not at all on level 0 and levels of whole-number downsample.
@@ -51,37 +50,42 @@ def predict_slab(
     """
     values = np.full(len(slab.rows), np.nan, np.float32)
     unread: list[UnreadPatch] = []
-    try:
-        pixels = read_slab(slide, grid, slab)
-        batches = _batched(slab_patches(pixels, grid, slab), batch_size)
-    except SlideReadError:
-        batches = _read_singly(slide, grid, slab, batch_size, unread)
-    for positions, patches in batches:
+    for positions, patches in _batches(_patches(slide, grid, slab, unread), batch_size):
         values[positions] = predict(patches)
     return values, unread
 
 
-def _batched(patches: list[np.ndarray], batch_size: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Batches of patches: positions in the slab, uint8 (N, H, W, 3)."""
-    for start in range(0, len(patches), batch_size):
-        batch = slice(start, start + batch_size)
-        yield batch, np.stack(patches[batch])
+def _patches(
+    slide, grid: PatchGrid, slab: Slab, unread: list[UnreadPatch]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Positions and pixels of the patches that can be read; the others are appended to `unread`."""
+    done = 0
+    try:
+        for positions, patches in read_patches(slide, grid, slab):
+            yield from zip(range(positions.start, positions.stop), patches, strict=True)
+            done = positions.stop
+    except SlideReadError:
+        for position in range(done, len(slab.rows)):
+            row, col = int(slab.rows[position]), int(slab.cols[position])
+            try:
+                yield position, read_cells(slide, grid, row, col)
+            except SlideReadError as error:
+                x, y = grid.patch_origins(row, col)
+                unread.append(UnreadPatch(int(x), int(y), str(error)))
 
 
-def _read_singly(
-    slide, grid: PatchGrid, slab: Slab, batch_size: int, unread: list[UnreadPatch]
+def _batches(
+    patches: Iterator[tuple[int, np.ndarray]], batch_size: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Batches of the patches that can be read; the others are appended to `unread`."""
-    positions, patches = [], []
-    for position, (row, col) in enumerate(zip(slab.rows, slab.cols, strict=True)):
-        try:
-            patches.append(read_cells(slide, grid, int(row), int(col)))
-            positions.append(position)
-        except SlideReadError as error:
-            x, y = grid.patch_origins(row, col)
-            unread.append(UnreadPatch(int(x), int(y), str(error)))
-        if len(patches) == batch_size:
-            yield positions, np.stack(patches)
-            positions, patches = [], []
-    if patches:
-        yield positions, np.stack(patches)
+    """Positions and pixels of a batch at a time: uint8 (N, H, W, 3)."""
+    positions: list[int] = []
+    for position, patch in patches:
+        if not positions:
+            batch = np.empty((batch_size, *patch.shape), np.uint8)
+        batch[len(positions)] = patch
+        positions.append(position)
+        if len(positions) == batch_size:
+            yield positions, batch
+            positions = []
+    if positions:
+        yield positions, batch[: len(positions)]

@@ -12,6 +12,9 @@ import numpy as np
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 
+BAND_PX = 16 << 20
+"""About as many pixels of a slab are in memory at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slab:
@@ -80,13 +83,7 @@ def by_chunk(chunk_rows, chunk_cols, rows, cols) -> Iterator[Slab]:
 
 
 def read_cells(
-    slide,
-    grid: PatchGrid,
-    row: int,
-    col: int,
-    rows: int = 1,
-    cols: int = 1,
-    needed: np.ndarray | None = None,
+    slide, grid: PatchGrid, row: int, col: int, rows: int = 1, cols: int = 1
 ) -> np.ndarray:
     """Pixels under `rows` x `cols` patches, the first of them at cell (row, col).
 
@@ -95,8 +92,6 @@ def read_cells(
     slide : Slide
     grid : PatchGrid
     row, col, rows, cols : int
-    needed : int array, shape (N, 4), optional
-        See `Slide.read`.
 
     Returns
     -------
@@ -108,22 +103,13 @@ def read_cells(
     SlideReadError
         If a part of it cannot be decoded.
     """
-    x_px = col * grid.stride_px - grid.margin_px
-    y_px = row * grid.stride_px - grid.margin_px
-    return slide.read(
-        grid.bounds.x + x_px * grid.downsample,
-        grid.bounds.y + y_px * grid.downsample,
-        (cols - 1) * grid.stride_px + grid.patch_px,
-        (rows - 1) * grid.stride_px + grid.patch_px,
-        grid.downsample,
-        needed,
-    )
+    x, y = _patch_corner(grid, row, col)
+    width, height = ((count - 1) * grid.stride_px + grid.patch_px for count in (cols, rows))
+    return slide.read(x, y, width, height, grid.downsample)
 
 
 def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
     """Pixels of the box around a slab's patches, as `read_cells` gives them.
-
-    What lies under none of them may be white: tissue is ragged, and its box half empty.
 
     Raises
     ------
@@ -132,12 +118,10 @@ def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
     """
     row, col = int(slab.rows.min()), int(slab.cols.min())
     rows, cols = int(slab.rows.max()) - row + 1, int(slab.cols.max()) - col + 1
-    x, y = (slab.cols - col) * grid.stride_px, (slab.rows - row) * grid.stride_px
-    needed = np.stack([x, y, x + grid.patch_px, y + grid.patch_px], axis=1)
-    return read_cells(slide, grid, row, col, rows, cols, needed)
+    return read_cells(slide, grid, row, col, rows, cols)
 
 
-def covered_px(grid: PatchGrid, rows, cols, width: float, height: float) -> int:
+def covered_px(grid: PatchGrid, rows, cols, width: int, height: int) -> int:
     """Working px under patches and inside the slide, each counted once.
 
     Parameters
@@ -145,52 +129,109 @@ def covered_px(grid: PatchGrid, rows, cols, width: float, height: float) -> int:
     grid : PatchGrid
     rows, cols : array_like of int, shape (N,)
         The patches' cells.
-    width, height : float
+    width, height : int
         Of the slide's level-0 frame, level-0 px.
 
     Returns
     -------
     int
-        The area of their union, exactly where the frame ends on whole working px.
+        The area of their union; exact where the frame ends on whole working px.
     """
-    # Union of rectangles by coordinate compression: between neighbouring edges all is covered or
-    # nothing, and sums over the corners, counted with their signs, tell which.
-    (top, bottom, y_edges), (left, right, x_edges) = (
-        _edges(np.asarray(cells) * grid.stride_px - grid.margin_px, grid.patch_px, *span)
-        for cells, span in (
-            (rows, (-grid.bounds.y / grid.downsample, (height - grid.bounds.y) / grid.downsample)),
-            (cols, (-grid.bounds.x / grid.downsample, (width - grid.bounds.x) / grid.downsample)),
+    x, y = (np.asarray(cells) * grid.stride_px - grid.margin_px for cells in (cols, rows))
+    columns, lines = (np.union1d(starts, starts + grid.patch_px) for starts in (x, y))
+    covered = _parts_under(x, y, grid.patch_px, columns, lines)
+    across, down = (
+        np.diff(np.clip(edges, -start / grid.downsample, (end - start) / grid.downsample))
+        for edges, start, end in (
+            (columns, grid.bounds.x, width),
+            (lines, grid.bounds.y, height),
         )
     )
-    corners = np.zeros((len(y_edges), len(x_edges)), np.int64)
-    for y, x, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
-        np.add.at(corners, (y, x), sign)
-    covered = corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
-    return round(float(np.diff(y_edges) @ covered @ np.diff(x_edges)))
+    return round(float(down @ covered @ across))
 
 
-def _edges(starts, side: int, low: float, high: float):
-    """Where intervals start and end among all their ends, cut to a span; and these ends."""
-    ends, places = np.unique(np.clip([starts, starts + side], low, high), return_inverse=True)
-    return *places.reshape(2, -1), ends
+def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, list[np.ndarray]]]:
+    """Read a slab's patches from top to bottom, each pixel under them once.
 
-
-def slab_patches(pixels: np.ndarray, grid: PatchGrid, slab: Slab) -> list[np.ndarray]:
-    """Cut a slab's patches from its pixels, without copying any.
+    A band as wide as the slab moves down over it; what patches further down need of its pixels is
+    kept. It ends on edges of the slide's tiles, and only tiles under a patch are read: within a
+    slab none is decoded twice. Whatever the slab's size, some `BAND_PX` pixels are in memory.
 
     Parameters
     ----------
-    pixels : uint8 array, shape (h, w, 3)
-        From `read_slab`.
+    slide : Slide
     grid : PatchGrid
     slab : Slab
 
-    Returns
-    -------
-    list of uint8 arrays, shape (patch_px, patch_px, 3)
-        Views of `pixels`, in the order of the slab's cells.
+    Yields
+    ------
+    positions : slice
+        Of the slab's cells, in their order.
+    patches : list of uint8 arrays, shape (patch_px, patch_px, 3)
+        Views of the band: they hold until the next are asked for.
+
+    Raises
+    ------
+    SlideReadError
+        While iterating: a part of the slab cannot be decoded.
     """
-    x = ((slab.cols - slab.cols.min()) * grid.stride_px).tolist()
-    y = ((slab.rows - slab.rows.min()) * grid.stride_px).tolist()
-    side = grid.patch_px
-    return [pixels[y0 : y0 + side, x0 : x0 + side] for x0, y0 in zip(x, y, strict=True)]
+    side, step = grid.patch_px, grid.stride_px
+    y, x = ((cells - cells.min()) * step for cells in (slab.rows, slab.cols))
+    height, width = int(y.max()) + side, int(x.max()) + side
+    corner = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
+    columns, rows = slide.tile_edges(*corner, width, height, grid.downsample)
+    needed = _parts_under(x, y, side, columns, rows)
+    band = np.empty((min(height, max(BAND_PX // width, side + step)), width, 3), np.uint8)
+    first = top = end = 0  # the band holds the slab's px rows top to end
+    while first < len(y):
+        kept, top = band[int(y[first]) - top : end - top], int(y[first])
+        band[: len(kept)] = kept
+        start, end = top + len(kept), _last(rows, top + side, top + len(band))
+        for upper, lower, left, right in _reads(needed, columns, rows, start, end):
+            slide.read(
+                corner[0] + left * grid.downsample,
+                corner[1] + upper * grid.downsample,
+                right - left,
+                lower - upper,
+                grid.downsample,
+                out=band[upper - top : lower - top, left:right],
+            )
+        held = slice(first, int(np.searchsorted(y, end - side, side="right")))
+        corners = zip((y[held] - top).tolist(), x[held].tolist(), strict=True)
+        yield held, [band[row : row + side, col : col + side] for row, col in corners]
+        first = held.stop
+
+
+def _parts_under(x, y, side: int, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Which parts lie under a patch: bool, one for each pair of row and column."""
+    corners = np.zeros((len(rows), len(columns)), np.int64)
+    upper, left = (np.searchsorted(*p, side="right") - 1 for p in ((rows, y), (columns, x)))
+    lower, right = (np.searchsorted(*p) for p in ((rows, y + side), (columns, x + side)))
+    for row, col, count in (
+        (upper, left, 1), (upper, right, -1), (lower, left, -1), (lower, right, 1)
+    ):  # fmt: skip
+        np.add.at(corners, (row, col), count)
+    return corners.cumsum(0).cumsum(1)[:-1, :-1] > 0
+
+
+def _last(edges: np.ndarray, lowest: int, highest: int) -> int:
+    """The last edge from `lowest` to `highest`; the former if there is none."""
+    return max(int(edges[np.searchsorted(edges, highest, side="right") - 1]), lowest)
+
+
+def _reads(
+    needed: np.ndarray, columns: np.ndarray, rows: np.ndarray, start: int, end: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Upper, lower, left and right px of the needed parts between two px rows, joined to runs."""
+    first, stop = np.searchsorted(rows, start, side="right") - 1, np.searchsorted(rows, end)
+    for part in range(first, stop):
+        ends = np.flatnonzero(np.diff(needed[part], prepend=False, append=False))
+        for left, right in columns[ends].reshape(-1, 2).tolist():
+            yield max(int(rows[part]), start), min(int(rows[part + 1]), end), left, right
+
+
+def _patch_corner(grid: PatchGrid, row: int, col: int) -> tuple[float, float]:
+    """Upper left corner of a patch, level-0 px, not rounded: `PatchGrid.patch_origins` rounds."""
+    x_px = col * grid.stride_px - grid.margin_px
+    y_px = row * grid.stride_px - grid.margin_px
+    return grid.bounds.x + x_px * grid.downsample, grid.bounds.y + y_px * grid.downsample

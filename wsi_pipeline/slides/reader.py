@@ -3,7 +3,6 @@
 import math
 import os
 import threading
-from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
@@ -14,14 +13,14 @@ from PIL import Image
 
 from wsi_pipeline.errors import SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds
-from wsi_pipeline.slides.tiles import TiledLevel, TileError, difference, tiled_levels
+from wsi_pipeline.slides.tiles import WHITE, TiledLevel, TileError, difference, tiled_levels
 
-# Of each channel: numpy fills arrays with one number 50 times as fast as with three.
-WHITE = 255
 # Training draws from hundreds of slides in turn, and opening one takes milliseconds.
 OPEN_SLIDES = 64
 # Decoded tiles of all open slides together: OpenSlide's own default is 32 MB for each.
 TILE_CACHE = openslide.OpenSlideCache(64 << 20)
+# Side of the parts that `tile_edges` cuts regions into that are not read by tiles.
+PART_PX = 1024
 # Level px asked of OpenSlide at once, a side: it cuts larger regions itself and then rounds the
 # pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
 # reduced.
@@ -169,14 +168,9 @@ class Slide:
         return mpp / self.mpp
 
     def read(
-        self,
-        x: float,
-        y: float,
-        width_px: int,
-        height_px: int,
-        downsample: float = 1.0,
-        needed: np.ndarray | None = None,
-    ) -> np.ndarray:
+        self, x: float, y: float, width_px: int, height_px: int, downsample: float = 1.0,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """Pixels of a region at a resolution.
 
         The level nearest below `downsample` is read. Where it *is* that resolution its pixels
@@ -194,9 +188,9 @@ class Slide:
             Size of the result, px at `downsample`.
         downsample : float
             Level-0 px per px of the result.
-        needed : int array, shape (N, 4), optional
-            ``x0, y0, x1, y1`` of the boxes, px of the result, that will be looked at. The rest is
-            white where it is cheaper not to read it: in stored tiles under none of them.
+        out : uint8 array, shape (height_px, width_px, 3), optional
+            Filled and returned, a view of a larger array if you like: memory that was in use
+            before takes less time to fill.
 
         Returns
         -------
@@ -209,14 +203,12 @@ class Slide:
             If OpenSlide fails twice, the second time with a new handle: after its first error a
             handle refuses everything. Other regions can still be read.
         """
-        level = self.level_for(downsample)
-        scale = downsample / self.level_downsamples[level]
+        level, scale = self.level_for(downsample)
         left, top = x / self.level_downsamples[level], y / self.level_downsamples[level]
-        if abs(scale - 1) < SAME_DOWNSAMPLE:
-            # Halves all go the same way: with odd bounds every region of a level has them.
-            scale, left, top = 1, math.floor(left + 0.5), math.floor(top + 0.5)
-        pixels = np.full((height_px, width_px, 3), WHITE, np.uint8)
-        if scale == 1 and self._decode(level, left, top, pixels, needed):
+        if scale == 1:
+            left, top = _nearest(left), _nearest(top)
+        pixels = np.empty((height_px, width_px, 3), np.uint8) if out is None else out
+        if scale == 1 and self._decode(level, left, top, pixels):
             return pixels
         step = max(1, int(BLOCK_PX / scale))
         for row in range(0, height_px, step):
@@ -243,12 +235,46 @@ class Slide:
         height_px = max(1, round(self.bounds.height / downsample))
         return self.read(self.bounds.x, self.bounds.y, width_px, height_px, downsample), downsample
 
-    def level_for(self, downsample: float) -> int:
-        """The pyramid level that `read` takes at a resolution, level-0 px per px."""
+    def tile_edges(
+        self, x: float, y: float, width_px: int, height_px: int, downsample: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where a region can be cut so that reading its parts decodes no tile twice.
+
+        Parameters
+        ----------
+        x, y, width_px, height_px, downsample
+            As for `read`.
+
+        Returns
+        -------
+        columns, rows : int64 arrays
+            From 0 to `width_px` and to `height_px`, ascending, each end included: the edges of the
+            slide's tiles, or some regular ones where OpenSlide reads or pixels are resampled.
+        """
+        level, scale = self.level_for(downsample)
+        tiles = self._tiles(level) if scale == 1 and self._is_worth(width_px * height_px) else None
+        if isinstance(tiles, TiledLevel):
+            stored = self.level_downsamples[level]
+            corner, steps = (_nearest(x / stored), _nearest(y / stored)), tiles.tile
+        else:
+            corner, steps = (0, 0), (PART_PX, PART_PX)
+        columns, rows = (
+            np.unique([0, *range(-start % step, length, step), length])
+            for start, step, length in zip(corner, steps, (width_px, height_px), strict=True)
+        )
+        return columns, rows
+
+    def level_for(self, downsample: float) -> tuple[int, float]:
+        """The level that `read` takes at a resolution, and its px for each px of the result.
+
+        1 if the level is read as stored.
+        """
         finest = downsample * (1 + LEVEL_TOLERANCE)
-        return max(
+        level = max(
             (i for i, stored in enumerate(self.level_downsamples) if stored <= finest), default=0
         )
+        scale = downsample / self.level_downsamples[level]
+        return level, 1 if abs(scale - 1) < SAME_DOWNSAMPLE else scale
 
     def _resample(self, block, level, left, top, scale):
         """Fill a block from its corner in level px on, `scale` of them to a px of it."""
@@ -258,7 +284,7 @@ class Slide:
         x0, y0 = math.floor(left - margin), math.floor(top - margin)
         right, bottom = left + width * scale, top + height * scale
         shape = (math.ceil(bottom + margin) - y0, math.ceil(right + margin) - x0, 3)
-        source = np.full(shape, WHITE, np.uint8)
+        source = np.empty(shape, np.uint8)
         if not self._decode(level, x0, y0, source):
             self._paint(source, level, x0, y0)
         box = (left - x0, top - y0, right - x0, bottom - y0)
@@ -266,42 +292,40 @@ class Slide:
         block[:] = resampled
 
     def _paint(self, pixels, level, x0, y0):
-        """Fill a white array with OpenSlide's level px from (x0, y0) on."""
+        """Fill an array with OpenSlide's level px from (x0, y0) on, white outside the level."""
         inside, x, y = self._inside(level, x0, y0, pixels)
         inside[:] = self._over_white(level, x, y, *inside.shape[1::-1])
         self._counts.painted_px += inside.shape[0] * inside.shape[1]
 
     def _inside(self, level, x0, y0, pixels) -> tuple[np.ndarray, int, int]:
-        """The part of an array that lies inside the level, and its corner, level px."""
+        """The part of an array inside the level, and its corner, level px; the rest gets white."""
         x, y = max(x0, 0), max(y0, 0)
         width, height = self.level_sizes[level]
-        return pixels[y - y0 : max(height - y0, 0), x - x0 : max(width - x0, 0)], x, y
+        inside = pixels[y - y0 : max(height - y0, 0), x - x0 : max(width - x0, 0)]
+        if inside.shape != pixels.shape:
+            pixels[:] = WHITE
+        return inside, x, y
 
-    def _decode(self, level, x0, y0, pixels, needed=None) -> bool:
-        """Fill a white array from tiles, or tell that OpenSlide has to, whatever is in it now.
-
-        Of tiles under none of the `needed` boxes (all, for None) the array stays white.
-        """
+    def _decode(self, level, x0, y0, pixels) -> bool:
+        """Fill an array from tiles, or tell that OpenSlide has to, whatever is in it now."""
         inside, x, y = self._inside(level, x0, y0, pixels)
         asked_px = inside.shape[0] * inside.shape[1]
-        if not self._is_worth_tiles(asked_px):
+        with self._lock:
+            self._seen_px += asked_px
+        if not asked_px or not self._is_worth():
             return False
         tiles = self._tiles(level)
         if not isinstance(tiles, TiledLevel) or asked_px < LEAST_OF_TILE * prod(tiles.tile):
             return False
-        if needed is not None:
-            tiles = _with_tiles_under(tiles, np.add(needed, (x0, y0, x0, y0)))
         try:
             self._counts.decoded_px += tiles.read(x, y, inside)
         except TileError:
             return False
         return True
 
-    def _is_worth_tiles(self, asked_px: int) -> bool:
+    def _is_worth(self, more_px: int = 0) -> bool:
         """Whether enough is read of this slide, by now, to find out where its tiles are."""
-        with self._lock:
-            self._seen_px += asked_px
-            return asked_px > 0 and self._seen_px >= WORTH_TILES_PX
+        return self._seen_px + more_px >= WORTH_TILES_PX
 
     def _tiles(self, level) -> TiledLevel | str:
         """The tiles of a level once they have proved equal to OpenSlide, or why it reads them."""
@@ -352,14 +376,6 @@ class Slide:
         ) from failure
 
 
-def _with_tiles_under(level: TiledLevel, boxes: np.ndarray) -> TiledLevel:
-    """The level as if its file had left out all tiles but those that meet a box, level px."""
-    (width, height), met = level.tile, np.zeros(level.byte_counts.shape, bool)
-    for x0, y0, x1, y1 in boxes.clip(0).tolist():
-        met[y0 // height : -(-y1 // height), x0 // width : -(-x1 // width)] = True
-    return replace(level, byte_counts=np.where(met, level.byte_counts, 0))
-
-
 def cached_slide(path, mpp: float | None = None) -> Slide:
     """Get a slide from the few that this process keeps open, for Dask workers.
 
@@ -381,6 +397,14 @@ def cached_slide(path, mpp: float | None = None) -> Slide:
 @lru_cache(maxsize=OPEN_SLIDES)
 def _cached(path, mpp, _mtime_ns, _size) -> Slide:
     return Slide(path, mpp)
+
+
+def _nearest(position: float) -> int:
+    """The level px nearest to a position; halves all go the same way.
+
+    With odd bounds every region of a level has them.
+    """
+    return math.floor(position + 0.5)
 
 
 def _open(path: Path) -> openslide.OpenSlide:

@@ -224,7 +224,7 @@ def finish_slide(plan: StorePlan, patch_px: int | None, failures: list[str], rea
         plan.part.rename(plan.out)
     grid = open_heatmap(plan.out).grid
     slide = cached_slide(plan.slide_path, plan.mpp)
-    level = slide.level_for(grid.downsample)
+    level, scale = slide.level_for(grid.downsample)
     found = {
         "notes": _unlike_training(grid, patch_px, plan.card.mpp),
         "failures": failures,
@@ -234,8 +234,7 @@ def finish_slide(plan: StorePlan, patch_px: int | None, failures: list[str], rea
     if patch_px is not None:
         table = read_index(plan.index).table
         cells = grid.cells_at(table["x"].to_numpy(), table["y"].to_numpy())
-        reduction = grid.downsample / slide.level_downsamples[level]
-        found["needed_px"] = round(covered_px(grid, *cells, *slide.size) * reduction**2)
+        found["needed_px"] = round(covered_px(grid, *cells, *slide.size) * scale**2)
     return found
 
 

@@ -63,7 +63,7 @@ def tile_slide(
         )
         lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
         mask = tissue_mask(slide, **tissue)
-        backend = slide.backend(slide.level_for(grid.downsample))
+        backend = slide.backend(slide.level_for(grid.downsample)[0])
     index = build_index(slide_id, grid, mask, lesions, label, min_tissue)
     write_index(index, out)
     return {

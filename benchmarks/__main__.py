@@ -1,0 +1,105 @@
+"""Measure the pipeline's hot paths, each against a plain baseline in the same run.
+
+    python -m benchmarks [--quick] [--out docs/benchmarks.md] [SECTION ...]
+
+Machines differ and are noisy: what counts is the ratio, the median over repeated pairs of runs of
+baseline and pipeline in turn. The page keeps what was measured before of other sections, and on
+machines with other devices.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from benchmarks import froc, heatmap, labelling, patchnet, reading, sampling
+from benchmarks.measure import Row
+
+SECTIONS: dict[str, Callable[[bool], list[Row]]] = {
+    "reading": reading.rows,
+    "labelling": labelling.rows,
+    "sampling": sampling.rows,
+    "heatmap": heatmap.rows,
+    "patchnet": patchnet.rows,
+    "froc": froc.rows,
+}
+LIBRARIES = (
+    "wsi_pipeline", "torch", "openslide-python", "simplejpeg", "tifffile", "zarr", "shapely",
+    "numpy",
+)  # fmt: skip
+INTRODUCTION = """# Benchmarks
+
+Written by `make bench` (`make bench QUICK=1`: small sizes, in minutes). Each row compares the
+pipeline with a plain baseline in the same run, in turn; the ratio is the median of the pairs'
+ratios. Absolute figures vary with the machine.
+"""
+
+
+def main() -> None:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
+    arguments = parser.parse_args()
+    if unknown := set(arguments.sections) - SECTIONS.keys():
+        parser.error(f"no section {', '.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
+    for name in arguments.sections or SECTIONS:
+        found = section(name, SECTIONS[name](arguments.quick), arguments.quick)
+        print(found, flush=True)
+        arguments.out.write_text(with_section(_text(arguments.out), found))
+
+
+def section(name: str, rows: list[Row], quick: bool) -> str:
+    """A section of the page: its figures as a table, and what they were measured on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    table = "\n".join(
+        f"| {r.what} | {_figure(r.per_second)} {r.unit}/s | {r.baseline} |"
+        f" {_figure(r.baseline_per_second)} {r.unit}/s | {_figure(r.ratio)} |"
+        for r in rows
+    )
+    libraries = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
+    return f"""## {name.capitalize()}, {os.cpu_count()} cores, {device}
+
+| what | pipeline | baseline | baseline's rate | ratio |
+|---|---|---|---|---|
+{table}
+
+{datetime.now(UTC):%Y-%m-%d}, commit {_commit()}: `python -m benchmarks{" --quick" * quick} {name}`,
+{platform.machine()}, Python {platform.python_version()}, {libraries}.
+"""
+
+
+def with_section(page: str, new: str) -> str:
+    """The page with a section in the place of the one of its heading, or at the end."""
+    _, *old = page.split("\n## ")
+    sections = {text.splitlines()[0]: text.rstrip() for text in old}
+    new = new.removeprefix("## ").rstrip()
+    sections[new.splitlines()[0]] = new
+    return INTRODUCTION + "".join(f"\n## {text}\n" for text in sections.values())
+
+
+def _figure(value: float) -> str:
+    """At least two significant digits."""
+    return f"{value:,.0f}" if value >= 20 else f"{value:.2g}"
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _commit() -> str:
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    return described.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
