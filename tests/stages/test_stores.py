@@ -1,6 +1,9 @@
 """What finished stores say of themselves, and stores of other inputs."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +18,7 @@ from wsi_pipeline.heatmaps.store import create_heatmap, open_heatmap
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
+from wsi_pipeline.stages import worker_model as worker_model_module
 from wsi_pipeline.stages.stores import StorePlan, _units_or_refusal, begin_store, finish_slide
 from wsi_pipeline.stages.worker_model import worker_model
 
@@ -103,3 +107,19 @@ def test_weights_that_changed_since_the_stage_began_are_refused(tmp_path):
     assert isinstance(module, torch.nn.Module)
     with pytest.raises(ModelError, match="not the weights that the stage began with"):
         worker_model(str(tmp_path), "0" * 64)
+
+
+def test_a_model_is_loaded_once_though_threads_ask_at_once(monkeypatch):
+    loaded = []
+
+    def load(folder):
+        loaded.append(folder)
+        time.sleep(0.1)  # as long as another thread takes to ask
+        return torch.nn.Conv2d(1, 1, 1), SimpleNamespace(weights_sha256="0")
+
+    monkeypatch.setattr(worker_model_module, "load_model", load)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(worker_model, ["a folder"] * 2, "00")
+    assert first[0] is second[0]
+    assert loaded == ["a folder"]
+    worker_model_module._load.cache_clear()

@@ -40,7 +40,8 @@ def connect(
     ----------
     scheduler : str, optional
         Address of a running scheduler, ``tcp://host:port``. This waits, as long as it takes, for
-        its first worker. Its workers offer a GPU by ``--resources GPU=1``.
+        its first worker. Its workers offer a GPU by ``--resources GPU=1``; with ``--nthreads 2``
+        reading overlaps with computing there.
     workers : int, optional
         Processes on this machine; by default one for each CPU core, and as many as there are GPUs
         at least. Each of the first gets one of the visible GPUs (see `visible_gpus`), the resource
