@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test format check bench clean
+.PHONY: help demo test format check bench peers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,5 +32,11 @@ check: $(STAMP)  ## style and lint, nothing is changed
 bench: $(STAMP)  ## the benchmarks, written to docs/benchmarks.md (QUICK=1: small sizes, in minutes)
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
-clean:  ## remove the environment
-	rm -rf .venv
+peers:  ## other readers, in an environment of their own, for the benchmarks to compare with
+	$(PYTHON) -m venv .venv-peers
+	for peer in 'tiffslide imagecodecs' cucim-cu12 tiatoolbox; do \
+		.venv-peers/bin/python -m pip install --quiet $$peer || echo "$$peer cannot be installed here"; \
+	done
+
+clean:  ## remove the environments
+	rm -rf .venv .venv-peers

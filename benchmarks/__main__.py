@@ -21,7 +21,7 @@ import torch
 from benchmarks import froc, heatmap, labelling, patchnet, reading, sampling
 from benchmarks.measure import Row
 
-SECTIONS: dict[str, Callable[[bool], list[Row]]] = {
+SECTIONS: dict[str, Callable[[bool], list[Row | str]]] = {
     "reading": reading.rows,
     "labelling": labelling.rows,
     "sampling": sampling.rows,
@@ -56,21 +56,23 @@ def main() -> None:
         arguments.out.write_text(with_section(_text(arguments.out), found))
 
 
-def section(name: str, rows: list[Row], quick: bool) -> str:
-    """A section of the page: its figures as a table, and what they were measured on."""
+def section(name: str, rows: list[Row | str], quick: bool) -> str:
+    """A section of the page: its figures as a table, notes, and what they were measured on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     table = "\n".join(
         f"| {r.what} | {_figure(r.per_second)} {r.unit}/s | {r.baseline} |"
         f" {_figure(r.baseline_per_second)} {r.unit}/s | {_figure(r.ratio)} |"
         for r in rows
+        if isinstance(r, Row)
     )
+    notes = "".join(f"\n- {note}" for note in rows if isinstance(note, str))
     libraries = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
     return f"""## {name.capitalize()}, {os.cpu_count()} cores, {device}
 
 | what | pipeline | baseline | baseline's rate | ratio |
 |---|---|---|---|---|
 {table}
-
+{notes}{chr(10) * bool(notes)}
 {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}: `python -m benchmarks{" --quick" * quick} {name}`,
 {platform.machine()}, Python {platform.python_version()}, {libraries}.
 """

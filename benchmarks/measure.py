@@ -23,7 +23,15 @@ def compare(
     plain: Callable[[], float], repeats: int = 3,
 ) -> Row:  # fmt: skip
     """Run the two in turn; each returns how many units it did."""
-    rates = [(rate(plain), rate(pipeline)) for _ in range(repeats)]
+    return compare_rates(what, baseline, unit, lambda: rate(pipeline), lambda: rate(plain), repeats)
+
+
+def compare_rates(
+    what: str, baseline: str, unit: str, pipeline: Callable[[], float],
+    plain: Callable[[], float], repeats: int = 3,
+) -> Row:  # fmt: skip
+    """Run the two in turn; each returns how many units a second it did."""
+    rates = [(plain(), pipeline()) for _ in range(repeats)]
     return Row(
         what,
         baseline,

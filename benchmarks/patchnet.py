@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Row, compare, rate
-from wsi_pipeline.models.dense import dense_logits, dense_multiply_adds, patch_multiply_adds
+from wsi_pipeline.models.dense import dense_logits
 from wsi_pipeline.models.patchnet import Subnet, cut_patches
 
 
@@ -36,18 +37,26 @@ def dense_patchnet(patch_px: int) -> list[Row]:
 
     dense()
     what = f"PatchNet of {patch_px} px patches at stride 1 ({device}"
-    multiply_adds = dense_multiply_adds(subnet, side, side, 1)
-    less = patch_multiply_adds(subnet, side**2) / multiply_adds
+    operations = _operations(dense)
+    alone = image[None, :, :patch_px, :patch_px]
+    less = side**2 * _operations(lambda: subnet(alone)) / operations
     baseline, plain = _fastest_batches(subnet, image)
     convolve = _plain_convolution(image)
     rows = [
         compare(f"{what}; {less:.1f} times less work)", baseline, "patches", dense, plain, 5),
         compare(
             f"{what}), its arithmetic", f"a convolution 64 to 64 of {image.shape[-1]} px", "GFLOP",
-            lambda: 2e-9 * multiply_adds * dense() / side**2, convolve, 5,
+            lambda: 1e-9 * operations * dense() / side**2, convolve, 5,
         ),
     ]  # fmt: skip
     return rows + ([_dense_bfloat16(what, subnet, image, dense)] if device == "cuda" else [])
+
+
+def _operations(work: Callable[[], object]) -> int:
+    """Multiplications and additions, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def _fastest_batches(subnet: Subnet, image: torch.Tensor) -> tuple[str, Callable[[], int]]:

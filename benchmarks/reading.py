@@ -1,9 +1,11 @@
-"""Reading a slide's tissue patches, against OpenSlide and against the bare decoder."""
+"""Reading a slide's tissue patches: against OpenSlide, the bare decoder and other readers."""
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from unittest import mock
@@ -13,7 +15,7 @@ import openslide
 import simplejpeg
 import tifffile
 
-from benchmarks.measure import Row, compare
+from benchmarks.measure import Row, compare, compare_rates, rate
 from wsi_pipeline.config import TissueConfig
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.patches.index import build_index
@@ -22,15 +24,35 @@ from wsi_pipeline.phantom import plan_cohort, write_slide
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import tissue_mask
 
-REPEATS = 5
+REPEATS = 7
+SIDE = 512
+TILE = 256
+PEERS = ("tiffslide", "tifffile", "cucim", "tiatoolbox")
+PEERS_PYTHON = Path(".venv-peers/bin/python")
+"""Of the environment that `make peers` makes."""
 
 
-def rows(quick: bool) -> list[Row]:
+@dataclass(frozen=True)
+class TissuePatches:
+    """The patches of 512 px over the tissue of a slide, at one stride; level-0 px."""
+
+    slide: Slide
+    stride: int
+    grid: PatchGrid
+    slab: Slab
+    origins: np.ndarray
+
+
+def rows(quick: bool) -> list[Row | str]:
     """All tissue patches of a phantom slide, from one and from two threads."""
-    side = 4096 if quick else 16_384
     with tempfile.TemporaryDirectory() as folder:
-        path = phantom_slide(Path(folder), side)
-        return [row for threads in (1, 2) for row in tissue_patches(path, threads)]
+        path = phantom_slide(Path(folder), 4096 if quick else 16_384)
+        with Slide(path) as slide:
+            strides = [tissue_patches(slide, stride) for stride in (512, 256)]
+            for patches in strides:
+                check_pixels(patches)
+            found = [row for threads in (1, 2) for row in against_decoders(*strides, threads)]
+            return found + [row for threads in (1, 2) for row in against_peers(strides[1], threads)]
 
 
 def phantom_slide(folder: Path, side: int) -> Path:
@@ -40,94 +62,86 @@ def phantom_slide(folder: Path, side: int) -> Path:
     return folder / "slides" / f"{plan.slide_id}.tif"
 
 
-def tissue_patches(path: Path, threads: int) -> list[Row]:
-    """The patches of 512 px at strides of 512 and 256 px, as training and heatmaps see them.
+def tissue_patches(slide: Slide, stride: int) -> TissuePatches:
+    """Find them as the tile stage does."""
+    grid = PatchGrid(slide.bounds, slide.mpp, 1.0, SIDE, stride, stride)
+    table = build_index(
+        "", grid, tissue_mask(slide, **TissueConfig().model_dump()), [], 0, 0.05
+    ).table
+    origins = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1)
+    (slab,) = slabs(grid, *grid.cells_at(*origins.T), chunk=max(grid.shape))
+    return TissuePatches(slide, stride, grid, slab, origins)
 
-    Against a loop over OpenSlide's reads, in so many threads; and against all that reading could
-    be: the same tiles' JPEGs, already in memory, each decoded once and thrown away. Megapixels are
-    those under a patch, each once, except in a loop of reads.
+
+def check_pixels(patches: TissuePatches) -> None:
+    """Hold every patch against OpenSlide's."""
+    if (backend := patches.slide.backend(0)) != "tiles":
+        raise RuntimeError(f"the slide is not read by tiles: {backend}")
+    handle = openslide.OpenSlide(patches.slide.path)
+    for positions, views in read_patches(patches.slide, patches.grid, patches.slab):
+        for origin, view in zip(patches.origins[positions].tolist(), views, strict=True):
+            region = np.asarray(handle.read_region(origin, 0, (SIDE, SIDE)))
+            if not np.array_equal(view, np.where(region[..., 3:], region[..., :3], 255)):
+                raise RuntimeError(f"the patch at {origin} is not OpenSlide's")
+
+
+def against_decoders(wide: TissuePatches, dense: TissuePatches, threads: int) -> list[Row]:
+    """Against a loop of reads by OpenSlide; and against all that reading could be.
+
+    That is the same tiles' JPEGs, already in memory, each decoded once and thrown away.
     """
-    with Slide(path) as slide:
-        mask = tissue_mask(slide, **TissueConfig().model_dump())
-        grids = {
-            step: PatchGrid(slide.bounds, slide.mpp, 1.0, 512, step, step) for step in (512, 256)
-        }
-        work = {}
-        for step, grid in grids.items():
-            table = build_index("slide", grid, mask, [], 0, 0.05).table
-            x, y = table["x"].to_numpy(), table["y"].to_numpy()
-            (slab,) = slabs(grid, *grid.cells_at(x, y), chunk=max(grid.shape))
-            check_pixels(path, slide, grid, slab)
-            work[step] = (x, y, slab)
-        found = []
-        name = f"{threads} thread{'s'[: threads - 1]}"
+    suffix = f"{threads} thread{'s'[: threads - 1]}"
+    found = []
+    for patches in (wide, dense):
+        what = f"{SIDE} px patches at stride {patches.stride}, {suffix}"
+        read = reading(patches, threads)
+        found += [
+            compare(what, "OpenSlide's read_region, to RGB, for each", "patches",
+                    read, openslide_loop(patches, threads), REPEATS),
+            compare(what, "simplejpeg on their tiles, each once", "patches",
+                    read, bare_decoding(patches, threads), REPEATS),
+        ]  # fmt: skip
+    slides = [lambda p=p: bool(reading(p, threads)()) for p in (dense, wide)]
+    what = f"a slide's patches at stride {dense.stride}, {suffix}"
+    return [*found, compare(what, f"at stride {wide.stride}", "slides", *slides, REPEATS)]
 
-        def ours(step: int) -> Callable[[], float]:
-            def run() -> float:
-                with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads)):
-                    return sum(
-                        len(views) for _, views in read_patches(slide, grids[step], work[step][2])
-                    )
 
-            return run
-
-        for step in (512, 256):
-            x, y, slab = work[step]
-            jpegs = tiles_under(path, x, y)
-            what = f"512 px patches at stride {step}, {name}"
-            found += [
-                compare(
-                    what,
-                    "OpenSlide's read_region, to RGB",
-                    "patches",
-                    ours(step),
-                    openslide_loop(path, x, y, threads),
-                    REPEATS,
-                ),
-                compare(
-                    what,
-                    "simplejpeg on their tiles' bytes, each once",
-                    "patches",
-                    ours(step),
-                    bare_decoding(jpegs, threads, len(x)),
-                    REPEATS,
-                ),
-            ]
-        scale = len(work[256][0])
-        found.append(
-            compare(
-                f"all patches at stride 256, {name}",
-                "all patches at stride 512",
-                "slides",
-                lambda: ours(256)() / scale,
-                lambda: ours(512)() / len(work[512][0]),
-                REPEATS,
-            )
-        )
+def against_peers(patches: TissuePatches, threads: int) -> list[Row | str]:
+    """Against other libraries, each in the environment of `benchmarks/peers.py`."""
+    if not PEERS_PYTHON.exists():
+        return ["Other readers were not measured: `make peers` installs them."]
+    what = f"{SIDE} px patches at stride {patches.stride}, {threads} thread{'s'[: threads - 1]}"
+    read = reading(patches, threads)
+    found: list[Row | str] = []
+    for name in PEERS:
+        try:
+            found.append(
+                compare_rates(what, name, "patches", lambda: rate(read),
+                              lambda name=name: peer_rate(name, patches, threads))
+            )  # fmt: skip
+        except subprocess.CalledProcessError as error:
+            found.append(f"{name}, {threads} threads: {error.stderr.strip().splitlines()[-1]}")
     return found
 
 
-def check_pixels(path: Path, slide: Slide, grid: PatchGrid, slab: Slab) -> None:
-    """Hold every patch against OpenSlide's."""
-    assert slide.backend(0) == "tiles", slide.backend(0)
-    handle = openslide.OpenSlide(path)
-    x, y = grid.patch_origins(slab.rows, slab.cols)
-    for positions, patches in read_patches(slide, grid, slab):
-        for place, patch in zip(range(positions.start, positions.stop), patches, strict=True):
-            region = handle.read_region((int(x[place]), int(y[place])), 0, (512, 512))
-            white = np.full((512, 512, 3), 255, np.uint8)
-            alpha = np.asarray(region)[..., 3:] > 0
-            assert np.array_equal(patch, np.where(alpha, np.asarray(region)[..., :3], white))
+def reading(patches: TissuePatches, threads: int) -> Callable[[], int]:
+    """The pipeline's way: views of a band that moves down the slide."""
+
+    def run() -> int:
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads)):
+            bands = read_patches(patches.slide, patches.grid, patches.slab)
+            return sum(len(views) for _, views in bands)
+
+    return run
 
 
-def openslide_loop(path: Path, x: np.ndarray, y: np.ndarray, threads: int) -> Callable[[], int]:
+def openslide_loop(patches: TissuePatches, threads: int) -> Callable[[], int]:
     """A read for each patch, as tutorials have it."""
-    handle = openslide.OpenSlide(path)
-    origins = list(zip(x.tolist(), y.tolist(), strict=True))
+    handle = openslide.OpenSlide(patches.slide.path)
+    origins = patches.origins.tolist()
 
-    def read(origin: tuple[int, int]) -> int:
-        np.asarray(handle.read_region(origin, 0, (512, 512)).convert("RGB"))
-        return 1
+    def read(origin: list[int]) -> int:
+        return len(np.asarray(handle.read_region(origin, 0, (SIDE, SIDE)).convert("RGB"))) // SIDE
 
     def run() -> int:
         with ThreadPoolExecutor(threads) as pool:
@@ -136,8 +150,9 @@ def openslide_loop(path: Path, x: np.ndarray, y: np.ndarray, threads: int) -> Ca
     return run
 
 
-def bare_decoding(jpegs: list[bytes], threads: int, patches: int) -> Callable[[], int]:
-    """Each JPEG decoded, and thrown away."""
+def bare_decoding(patches: TissuePatches, threads: int) -> Callable[[], int]:
+    """Each tile under a patch decoded, and thrown away."""
+    jpegs = tiles_under(patches)
 
     def share(number: int) -> None:
         for jpeg in jpegs[number::threads]:
@@ -146,24 +161,37 @@ def bare_decoding(jpegs: list[bytes], threads: int, patches: int) -> Callable[[]
     def run() -> int:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(share, range(threads)))
-        return patches
+        return len(patches.origins)
 
     return run
 
 
-def tiles_under(path: Path, x: np.ndarray, y: np.ndarray) -> list[bytes]:
+def tiles_under(patches: TissuePatches) -> list[bytes]:
     """The JPEGs of the tiles that the patches touch."""
-    stored = path.read_bytes()
-    with tifffile.TiffFile(path) as file:
+    stored = patches.slide.path.read_bytes()
+    with tifffile.TiffFile(patches.slide.path) as file:
         page = file.pages[0]
-        across, down = page.imagewidth // page.tilewidth, page.imagelength // page.tilelength
+        across, down = page.imagewidth // TILE, page.imagelength // TILE
         touched = {
             row * across + col
-            for left, top in zip(x.tolist(), y.tolist(), strict=True)
-            for row, col in product(
-                range(max(top // 256, 0), min((top + 511) // 256 + 1, down)),
-                range(max(left // 256, 0), min((left + 511) // 256 + 1, across)),
-            )
+            for x, y in patches.origins.tolist()
+            for row, col in product(_tiles_from(y, down), _tiles_from(x, across))
         }
         places = [(page.dataoffsets[tile], page.databytecounts[tile]) for tile in sorted(touched)]
     return [stored[start : start + count] for start, count in places]
+
+
+def _tiles_from(start: int, count: int) -> range:
+    return range(max(start // TILE, 0), min((start + SIDE - 1) // TILE + 1, count))
+
+
+def peer_rate(name: str, patches: TissuePatches, threads: int) -> float:
+    """Patches a second of another library, its start and its opening of the slide not counted."""
+    with tempfile.NamedTemporaryFile(suffix=".npy") as places:
+        np.save(places.name, patches.origins)
+        command = [PEERS_PYTHON, Path(__file__).with_name("peers.py"), name, patches.slide.path]
+        seconds = subprocess.run(
+            [*map(str, command), places.name, str(threads)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    return len(patches.origins) / float(seconds.split()[-1])

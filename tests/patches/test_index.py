@@ -117,6 +117,53 @@ def test_index_agrees_with_a_loop_over_all_cells(sizes, seed):
     assert [ids.tolist() for ids in found["lesions"]] == expected["lesions"].tolist()
 
 
+@st.composite
+def regions(draw):
+    """Tumour as hand and ruler draw it, on a coarse raster so that its borders meet the grid's."""
+    raster_px = draw(st.sampled_from([1, 8, 16, 32]))
+    corner = st.tuples(*2 * [st.integers(0, 320 // raster_px)])
+    shape = st.lists(corner, min_size=3, max_size=8, unique=True)
+    drawn, excluded = (
+        shapely.union_all(
+            [
+                shapely.make_valid(shapely.Polygon(np.multiply(points, raster_px)))
+                for points in draw(st.lists(shape, min_size=fewest, max_size=3))
+            ]
+        )
+        for fewest in (1, 0)
+    )
+    parts = shapely.get_parts(drawn.difference(excluded))
+    return [part for part in parts if part.area > 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    regions(),
+    st.sampled_from([(32, 32), (32, 12), (32, 16), (32, 48), (20, 31)]),
+    st.sampled_from([1.0, 1.7, 0.5, 2.000123]),
+)
+def test_overlaps_are_those_of_every_square_with_every_lesion(lesions, sizes, downsample):
+    inner_px, stride_px = sizes
+    grid = PatchGrid(Bounds(0, 0, 320, 280), 0.25, downsample, 64, stride_px, inner_px)
+    found = index(lesions, int(bool(lesions)), grid, min_tissue=0).table
+    rows, cols = grid.cells_at(found["x"].to_numpy(), found["y"].to_numpy())
+    squares = shapely.box(*grid.inner_boxes(rows, cols).T)
+    areas = shapely.area(shapely.intersection(squares[:, None], np.array(lesions, object)))
+    shares = areas.reshape(len(squares), -1) / (inner_px * downsample) ** 2
+    assert found["lesions"].to_pylist() == [
+        (np.flatnonzero(row > 1e-9) + 1).tolist() for row in shares
+    ]
+    np.testing.assert_allclose(found["coverage"].to_numpy(), shares.sum(1), atol=1e-6)
+
+
+def test_index_is_the_same_whatever_is_worked_on_at_once(monkeypatch):
+    grid, lesions = patch_grid(), random_lesions(0)
+    whole = index(lesions, grid=grid)
+    monkeypatch.setattr("wsi_pipeline.patches.index.CELLS_AT_ONCE", 50)  # 1 row; 50 of its cells
+    assert whole.table.num_rows > 250
+    assert index(lesions, grid=grid).table.equals(whole.table)
+
+
 @settings(max_examples=60)
 @given(
     st.integers(0, 4000),

@@ -62,6 +62,16 @@ def test_fraction_by_hand():
     assert tissue.fraction(np.empty((0, 4))).shape == (0,)
 
 
+def test_fraction_of_rows_of_boxes_is_that_of_each_box():
+    mask = np.random.default_rng(2).random((11, 14)) < 0.4
+    tissue = TissueMask(mask, Bounds(30, -20, 14 * 7, 11 * 7), downsample=6.5)
+    y, x = np.mgrid[-50:90:7.3, 0:150:11.1].reshape(2, -1)  # from beyond the mask to beyond it
+    boxes = np.stack([x, y, x + 20, y + np.where(x < 60, 9, 15)], axis=1)
+    shares = tissue.fraction(boxes)
+    assert shares.tolist() == [tissue.fraction([box])[0] for box in boxes]
+    assert 0 == shares.min() < shares.max()
+
+
 # tissue_mask
 
 

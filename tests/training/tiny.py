@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from wsi_pipeline.training.loop import distributed, fit
+from wsi_pipeline.training.loop import fit
+from wsi_pipeline.training.processes import distributed
 
 BATCH = 8
 STEPS = 4

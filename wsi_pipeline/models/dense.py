@@ -114,46 +114,6 @@ def dense_logits(
     return out
 
 
-def dense_multiply_adds(
-    subnet: Subnet, rows: int, cols: int, stride_px: int, *, block: int = BLOCK
-) -> int:
-    """Multiply-adds of `dense_logits` on a lattice of rows x cols patches.
-
-    Parameters
-    ----------
-    subnet : Subnet
-    rows, cols : int
-        Of the lattice.
-    stride_px, block : int
-        As for `dense_filter_outputs`.
-
-    Returns
-    -------
-    int
-        Of all convolutions, multiplications by padded zeros included, and of the linear models.
-    """
-    _check_steps(stride_px=stride_px, block=block)
-    total = rows * cols * _linear_multiply_adds(subnet)
-    for layer, convolution in enumerate(subnet.convolutions, 1):
-        height, width = (
-            sum(
-                _axis_outputs(subnet, layer, min(block, count - first), stride_px)
-                for first in range(0, count, block)
-            )
-            for count in (rows, cols)
-        )
-        total += height * width * convolution.weight.numel()
-    return total
-
-
-def patch_multiply_adds(subnet: Subnet, patches: int) -> int:
-    """Multiply-adds of the subnet on patches cut and run one by one, counted alike."""
-    of_one = _linear_multiply_adds(subnet)
-    for layer, convolution in enumerate(subnet.convolutions, 1):
-        of_one += _whole_px(subnet, layer) ** 2 * convolution.weight.numel()
-    return patches * of_one
-
-
 def _lattice(subnet: Subnet, image: torch.Tensor, stride_px: int) -> tuple[int, int]:
     """Rows and columns of the patches inside the image."""
     check_holds_a_patch(image, subnet.patch_px)
@@ -389,18 +349,6 @@ def _shared_px(subnet: Subnet, layer: int, stride_px: int) -> int:
 def _whole_px(subnet: Subnet, layer: int) -> int:
     """Side of a layer's output for a patch run alone."""
     return subnet.patch_px - (0 if subnet.padding == "same" else 2 * layer)
-
-
-def _axis_outputs(subnet: Subnet, layer: int, count: int, stride_px: int) -> int:
-    """Pixels computed along one axis for `count` neighbouring patches in one block."""
-    if not _is_shared(subnet, layer, stride_px):
-        return count * _whole_px(subnet, layer)
-    middle_of_last = subnet.patch_px - 2 * layer
-    return count * _shared_px(subnet, layer, stride_px) + middle_of_last - stride_px
-
-
-def _linear_multiply_adds(subnet: Subnet) -> int:
-    return subnet.readout_weight.numel() + subnet.head.weight.numel()
 
 
 def _check_steps(**steps: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
@@ -37,8 +38,8 @@ class TissueMask:
     def fraction(self, boxes) -> np.ndarray:
         """Share of each box that is tissue; outside the mask there is none.
 
-        Exact also for boxes that cut mask pixels: between a summed-area table's corners the
-        integral of a piecewise constant image is bilinear.
+        Exact also for boxes that cut mask pixels. Boxes of the same height that follow each other,
+        as a grid's rows do, share the sums over their strip of the mask.
 
         Parameters
         ----------
@@ -51,17 +52,16 @@ class TissueMask:
         """
         corner = (self.bounds.x, self.bounds.y) * 2
         boxes = (np.asarray(boxes, np.float64).reshape(-1, 4) - corner) / self.downsample
-        x0, y0, x1, y1 = boxes.T
-        summed = np.pad(self.mask.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
-
-        def area_to(x, y):
-            # mode="nearest" clips to the mask: beyond it the integral no longer grows.
-            return ndimage.map_coordinates(
-                summed, (y, x), output=np.float64, order=1, mode="nearest"
-            )
-
-        area = area_to(x1, y1) - area_to(x0, y1) - area_to(x1, y0) + area_to(x0, y0)
-        return np.clip(area / ((x1 - x0) * (y1 - y0)), 0, 1)
+        edges_px = np.arange(self.mask.shape[1] + 1.0)
+        area = np.zeros(len(boxes))
+        in_another_row = (np.diff(boxes[:, 1::2], axis=0, prepend=np.nan) != 0).any(1)
+        for start, end in pairwise([*np.flatnonzero(in_another_row).tolist(), len(boxes)]):
+            columns = _tissue_of_columns(self.mask, *boxes[start, 1::2].tolist())
+            area_to = np.concatenate([[0.0], np.cumsum(columns)])
+            # np.interp holds the end values: beyond the mask the integral no longer grows.
+            x0, x1 = np.interp(boxes[start:end, ::2].T, edges_px, area_to)
+            area[start:end] = x1 - x0
+        return np.clip(area / (boxes[:, 2:] - boxes[:, :2]).prod(1), 0, 1)
 
 
 def tissue_mask(
@@ -111,6 +111,16 @@ def tissue_mask(
     mask = _without_small(mask, min_area_um2 / mpp**2)
     mask = ~_without_small(~mask, max_hole_um2 / mpp**2)
     return TissueMask(mask, slide.bounds, downsample)
+
+
+def _tissue_of_columns(mask, y0_px, y1_px) -> np.ndarray:
+    """Length of tissue between two heights in each column, mask px."""
+    y0_px, y1_px = np.clip((y0_px, y1_px), 0, len(mask))
+    first, end = math.floor(y0_px), math.ceil(y1_px)
+    weights = np.ones(end - first)
+    weights[:1] -= y0_px - first
+    weights[-1:] -= end - y1_px
+    return weights @ mask[first:end]
 
 
 def _saturated(pixels, min_saturation) -> np.ndarray:

@@ -39,7 +39,8 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
     tiled_slides,
 )
-from wsi_pipeline.training.loop import Process, best_epoch, distributed, fit
+from wsi_pipeline.training.loop import best_epoch, fit
+from wsi_pipeline.training.processes import Process, distributed
 
 SCHEMA_VERSION = 1
 TOPIC = "wsi-training"

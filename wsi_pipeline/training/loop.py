@@ -2,22 +2,18 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from wsi_pipeline.errors import RunError
@@ -25,40 +21,21 @@ from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.models.inference import use_mixed_precision
 from wsi_pipeline.patches.dataset import Batch
 from wsi_pipeline.seeds import derived_seed
+from wsi_pipeline.training.processes import (
+    gather,
+    is_first,
+    mean_over_processes,
+    parallel,
+    process_count,
+    rank,
+)
 from wsi_pipeline.training.schedule import Schedule
+from wsi_pipeline.training.state import TrainingState
 
 LOOK_SECONDS = 1.0
 """How often the loss is fetched within an epoch: each time the host waits for the device."""
 
 log = logging.getLogger(__name__)
-
-
-class Process(NamedTuple):
-    """Rank of a process, how many train together, and its device."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-
-@contextmanager
-def distributed() -> Iterator[Process]:
-    """Join the process group that torchrun's environment describes; alone without one.
-
-    NCCL with one GPU for each process, or gloo on the CPU.
-    """
-    cuda = torch.cuda.is_available()
-    if "RANK" not in os.environ:
-        yield Process(0, 1, torch.device("cuda" if cuda else "cpu"))
-        return
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield Process(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        dist.destroy_process_group()
 
 
 def fit(
@@ -172,9 +149,11 @@ def fit(
         best_by=best_by,
         stop_at_accuracy=stop_at_accuracy,
     )
-    state = _State(folder / "state.pt", fingerprint, module, descent, schedule, steps_per_epoch)
+    state = TrainingState(
+        folder / "state.pt", fingerprint, module, descent, schedule, steps_per_epoch
+    )
     state.load()
-    parallel = _parallel(module, device)
+    shared = parallel(module, device)
     with (
         _event_writer(folder, first_epoch=state.epoch + 1) as events,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -186,7 +165,7 @@ def fit(
             first_step = state.epoch * steps_per_epoch + state.step
             batches = train_batches(first_step, steps_per_epoch - state.step)
             batches = _seeded(batches, seed, first_step)
-            for measures, images in _steps(parallel, descent, batches, prepare, device, mixed):
+            for measures, images in _steps(shared, descent, batches, prepare, device, mixed):
                 state.add_step(measures, images)
                 if look.due():
                     seen_loss, _ = state.means()
@@ -218,7 +197,7 @@ def fit(
                 "seconds": time.monotonic() - started,
                 "images_per_second": images_per_second,
             }
-            if _is_first():
+            if is_first():
                 if improved:
                     save_best(module, row)
                 _write_history([*state.history, row], folder, events)
@@ -231,91 +210,6 @@ def best_epoch(history: pd.DataFrame, best_by: Literal["roc_auc", "loss"]) -> pd
     if best_by == "roc_auc":
         return history.loc[history["validation_roc_auc"].idxmax()]
     return history.loc[history["validation_loss"].idxmin()]
-
-
-class _State:
-    """How far training has come, in memory and in its file.
-
-    The epoch's losses and accuracies stay on the device, a pair for each step: to fetch one is to
-    wait for it.
-    """
-
-    def __init__(self, path, fingerprint, module, optimizer, schedule, steps_per_epoch):
-        self._path = path
-        self._fingerprint = fingerprint
-        self._parts = {"module": module, "optimizer": optimizer, "schedule": schedule}
-        device = next(module.parameters()).device
-        self._measures = torch.zeros(steps_per_epoch, 2, device=device)
-        self.history = []
-        self._start_epoch()
-
-    def _start_epoch(self) -> None:
-        self.step, self.images, self.seconds = 0, 0, 0.0
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return len(self.history)
-
-    def add_step(self, measures: torch.Tensor, images: int) -> None:
-        self._measures[self.step] = measures
-        self.step += 1
-        self.images += images
-
-    def means(self) -> tuple[float, float]:
-        """Loss and accuracy over the epoch's steps so far; RunError if a loss is not finite."""
-        measures = self._measures[: self.step].double().cpu()
-        finite = measures[:, 0].isfinite()
-        if not finite.all():
-            step = int((~finite).nonzero()[0])
-            raise RunError(
-                f"{self._path}: the training loss is {measures[step, 0]:g} at epoch"
-                f" {self.epoch + 1}, step {step + 1}: it must be finite; try a lower learning rate."
-                " The last state saved is kept"
-            )
-        return tuple(measures.mean(dim=0).tolist())
-
-    def end_epoch(self, row: dict) -> None:
-        self.history.append(row)
-        self._start_epoch()
-        self.save(seconds=0.0)
-
-    def save(self, seconds: float) -> None:
-        """Replace the file, in the first process; `seconds` of this epoch have gone by."""
-        if not _is_first():
-            return
-        self.means()  # nothing past a loss that is not finite is saved
-        state = {
-            "fingerprint": self._fingerprint,
-            "history": self.history,
-            "step": self.step,
-            "images": self.images,
-            "seconds": seconds,
-            "measures": self._measures,
-            **{name: part.state_dict() for name, part in self._parts.items()},
-        }
-        with replace_atomically(self._path) as part:
-            torch.save(state, part)
-
-    def load(self) -> None:
-        """Take over the file's state, if there is one and it has our fingerprint."""
-        if not self._path.exists():
-            return
-        try:
-            state = torch.load(self._path, map_location="cpu", weights_only=True)
-            if state["fingerprint"] != self._fingerprint:
-                log.warning("%s is of other settings or data: training starts anew", self._path)
-                return
-            for name, part in self._parts.items():
-                part.load_state_dict(state[name])
-            self._measures.copy_(state["measures"])
-        except (OSError, EOFError, KeyError, RuntimeError, ValueError, UnpicklingError) as error:
-            raise RunError(
-                f"{self._path}: training cannot go on from this file: {error}."
-                " Delete it to start anew"
-            ) from error
-        self.history, self.step = state["history"], state["step"]
-        self.images, self.seconds = state["images"], state["seconds"]
 
 
 class _Timer:
@@ -335,7 +229,7 @@ class _Timer:
 def _seeded(batches: Iterable[Batch], seed: int, first_step: int) -> Iterator[Batch]:
     """Seed torch for each step, so that dropout is the same in a training that was resumed."""
     for step, batch in enumerate(batches, first_step):
-        torch.manual_seed(derived_seed(seed, f"step {step} of process {_rank()}"))
+        torch.manual_seed(derived_seed(seed, f"step {step} of process {rank()}"))
         yield batch
 
 
@@ -351,7 +245,7 @@ def _steps(module, optimizer, batches, prepare, device, mixed):
         optimizer.step()
         accuracy = ((logits > 0) == (labels > 0)).float().mean()
         measures = torch.stack([loss.detach(), accuracy])
-        yield _mean_over_processes(measures), len(labels) * _process_count()
+        yield mean_over_processes(measures), len(labels) * process_count()
 
 
 def _predict(module, batches, prepare, device, mixed) -> tuple[np.ndarray, np.ndarray]:
@@ -362,7 +256,7 @@ def _predict(module, batches, prepare, device, mixed) -> tuple[np.ndarray, np.nd
         for images, labels, _ in batches:
             logits = _logits(module, prepare(_to(device, images), None), mixed)
             columns.append(np.stack([logits.cpu(), labels]).astype(np.float64))
-    logits, labels = np.concatenate(_gather(columns), axis=1)
+    logits, labels = np.concatenate(gather(columns), axis=1)
     return logits, labels
 
 
@@ -391,7 +285,7 @@ def _measures(logits, labels, where) -> dict[str, float]:
 
 
 def _event_writer(folder: Path, first_epoch: int) -> AbstractContextManager:
-    if not _is_first():
+    if not is_first():
         return nullcontext()
     return SummaryWriter(folder / "tensorboard", purge_step=first_epoch)
 
@@ -404,40 +298,6 @@ def _write_history(history: list[dict], folder: Path, events: SummaryWriter) -> 
         if name != "epoch":
             events.add_scalar(name, value, row["epoch"])
     events.flush()
-
-
-def _parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    if not dist.is_initialized():
-        return module
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _is_first() -> bool:
-    return _rank() == 0
-
-
-def _process_count() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _mean_over_processes(value: torch.Tensor) -> torch.Tensor:
-    if dist.is_initialized():
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
-    return value
-
-
-def _gather(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Give every process the arrays of all."""
-    if not dist.is_initialized():
-        return arrays
-    parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, arrays)
-    return [array for part in parts for array in part]
 
 
 def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
