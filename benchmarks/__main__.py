@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import froc, heatmap, labelling, patchnet, reading, sampling
+from benchmarks import feed, froc, heatmap, labelling, patchnet, reading, sampling
 from benchmarks.measure import Row
 
 SECTIONS: dict[str, Callable[[bool], list[Row | str]]] = {
     "reading": reading.rows,
     "labelling": labelling.rows,
     "sampling": sampling.rows,
+    "feed": feed.rows,
     "heatmap": heatmap.rows,
     "patchnet": patchnet.rows,
     "froc": froc.rows,

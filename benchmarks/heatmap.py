@@ -32,7 +32,7 @@ from wsi_pipeline.stages.worker_model import worker_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCALING = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-MPP = 0.5
+MPP = 2.0
 TILES = 16
 
 Predict = Callable[[np.ndarray], np.ndarray]

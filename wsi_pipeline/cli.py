@@ -77,6 +77,7 @@ def _stage_verb(name: str, stages: tuple[str, ...], text: str):
 
 _stage_verb("run", STAGES, "All stages: tile, train, heatmap, evaluate.")
 _stage_verb("tile", ("tile",), "Catalog the slides and index their patches with labels.")
+_stage_verb("cache", ("cache",), "Keep the patches that training draws in Zarr: optional.")
 _stage_verb("train", ("train",), "Train the patch classifier.")
 _stage_verb("heatmap", ("heatmap",), "Predict every indexed patch: one OME-Zarr a slide.")
 _stage_verb(

@@ -226,6 +226,11 @@ class TrainConfig(Section):
     mixed_precision: bool | None = Field(
         None, description="bfloat16 autocast: true, false, or null: where the device gains"
     )
+    cache: bool = Field(
+        False,
+        description="read patches from the cache that `wsi cache` makes, not from the slides: the"
+        " same pixels; docs/training.md says when it pays",
+    )
     loader_workers: int = Field(0, ge=0, description="processes that read patches, each process's")
     checkpoint_seconds: float = Field(
         300.0, gt=0, description="how often the state to resume from is saved within an epoch"

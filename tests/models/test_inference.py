@@ -163,6 +163,7 @@ def test_the_batch_size_is_the_settings_else_the_devices(device, setting, size):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_threads_that_share_a_gpu_get_what_a_cpu_gives():
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Brightness())
     options = {"mean": MEAN, "std": STD, "mixed_precision": False}

@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,19 @@ from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.errors import ConfigError, SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.dataset import PatchDataset, batches
+from wsi_pipeline.patches.cache import (
+    SHARD,
+    create_cache,
+    finish_cache,
+    open_cache,
+    write_shard,
+)
+from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import PatchIndex
 from wsi_pipeline.patches.sampling import PatchPool, draw
+from wsi_pipeline.patches.slabs import read_patch, slabs
+from wsi_pipeline.slides import reader
+from wsi_pipeline.slides.reader import Slide
 
 PATCH_PX = 32
 WIDTH, HEIGHT = 200, 150
@@ -47,6 +58,10 @@ def dataset(levels, tmp_path_factory):
     ]
     pool = PatchPool.from_indexes(map(an_index, range(len(paths))))
     return PatchDataset(pool, [(path, 0.5) for path in paths], seed=5, name="train")
+
+
+def batches(dataset, *, first_step, steps, **settings):
+    return PatchLoader(dataset, **settings).batches(first_step, steps)
 
 
 def joined(parts):
@@ -86,6 +101,112 @@ def test_loader_workers_change_nothing(dataset, workers):
     assert len(shared) == 6
     for one, other in zip(alone, shared, strict=True):
         assert_same(one, other)
+
+
+def test_a_loader_goes_through_epochs_of_any_length_with_the_same_processes(dataset):
+    loader = PatchLoader(dataset, batch_size=4, workers=2)
+    whole = list(batches(dataset, first_step=0, steps=8, batch_size=4))
+    epochs = [list(loader.batches(first, steps)) for first, steps in ((0, 3), (3, 0), (3, 5))]
+    assert [len(epoch) for epoch in epochs] == [3, 0, 5]
+    assert_same(joined([*epochs[0], *epochs[2]]), joined(whole))
+
+
+def test_an_epoch_that_was_left_early_does_not_leak_into_the_next(dataset):
+    loader = PatchLoader(dataset, batch_size=4, workers=2)
+    next(loader.batches(0, 8))
+    [found] = loader.batches(5, 1)
+    [expected] = batches(dataset, first_step=5, steps=1, batch_size=4)
+    assert_same(found, expected)
+
+
+def test_workers_share_out_the_slides_of_a_block(dataset):
+    """96 draws over three slides, sorted by slide and cut into two parts of 48 draws."""
+    loader = PatchLoader(dataset, batch_size=48, workers=2)
+    loader._draws.steps = range(2)
+    first, second = loader._draws
+    assert len(first.slide) == len(second.slide) == 48
+    drawn = draw(dataset.pool, seed=5, name="train", first=0, count=96)
+    np.testing.assert_array_equal([*first.slide, *second.slide], np.sort(drawn.slide))
+    assert sorted([*first.number, *second.number]) == list(range(96))
+
+
+@pytest.fixture(scope="module")
+def cached(dataset, tmp_path_factory):
+    """The dataset with a cache of each slide."""
+    caches = []
+    for number, (path, mpp) in enumerate(dataset.slides):
+        index = an_index(number)
+        store = tmp_path_factory.mktemp("cache") / f"{number}.zarr"
+        create_cache(store, grid=index.grid, made_of={})
+        rows, cols = index.grid.cells_at(index.table["x"], index.table["y"])
+        with Slide(path, mpp) as slide:
+            for slab in slabs(index.grid, rows, cols, SHARD):
+                cells = list(zip(slab.rows.tolist(), slab.cols.tolist(), strict=True))
+                corners = zip(*index.grid.patch_origins(slab.rows, slab.cols), strict=True)
+                pixels = [read_patch(slide, index.grid, int(x), int(y)) for x, y in corners]
+                patches = [(*cell, patch) for cell, patch in zip(cells, pixels, strict=True)]
+                write_shard(store, slab.chunk, patches)
+        finish_cache(store, [])
+        caches.append(open_cache(store))
+    return replace(dataset, caches=caches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_from_the_cache_are_those_from_the_slides(dataset, cached, tmp_path, workers):
+    settings = {"first_step": 1, "steps": 5, "batch_size": 8}
+    expected = list(batches(dataset, **settings))
+    nowhere = [(tmp_path / "gone.tiff", 0.5)] * len(dataset.slides)  # slides are not opened
+    found = list(batches(replace(cached, slides=nowhere), **settings, workers=workers))
+    for one, other in zip(expected, found, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_cache_lacks_is_left_out_and_told_as_from_the_slide(cached, torn, workers):
+    told = {"slide": [], "cache": []}
+    settings = {"first_step": 0, "steps": 2, "batch_size": 50}
+    expected = list(batches(torn, **settings, on_unread=told["slide"].append))
+    corners = zip(*(an_index(0).table[axis].to_pylist() for axis in "xy"), strict=True)
+    unread = {}
+    with Slide(*torn.slides[0]) as slide:
+        for corner in corners:
+            with pytest.raises(SlideReadError) as error:
+                read_patch(slide, an_index(0).grid, *corner)
+            unread[corner] = str(error.value)
+    first = replace(cached.caches[0], unread=unread)
+    lacking = replace(cached, caches=[first, *cached.caches[1:]])
+    found = list(batches(lacking, **settings, workers=workers, on_unread=told["cache"].append))
+    for one, other in zip(expected, found, strict=True):
+        assert_same(one, other)
+    assert told["cache"] == told["slide"] != []
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+def test_open_files_are_bounded_however_many_slides_are_drawn_from(levels, tmp_path, monkeypatch):
+    """Twice as many slides as may be open; of each, OpenSlide may hold a file and its tiles do."""
+    monkeypatch.setattr(reader, "WORTH_TILES_PX", 0)
+    count = 2 * reader.OPEN_SLIDES
+    paths = [
+        write_pyramid_tiff(tmp_path / f"{number}.tiff", levels[0], tile=64)
+        for number in range(count)
+    ]
+    pool = PatchPool.from_indexes(
+        replace(an_index(0), slide_id=f"slide_{number}") for number in range(count)
+    )
+    dataset = PatchDataset(pool, [(path, 0.5) for path in paths], seed=5, name="train")
+    reader._cached.cache_clear()
+    before = open_files()
+    held = []
+    for _ in batches(dataset, first_step=0, steps=16, batch_size=32):
+        held.append(open_files() - before)
+    drawn = draw(pool, seed=5, name="train", first=0, count=16 * 32)
+    assert len(np.unique(drawn.slide)) > 1.5 * reader.OPEN_SLIDES
+    assert reader.OPEN_SLIDES <= max(held) <= 2 * reader.OPEN_SLIDES
+    assert len(set(held[8:])) == 1  # full, and no more for what is drawn later
 
 
 @pytest.mark.parametrize("world", [2, 4])

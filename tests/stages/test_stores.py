@@ -19,7 +19,8 @@ from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.stages import worker_model as worker_model_module
-from wsi_pipeline.stages.stores import StorePlan, _units_or_refusal, begin_store, finish_slide
+from wsi_pipeline.stages.slab_stores import StorePlan, _units_or_refusal
+from wsi_pipeline.stages.stores import begin_store, finish_slide
 from wsi_pipeline.stages.worker_model import worker_model
 
 GRID = PatchGrid(Bounds(0, 0, 2048, 2048), 0.25, 2.0, 64, 32, 32)
@@ -41,8 +42,7 @@ def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
 ):
     pixels = np.zeros((2048, 2048, 3), np.uint8)
     slide = write_pyramid_tiff(tmp_path / "s.tif", [pixels, pixels[::2, ::2]], mpp=0.25)
-    card = ModelCard(architecture="vgg16", mean=(0.5,) * 3, std=(0.5,) * 3, patch_px=64, mpp=mpp)
-    mine = replace(plan(tmp_path), card=card, slide_path=str(slide))
+    mine = replace(plan(tmp_path), slide_path=str(slide))
     columns = ([400], [400], [1.0], [0.0], [0], [[]])  # from working px (200, 200) on
     table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
     write_index(PatchIndex("s", GRID, table), mine.index)
@@ -50,16 +50,16 @@ def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
     expected = {"notes": notes, "failures": ["one"], "backend": "tiles", "read_px": 5000}
     if patch_px is not None:
         expected["needed_px"] = 64 * 64  # of level 1, which is read
-    assert finish_slide(mine, patch_px, ["one"], 5000) == expected
+    assert finish_slide(mine, ["one"], 5000, patch_px, mpp) == expected
     assert not mine.part.exists()
     assert np.isnan(open_heatmap(mine.out).values()).all()
     # A worker that died after renaming: the unit is done again.
-    assert finish_slide(mine, patch_px, ["one"], 5000) == expected
+    assert finish_slide(mine, ["one"], 5000, patch_px, mpp) == expected
 
 
 def plan(folder):
     part, out = folder / f".s-{'0' * 12}.zarr", folder / "s.zarr"
-    return StorePlan("s", "s.tif", 0.5, folder / "s.parquet", folder, None, {}, part, out)
+    return StorePlan("s", "s.tif", 0.5, folder / "s.parquet", {}, part, out)
 
 
 def test_stores_of_other_inputs_make_room_and_a_begun_one_stays(tmp_path):
@@ -75,11 +75,11 @@ def test_stores_of_other_inputs_make_room_and_a_begun_one_stays(tmp_path):
 
 def test_a_store_that_was_killed_while_it_was_made_is_made_anew(tmp_path):
     card = ModelCard(architecture="vgg16", mean=(0.5,) * 3, std=(0.5,) * 3, patch_px=64, mpp=0.5)
-    mine = replace(plan(tmp_path), card=card)
+    mine = plan(tmp_path)
     (tmp_path / f".s-{'0' * 12}.empty").mkdir()
     (tmp_path / f".s-{'0' * 12}.empty" / "zarr.json").write_text('{"half of')
     config = Config(out=tmp_path, catalog=CatalogConfig(csv="slides.csv"))
-    begin_store(mine, config, GRID, 16)
+    begin_store(mine, config, card, GRID, 16)
     assert np.isnan(open_heatmap(mine.part).values()).all()
     assert [path.name for path in tmp_path.iterdir()] == [mine.part.name]
 

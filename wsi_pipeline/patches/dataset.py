@@ -1,20 +1,23 @@
-"""Drawn patches as torch batches: read where they are drawn, straight from the slides."""
+"""Drawn patches as torch batches: read where they are drawn, from the slides or their caches."""
 
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from wsi_pipeline.errors import ConfigError, SlideReadError
-from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.patches.sampling import Draws, PatchPool, draw
+from wsi_pipeline.patches.cache import PatchCache
+from wsi_pipeline.patches.sampling import PatchPool, draw
+from wsi_pipeline.patches.slabs import read_patch
 from wsi_pipeline.slides.reader import cached_slide
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -35,37 +38,33 @@ class PatchDataset:
     seed : int
     name : str
         Sets apart the sequences of one seed ("train", "validation").
+    caches : sequence of PatchCache, optional
+        In the order of the slides: read in their place.
     """
 
     pool: PatchPool
     slides: Sequence[tuple[str | Path, float]]
     seed: int
     name: str
+    caches: Sequence[PatchCache] | None = None
 
 
-def batches(
-    dataset: PatchDataset,
-    *,
-    first_step: int,
-    steps: int,
-    batch_size: int,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-    pin: bool = False,
-    on_unread: Callable[[str], None] = log.warning,
-) -> Iterator[Batch]:
-    """Batches `first_step` to ``first_step + steps - 1`` of the dataset's draws.
+class PatchLoader:
+    """Reads batches of a dataset's draws, in processes that live as long as it does.
 
     Batch ``s`` is draws ``s * batch_size`` to ``(s + 1) * batch_size - 1`` over all ranks; each
     takes a consecutive share. What is drawn depends neither on ranks nor on workers. A patch that
     cannot be decoded is left out of its batch, which is then shorter: another one in its place
     would bend the sampling.
 
+    As many batches as there are workers, a block, are read together: its draws, sorted by slide,
+    are cut into a part for each worker. So a worker comes back to the same slides, and of a cohort
+    of up to some 50 slides a worker each stays open (see `cached_slide`): reading from a slide
+    that is open takes a fraction of the time. Up to three blocks are in memory.
+
     Parameters
     ----------
     dataset : PatchDataset
-    first_step, steps : int
     batch_size : int
         Over all ranks.
     rank, world : int
@@ -76,55 +75,191 @@ def batches(
     on_unread : callable
         Is told of each patch that cannot be decoded: the slide, the place and the reason.
 
-    Yields
-    ------
-    images : uint8 tensor, shape (N, 3, patch_px, patch_px)
-        N is ``batch_size / world``, less the patches that cannot be decoded.
-    labels : float32 tensor, shape (N,)
-    numbers : int64 tensor, shape (N,)
-        The draws' numbers.
-
     Raises
     ------
     ConfigError
         If the ranks cannot share a batch evenly.
-    SlideError
-        While iterating: a slide cannot be opened.
-    SlideReadError
-        While iterating: no patch of a batch can be decoded.
     """
-    if batch_size % world:
-        raise ConfigError(
-            f"train.batch_size is {batch_size}: {world} processes cannot share it evenly"
+
+    def __init__(
+        self,
+        dataset: PatchDataset,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        pin: bool = False,
+        on_unread: Callable[[str], None] = log.warning,
+    ):
+        if batch_size % world:
+            raise ConfigError(
+                f"train.batch_size is {batch_size}: {world} processes cannot share it evenly"
+            )
+        share = batch_size // world
+        self._draws = _BlockDraws(dataset, batch_size, rank * share, share, max(1, workers))
+        self._pin = pin
+        self._on_unread = on_unread
+        self._loader = DataLoader(
+            _Reader(dataset),
+            batch_sampler=self._draws,
+            collate_fn=_as_read,
+            num_workers=workers,
+            multiprocessing_context=_clean_processes() if workers else None,
+            persistent_workers=workers > 0,
+            worker_init_fn=_read_in_one_thread,
+            # Its own, or starting to iterate would take a number from the global generator.
+            generator=torch.Generator(),
         )
-    loader = DataLoader(
-        _Reader(dataset.slides, dataset.pool.grids),
-        batch_sampler=_shares(dataset, first_step, steps, batch_size, rank, world),
-        collate_fn=_as_read,
-        num_workers=workers,
-        pin_memory=pin,
-        multiprocessing_context=_clean_processes() if workers else None,
-        worker_init_fn=_read_in_one_thread,
-        # Its own, or starting to iterate would take a number from the global generator.
-        generator=torch.Generator(),
-    )
-    return _telling(loader, on_unread)
+
+    def batches(self, first_step: int, steps: int) -> Iterator[Batch]:
+        """Batches `first_step` to ``first_step + steps - 1``; one such iteration at a time.
+
+        Yields
+        ------
+        images : uint8 tensor, shape (N, 3, patch_px, patch_px)
+            N is ``batch_size / world``, less the patches that cannot be decoded.
+        labels : float32 tensor, shape (N,)
+        numbers : int64 tensor, shape (N,)
+            The draws' numbers.
+
+        Raises
+        ------
+        SlideError
+            If a slide cannot be opened.
+        SlideReadError
+            If no patch of a batch can be decoded.
+        RunError
+            If a cache lacks a patch or is damaged.
+        """
+        if not steps:
+            return  # without starting processes
+        self._draws.steps = range(first_step, first_step + steps)
+        parts = iter(self._loader)
+        for block in self._draws.blocks():
+            read = list(islice(parts, self._draws.parts))
+            patches = {number: patch for part in read for number, patch in part.patches()}
+            unread = {number: reason for part in read for number, reason in part.unread}
+            for step in block:
+                yield self._batch(self._draws.numbers(step), patches, unread)
+
+    def _batch(self, drawn: range, patches: dict[int, tuple], unread: dict[int, str]) -> Batch:
+        """The batch of the draws with these numbers, in their order."""
+        for number in drawn:
+            if number in unread:
+                self._on_unread(unread[number])
+        numbers = [number for number in drawn if number in patches]
+        if not numbers:
+            reason = unread[drawn[0]]
+            raise SlideReadError(f"none of the {len(drawn)} patches of a batch: {reason}")
+        images, labels = zip(*(patches[number] for number in numbers), strict=True)
+        whole = torch.empty(len(images), *images[0].shape, dtype=torch.uint8, pin_memory=self._pin)
+        torch.stack(images, out=whole)
+        return whole.permute(0, 3, 1, 2), torch.tensor(labels), torch.tensor(numbers)
 
 
-def _telling(
-    loader: Iterable[tuple[Batch, list[str]]], on_unread: Callable[[str], None]
-) -> Iterator[Batch]:
-    for batch, unread in loader:
-        for reason in unread:
-            on_unread(reason)
-        yield batch
+class _Part(NamedTuple):
+    """Draws for one worker to read: arrays, shape (n,)."""
+
+    number: np.ndarray
+    label: np.ndarray
+    slide: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+
+class _ReadPart(NamedTuple):
+    """What a worker has read: uint8 (n, P, P, 3), and of each patch its draw's number and label."""
+
+    images: torch.Tensor
+    number: list[int]
+    label: list[float]
+    unread: list[tuple[int, str]]
+
+    def patches(self) -> Iterator[tuple[int, tuple[torch.Tensor, float]]]:
+        """Number of each draw, and its pixels and label."""
+        images = self.images[: len(self.number)]
+        return zip(self.number, zip(images, self.label, strict=True), strict=True)
+
+
+@dataclass
+class _BlockDraws:
+    """The draws of some steps: blocks of `parts` batches, of each block as many parts.
+
+    They are drawn here, so that loader processes need not hold the pool.
+    """
+
+    dataset: PatchDataset
+    batch_size: int
+    first: int  # of this rank's draws of a batch
+    share: int
+    parts: int
+    steps: range = range(0)
+
+    def blocks(self) -> Iterator[range]:
+        """The steps of each block."""
+        return (self.steps[i : i + self.parts] for i in range(0, len(self.steps), self.parts))
+
+    def numbers(self, step: int) -> range:
+        """Numbers of a step's draws."""
+        first = step * self.batch_size + self.first
+        return range(first, first + self.share)
+
+    def __iter__(self) -> Iterator[_Part]:
+        return (part for block in self.blocks() for part in self._parts(block))
+
+    def _parts(self, block: range) -> Iterator[_Part]:
+        data, drawn = self.dataset, []
+        for step in block:
+            numbers = self.numbers(step)
+            draws = draw(
+                data.pool, seed=data.seed, name=data.name, first=numbers[0], count=len(numbers)
+            )
+            drawn.append((np.array(numbers), draws.label, draws.slide, draws.x, draws.y))
+        columns = _Part(*map(np.concatenate, zip(*drawn, strict=True)))
+        by_slide = np.argsort(columns.slide, kind="stable")
+        for chosen in np.array_split(by_slide, self.parts):
+            yield _Part(*(column[chosen] for column in columns))
+
+
+class _Reader(Dataset):
+    """What travels to a loader process: it opens the slides itself."""
+
+    def __init__(self, dataset: PatchDataset):
+        self.slides = dataset.slides
+        self.grids = dataset.pool.grids
+        self.caches = dataset.caches
+
+    def __getitems__(self, part: _Part) -> _ReadPart:
+        side = self.grids[0].patch_px
+        images = torch.empty(len(part.number), side, side, 3, dtype=torch.uint8)
+        read, unread = [], []
+        for number, label, *place in zip(*(column.tolist() for column in part), strict=True):
+            try:
+                self._read(*place, out=images[len(read)].numpy())
+                read.append((number, float(label)))
+            except SlideReadError as error:
+                unread.append((number, str(error)))
+        numbers, labels = zip(*read, strict=True) if read else ((), ())
+        return _ReadPart(images, list(numbers), list(labels), unread)
+
+    def _read(self, slide: int, x: int, y: int, out: np.ndarray) -> None:
+        if self.caches is None:
+            read_patch(cached_slide(*self.slides[slide]), self.grids[slide], x, y, out)
+        else:
+            self.caches[slide].read(x, y, out)
+
+
+def _as_read(part: _ReadPart) -> _ReadPart:
+    """Parts come whole from the reader: nothing is left to collate."""
+    return part
 
 
 def _clean_processes() -> BaseContext:
     """Loader processes forked from a server that has imported torch and opened no slide.
 
     Forks of this process would share its open slides' positions in their files, its threads'
-    locks and its GPU. Spawned ones would each import torch again, in every epoch.
+    locks and its GPU. Spawned ones would each import torch again.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -134,54 +269,3 @@ def _clean_processes() -> BaseContext:
 def _read_in_one_thread(_worker: int) -> None:
     """Loader processes share the cores: each decodes tiles in its own thread alone."""
     os.environ["OMP_NUM_THREADS"] = "1"
-
-
-def _shares(
-    dataset: PatchDataset, first_step: int, steps: int, batch_size: int, rank: int, world: int
-) -> Iterator[tuple[range, Draws]]:
-    """Draw each batch here, so that loader processes need not hold the pool."""
-    share = batch_size // world
-    for step in range(first_step, first_step + steps):
-        first = step * batch_size + rank * share
-        yield (
-            range(first, first + share),
-            draw(dataset.pool, seed=dataset.seed, name=dataset.name, first=first, count=share),
-        )
-
-
-class _Reader(Dataset):
-    """What travels to a loader process: it opens the slides itself."""
-
-    def __init__(self, slides: Sequence[tuple[str | Path, float]], grids: Sequence[PatchGrid]):
-        self.slides = slides
-        self.grids = grids
-
-    def __getitems__(self, drawn: tuple[range, Draws]) -> tuple[Batch, list[str]]:
-        numbers, draws = drawn
-        images, read, unread = [], [], []
-        patches = zip(draws.slide.tolist(), draws.x.tolist(), draws.y.tolist(), strict=True)
-        for position, patch in enumerate(patches):
-            try:
-                images.append(self._read(*patch))
-                read.append(position)
-            except SlideReadError as error:
-                unread.append(str(error))
-        if not images:
-            raise SlideReadError(f"none of the {len(unread)} patches of a batch: {unread[0]}")
-        batch = (
-            torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
-            torch.from_numpy(draws.label[read].astype(np.float32)),
-            torch.tensor(numbers)[read],
-        )
-        return batch, unread
-
-    def _read(self, slide: int, x: int, y: int) -> np.ndarray:
-        grid = self.grids[slide]
-        return cached_slide(*self.slides[slide]).read(
-            x, y, grid.patch_px, grid.patch_px, grid.downsample
-        )
-
-
-def _as_read(batch: tuple[Batch, list[str]]) -> tuple[Batch, list[str]]:
-    """Batches come whole from the reader: nothing is left to collate."""
-    return batch

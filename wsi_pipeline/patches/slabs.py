@@ -108,6 +108,31 @@ def read_cells(
     return slide.read(x, y, width, height, grid.downsample)
 
 
+def read_patch(slide, grid: PatchGrid, x: int, y: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Pixels of one patch, as training gets them.
+
+    Parameters
+    ----------
+    slide : Slide
+    grid : PatchGrid
+    x, y : int
+        Its upper left corner, level-0 px, as in the patch index: whole numbers, where `read_cells`
+        is exact.
+    out : uint8 array, shape (patch_px, patch_px, 3), optional
+        Filled and returned.
+
+    Returns
+    -------
+    uint8 array, shape (patch_px, patch_px, 3)
+
+    Raises
+    ------
+    SlideReadError
+        If a part of it cannot be decoded.
+    """
+    return slide.read(x, y, grid.patch_px, grid.patch_px, grid.downsample, out=out)
+
+
 def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
     """Pixels of the box around a slab's patches, as `read_cells` gives them.
 

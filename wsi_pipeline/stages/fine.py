@@ -31,13 +31,8 @@ from wsi_pipeline.stages.run_directory import (
     of_model,
     tiled_slides,
 )
-from wsi_pipeline.stages.stores import (
-    StorePlan,
-    begin_store,
-    fill_stores,
-    plan_store,
-    slab_unit,
-)
+from wsi_pipeline.stages.slab_stores import StorePlan
+from wsi_pipeline.stages.stores import begin_store, fill_heatmaps, plan_heatmap, slab_unit
 from wsi_pipeline.stages.worker_model import worker_model
 
 PICTURE_SCHEMA = 1
@@ -72,8 +67,9 @@ def run(config: Config, client: Client) -> Outcome:
     slides = tiled_slides(config.out, config.heatmap.splits)
     plans = [_plan(slide, config, card, folder) for slide in slides.itertuples(index=False)]
     slabs, finish, pictures = FINE_STAGES
-    filled = fill_stores(
-        config, client, plans, partial(_slab_units, config=config, patch_px=patch_px),
+    units_of = partial(_slab_units, config=config, card=card, patch_px=patch_px)
+    filled = fill_heatmaps(
+        config, client, card, plans, units_of,
         predict=slabs, finish=finish, unread="block",
     )  # fmt: skip
     finished = slides[[plan.out.exists() for plan in plans]]
@@ -185,13 +181,13 @@ def _plan(slide, config: Config, card: ModelCard, folder: Path) -> StorePlan:
     settings |= config.fine.model_dump(include={"stride_px", "chunk"})
     if coarse is not None:
         settings["min_probability"] = config.fine.min_probability
-    return plan_store(
+    return plan_heatmap(
         slide, config, card, folder, settings=settings,
         coarse=coarse and file_fingerprint(coarse),  # a finished store is never written to
     )  # fmt: skip
 
 
-def _slab_units(plan: StorePlan, config: Config, patch_px: int) -> Iterator[Unit]:
+def _slab_units(plan: StorePlan, config: Config, card: ModelCard, patch_px: int) -> Iterator[Unit]:
     """A unit for each chunk with something to look at; the store is made first."""
     _picture(plan.out.parent, plan.slide_id).unlink(missing_ok=True)  # of other inputs
     index = read_index(plan.index)
@@ -200,11 +196,12 @@ def _slab_units(plan: StorePlan, config: Config, patch_px: int) -> Iterator[Unit
     )
     grid = index.grid.finer(patch_px, config.fine.stride_px)
     chunk = config.fine.chunk
-    begin_store(plan, config, grid, chunk)
+    begin_store(plan, config, card, grid, chunk)
     for slab in coarse_slabs(grid, index.grid, rows, cols, chunk):
         yield slab_unit(
-            plan, config, slab, predict_fine_chunk, grid=grid, coarse=index.grid, chunk=chunk
-        )
+            plan, config, card, slab, predict_fine_chunk, grid=grid, coarse=index.grid,
+            chunk=chunk,
+        )  # fmt: skip
 
 
 def _suspicious_cells(

@@ -10,17 +10,17 @@ from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.predict import Predict, predict_slab
 from wsi_pipeline.heatmaps.store import write_chunk
 from wsi_pipeline.jobs.run import Outcome, Unit
-from wsi_pipeline.models.checkpoint import read_card
+from wsi_pipeline.models.checkpoint import ModelCard, read_card
 from wsi_pipeline.models.inference import predictor, use_batch_size, use_mixed_precision
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.slabs import Slab, slabs
 from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages.run_directory import heatmap_folder, model_folder, tiled_slides
+from wsi_pipeline.stages.slab_stores import StorePlan
 from wsi_pipeline.stages.stores import (
-    StorePlan,
     begin_store,
-    fill_stores,
-    plan_store,
+    fill_heatmaps,
+    plan_heatmap,
     slab_unit,
 )
 from wsi_pipeline.stages.worker_model import worker_model
@@ -42,11 +42,11 @@ def run(config: Config, client: Client) -> Outcome:
     slides = tiled_slides(config.out, config.heatmap.splits)
     settings = config.heatmap.model_dump(include={"mixed_precision", "chunk", "ngff"})
     plans = [
-        plan_store(slide, config, card, folder, settings=settings)
+        plan_heatmap(slide, config, card, folder, settings=settings)
         for slide in slides.itertuples(index=False)
     ]
-    return fill_stores(
-        config, client, plans, partial(_slab_units, config=config),
+    return fill_heatmaps(
+        config, client, card, plans, partial(_slab_units, config=config, card=card),
         predict="predict", finish="heatmap", unread="patch", patch_px=card.patch_px,
     )  # fmt: skip
 
@@ -91,13 +91,14 @@ def _predictor(
     return predict, use_batch_size(device, batch_size)
 
 
-def _slab_units(plan: StorePlan, config: Config) -> Iterator[Unit]:
+def _slab_units(plan: StorePlan, config: Config, card: ModelCard) -> Iterator[Unit]:
     """A unit for each slab of a slide; its store is made first."""
     settings = config.heatmap
     index = read_index(plan.index)
-    begin_store(plan, config, index.grid, settings.chunk)
+    begin_store(plan, config, card, index.grid, settings.chunk)
     rows, cols = index.grid.cells_at(index.table["x"].to_numpy(), index.table["y"].to_numpy())
     for slab in slabs(index.grid, rows, cols, settings.chunk):
         yield slab_unit(
-            plan, config, slab, predict_chunk, grid=index.grid, batch_size=settings.batch_size
-        )
+            plan, config, card, slab, predict_chunk, grid=index.grid,
+            batch_size=settings.batch_size,
+        )  # fmt: skip

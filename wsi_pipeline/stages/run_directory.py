@@ -16,6 +16,10 @@ FINE_STAGES = ("fine_predict", "fine", "fine_pictures")
 """What the record calls the fine stage's work on slabs, on slides and on pictures. No hyphen: it
 parts a stage's name from its model's, see `of_model`."""
 
+CACHE_STAGES = ("cache_shards", "cache")
+"""The same of the cache stage's work on shards and on slides."""
+TRAINING_SPLITS = ("train", "validation")
+
 EXPLANATIONS_PAGE = "index.html"
 """In the folder of a model's explanations."""
 EXPLAIN_STAGES = ("explain", "panels", "rank", "trust")
@@ -30,6 +34,11 @@ def slides_path(run_dir: Path) -> Path:
 def index_path(run_dir: Path, slide_id: str) -> Path:
     """Where a slide's patch index lies."""
     return Path(run_dir) / "patches" / f"{slide_id}.parquet"
+
+
+def cache_path(run_dir: Path, slide_id: str) -> Path:
+    """Where a slide's cached patches lie."""
+    return Path(run_dir) / "cache" / f"{slide_id}.zarr"
 
 
 def model_folder(run_dir: Path, name: str) -> Path:

@@ -9,8 +9,11 @@ from wsi_pipeline.config import Config, load_config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.jobs.record import Failure, read_done, read_failures
 from wsi_pipeline.stages.run_directory import (
+    CACHE_STAGES,
     EXPLAIN_STAGES,
     FINE_STAGES,
+    TRAINING_SPLITS,
+    cache_path,
     fine_folder,
     learned_patients,
     of_model,
@@ -137,6 +140,9 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
     if fine_folder(run_dir, config.train.name).is_dir():  # a stage that only some runs have
         slabs, fine, pictures = (of_model(stage, config.train.name) for stage in FINE_STAGES)
         found |= {slabs: None, fine: int(predicted.sum()), pictures: int(predicted.sum())}
+    if cache_path(run_dir, "any").parent.is_dir():  # another
+        shards, cache = CACHE_STAGES
+        found |= {shards: None, cache: int(slides["split"].isin(TRAINING_SPLITS).sum())}
     return found
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,13 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.augment import augment
-from wsi_pipeline.patches.dataset import Batch, PatchDataset, batches
+from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
+from wsi_pipeline.stages.cache import cache_of
 from wsi_pipeline.stages.run_directory import (
+    TRAINING_SPLITS,
+    cache_path,
     index_path,
     learned_patients,
     model_folder,
@@ -40,17 +43,16 @@ from wsi_pipeline.stages.run_directory import (
     tiled_slides,
 )
 from wsi_pipeline.training.loop import best_epoch, fit
-from wsi_pipeline.training.processes import Process, distributed
+from wsi_pipeline.training.processes import distributed
 
 SCHEMA_VERSION = 1
 TOPIC = "wsi-training"
 SECONDS_BETWEEN_EVENTS = 0.5
-SPLITS = ("train", "validation")
 FIT_SETTINGS = (
     "max_epochs", "optimizer", "learning_rate", "alpha", "momentum", "halve_after", "stop_after",
     "best_by", "stop_at_accuracy", "mixed_precision", "checkpoint_seconds",
 )  # fmt: skip
-DOES_NOT_CHANGE_THE_MODEL = {"loader_workers", "checkpoint_seconds", "name"}
+DOES_NOT_CHANGE_THE_MODEL = {"cache", "loader_workers", "checkpoint_seconds", "name"}
 DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "processes"}
 """With other values of these a training goes on where it was."""
 SAME_MPP = 1.2
@@ -118,7 +120,7 @@ def train_model(job: dict) -> dict:
 def _train(job: dict, report: Callable[[dict], None]) -> dict:
     settings, seed, folder = job["settings"], job["seed"], Path(job["folder"])
     best = folder / "best"
-    datasets = {split: _dataset(job, split) for split in SPLITS}
+    datasets = {split: _dataset(job, split) for split in TRAINING_SPLITS}
     steps = {
         split: -(-settings[examples] // settings["batch_size"])
         for split, examples in (
@@ -129,13 +131,24 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
     card = _card(job, datasets["train"].pool)
     unread = {}  # as an ordered set: a patch may be drawn again
     with distributed() as process:
-        read = partial(_read, process=process, settings=settings, on_unread=unread.setdefault)
+        loaders = {
+            split: PatchLoader(
+                dataset,
+                batch_size=settings["batch_size"],
+                rank=process.rank,
+                world=process.count,
+                workers=settings["loader_workers"],
+                pin=process.device.type == "cuda",
+                on_unread=unread.setdefault,
+            )
+            for split, dataset in datasets.items()
+        }
         history = fit(
             start_model(
                 card.architecture, settings["weights"], arguments=card.arguments, seed=seed
             ),
-            train_batches=partial(read, datasets["train"]),
-            validation_batches=partial(read, datasets["validation"], 0, steps["validation"]),
+            train_batches=loaders["train"].batches,
+            validation_batches=partial(loaders["validation"].batches, 0, steps["validation"]),
             prepare=partial(_prepare, card=card, seed=seed, settings=settings["augment"]),
             folder=folder,
             fingerprint=job["fingerprint"],
@@ -180,25 +193,14 @@ def _dataset(job: dict, split: str) -> PatchDataset:
             f"every labelled patch of the {len(slides)} slides in the {split} split is '{only}':"
             " training needs both labels in it"
         )
-    places = {slide["slide_id"]: (slide["path"], slide["mpp"]) for slide in [*slides, *hard]}
-    paths = [places[slide_id] for slide_id in pool.slide_ids]
-    return PatchDataset(pool, paths, seed=job["seed"], name=split)
-
-
-def _read(
-    dataset: PatchDataset, first_step: int, count: int, *, process: Process, settings: dict,
-    on_unread: Callable[[str], None],
-) -> Iterator[Batch]:  # fmt: skip
-    return batches(
-        dataset,
-        first_step=first_step,
-        steps=count,
-        batch_size=settings["batch_size"],
-        rank=process.rank,
-        world=process.count,
-        workers=settings["loader_workers"],
-        pin=process.device.type == "cuda",
-        on_unread=on_unread,
+    by_id = {slide["slide_id"]: slide for slide in [*slides, *hard]}
+    slides = [by_id[slide_id] for slide_id in pool.slide_ids]
+    return PatchDataset(
+        pool,
+        [(slide["path"], slide["mpp"]) for slide in slides],
+        seed=job["seed"],
+        name=split,
+        caches=[cache_of(slide) for slide in slides] if job["settings"]["cache"] else None,
     )
 
 
@@ -299,7 +301,7 @@ def _say(event: dict) -> None:
 
 
 def _unit(config: Config) -> Unit:
-    slides = {split: _slides(config.out, split) for split in SPLITS}
+    slides = {split: _slides(config.out, split) for split in TRAINING_SPLITS}
     slides["hard_negatives"] = _hard_negative_slides(config, slides)
     earlier = _patients_of_weights(config.train.weights)
     learned = earlier | {slide["patient_id"] for slide in slides["hard_negatives"]}
@@ -337,7 +339,7 @@ def _hard_negative_slides(config: Config, slides: dict[str, list[dict]]) -> list
         return []
     test = set(read_slides(config.out, ["test"])["slide_id"])
     wanted = set(read_hard_negatives(path, test_slides=test)["slide_id"])
-    return [s for split in SPLITS for s in slides[split] if s["slide_id"] in wanted]
+    return [s for split in TRAINING_SPLITS for s in slides[split] if s["slide_id"] in wanted]
 
 
 def _patients_of_weights(weights: str) -> set[str]:
@@ -369,6 +371,7 @@ def _slides(run_dir: Path, split: str) -> list[dict]:
             "path": slide.path,
             "mpp": slide.mpp,
             "index": str(index_path(run_dir, slide.slide_id)),
+            "cache": str(cache_path(run_dir, slide.slide_id)),
         }
         for slide in tiled_slides(run_dir, [split]).itertuples(index=False)
     ]

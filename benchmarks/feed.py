@@ -1,0 +1,228 @@
+"""The training feed: patches from slides and from the cache, the model alone, and both together."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import torch
+import zarr
+
+from benchmarks.measure import Row, compare
+from wsi_pipeline.config import AugmentConfig, TissueConfig
+from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.models.inference import normalise
+from wsi_pipeline.models.start import start_model
+from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
+from wsi_pipeline.patches.augment import augment
+from wsi_pipeline.patches.cache import SHARD, PatchCache, create_cache, finish_cache, open_cache
+from wsi_pipeline.patches.dataset import Batch, PatchDataset, PatchLoader
+from wsi_pipeline.patches.index import PatchIndex, build_index
+from wsi_pipeline.patches.sampling import PatchPool
+from wsi_pipeline.patches.slabs import read_patch, slabs
+from wsi_pipeline.phantom import plan_cohort, write_slide
+from wsi_pipeline.slides.reader import Slide
+from wsi_pipeline.slides.tissue import tissue_mask
+from wsi_pipeline.stages.cache import cache_shard
+from wsi_pipeline.training.loop import fit
+
+PATCH_PX = 512
+MODEL_PX = 512 if torch.cuda.is_available() else 64
+"""VGG16 at 512 px takes a CPU a minute a batch: there the feed could not be seen."""
+JPEG_2000 = "luna/1065626.svs"
+MPP = 0.5
+BATCH = 16
+AUGMENT, TISSUE = AugmentConfig().model_dump(), TissueConfig().model_dump()
+
+
+def rows(quick: bool) -> list[Row]:
+    """All rows of the training feed."""
+    return training_feed(quick)
+
+
+def training_feed(quick: bool) -> list[Row]:
+    """Images a second of the feed alone, of the model alone, and of both together."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = _phantoms(folder, 2 if quick else 4, 2048 if quick else 4096)
+        sources = [("JPEG tiles at level 0", paths[0], 1.0), ("resampled", paths[0], 1.5)]
+        if data := os.environ.get("WSI_TEST_DATA"):
+            sources.append(("JPEG 2000", Path(data) / JPEG_2000, 1.0))
+        count = 40 if quick else 200
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # as in a loader process
+            found = [_one_process(folder, *source, count) for source in sources]
+            found.append(_by_zarr(folder, paths[0], count))
+        steps = 8 if quick else 40
+        return [
+            *found,
+            _loaders(folder, paths, steps),
+            *_with_model(folder, paths, *((2, 1) if quick else (8, 3))),
+        ]
+
+
+def _phantoms(folder: Path, count: int, side_px: int) -> list[Path]:
+    plans = plan_cohort(count, 0, size=(side_px, side_px), mpp=MPP)
+    for plan in plans:
+        write_slide(plan, folder)
+    return [folder / "slides" / f"{plan.slide_id}.tif" for plan in plans]
+
+
+def _one_process(folder: Path, what: str, path: Path, downsample: float, count: int) -> Row:
+    """Random patches in one process: cached against decoded."""
+    with Slide(path, MPP) as slide:
+        index = _index(slide, downsample, PATCH_PX)
+        cache = _cache(folder, path, index)
+        corners = _corners(index, count)
+        slide.backend(0)  # else the first reads find out where its tiles are
+
+        def from_slide() -> int:
+            for corner in corners:
+                read_patch(slide, index.grid, *corner)
+            return count
+
+        stored = sum(file.stat().st_size for file in cache.path.rglob("0") if file.is_file())
+        size = f"{stored / index.table.num_rows / 1e3:.0f} kB a patch"
+        return compare(
+            f"cached {PATCH_PX} px patches, one process ({size})", f"from the slide, {what}",
+            "images", lambda: _read_all(cache, corners), from_slide, 5,
+        )  # fmt: skip
+
+
+def _by_zarr(folder: Path, path: Path, count: int) -> Row:
+    """The cache's own reading of a chunk against zarr-python's."""
+    with Slide(path, MPP) as slide:
+        index = _index(slide, 1.0, PATCH_PX)
+    cache = _cache(folder, path, index)
+    corners = _corners(index, count)
+    cells = np.transpose(index.grid.cells_at(*np.transpose(corners))).tolist()
+    array = zarr.open_array(cache.path, mode="r")
+
+    def by_zarr() -> int:
+        for cell in cells:
+            array[*cell]
+        return count
+
+    return compare(
+        "the same cached patches, JPEG's", "zarr-python on the same file", "images",
+        lambda: _read_all(cache, corners), by_zarr,
+    )  # fmt: skip
+
+
+def _read_all(cache: PatchCache, corners: list[tuple[int, int]]) -> int:
+    for corner in corners:
+        cache.read(*corner)
+    return len(corners)
+
+
+def _loaders(folder: Path, paths: list[Path], steps: int) -> Row:
+    """The feed alone: batches of 512 px from two loader processes, at work already."""
+    dataset = _dataset(folder, paths, PATCH_PX)
+    loaders = [
+        PatchLoader(data, batch_size=BATCH, workers=2)
+        for data in (dataset, replace(dataset, caches=None))
+    ]
+
+    def run(loader: PatchLoader) -> int:
+        return sum(len(labels) for _, labels, _ in loader.batches(0, steps))
+
+    for loader in loaders:
+        run(loader)
+    cached, slides = (partial(run, loader) for loader in loaders)
+    return compare(
+        f"feed of cached {PATCH_PX} px patches, 2 loader processes", "the feed from JPEG slides",
+        "images", cached, slides,
+    )  # fmt: skip
+
+
+def _with_model(folder: Path, paths: list[Path], steps: int, repeats: int) -> list[Row]:
+    """Training steps of VGG16 on batches from slides and from the cache, and on one in memory."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dataset = _dataset(folder, paths, MODEL_PX)
+    settings = {"batch_size": BATCH, "workers": 1, "pin": device == "cuda"}
+    cached = PatchLoader(dataset, **settings)
+    slides = PatchLoader(replace(dataset, caches=None), **settings)
+    one = next(slides.batches(0, 1))
+    validation = one[0], torch.arange(BATCH) % 2, one[2]  # both labels, always
+
+    def synthetic(first: int, count: int) -> list[Batch]:
+        return [one] * count
+
+    def train(batches: Callable) -> int:
+        with tempfile.TemporaryDirectory() as out:
+            fit(
+                start_model("vgg16", "none"), train_batches=batches, prepare=_prepare,
+                validation_batches=lambda: [validation], folder=out, fingerprint="",
+                steps_per_epoch=steps, max_epochs=1, device=device,
+                save_best=lambda module, row: None,
+            )  # fmt: skip
+        return steps * BATCH
+
+    def feed(loader: PatchLoader) -> int:
+        return sum(len(labels) for _, labels, _ in loader.batches(0, 10 * steps))
+
+    feed(cached), feed(slides), train(synthetic)
+    what, alone = f"VGG16 trained on {MODEL_PX} px patches ({device})", "on a batch in memory"
+    return [
+        compare(
+            f"feed of {MODEL_PX} px patches from slides, 1 loader process",
+            f"VGG16 training {alone} ({device})", "images",
+            partial(feed, slides), partial(train, synthetic), repeats,
+        ),
+        compare(
+            f"{what}, from slides", alone, "images",
+            partial(train, slides.batches), partial(train, synthetic), repeats,
+        ),
+        compare(
+            f"{what}, from the cache", alone, "images",
+            partial(train, cached.batches), partial(train, synthetic), repeats,
+        ),
+    ]  # fmt: skip
+
+
+def _prepare(images: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
+    if numbers is not None:
+        images = augment(images, numbers, seed=0, **AUGMENT)
+    return normalise(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _dataset(folder: Path, paths: list[Path], patch_px: int) -> PatchDataset:
+    indexes = []
+    for path in paths:
+        with Slide(path, MPP) as slide:
+            indexes.append(_index(slide, 1.0, patch_px))
+    caches = [_cache(folder, *of_slide) for of_slide in zip(paths, indexes, strict=True)]
+    slides = [(path, MPP) for path in paths]
+    return PatchDataset(PatchPool.from_indexes(indexes), slides, 0, "train", caches)
+
+
+def _index(slide: Slide, downsample: float, patch_px: int) -> PatchIndex:
+    """Patches with tissue, 400 at the most, half a patch apart; labels in turn."""
+    grid = PatchGrid(slide.bounds, MPP, downsample, patch_px, patch_px // 2, patch_px // 2)
+    found = build_index(slide.path.stem, grid, tissue_mask(slide, **TISSUE), [], 0, 0.5)
+    table = found.table.slice(0, 400)
+    label = pa.array(np.arange(table.num_rows) % 2, pa.int8())
+    return replace(found, table=table.set_column(table.column_names.index("label"), "label", label))
+
+
+def _corners(index: PatchIndex, count: int) -> list[tuple[int, int]]:
+    chosen = np.random.default_rng(0).integers(0, index.table.num_rows, count)
+    x, y = (index.table[axis].to_numpy()[chosen].tolist() for axis in "xy")
+    return list(zip(x, y, strict=True))
+
+
+def _cache(folder: Path, path: Path, index: PatchIndex) -> PatchCache:
+    """The slide's cache, as the stage makes it; made only once."""
+    grid = index.grid
+    out = folder / f"{path.stem}-{grid.patch_px}-{grid.downsample}.zarr"
+    if not out.exists():
+        create_cache(out, grid=grid, made_of={})
+        cells = grid.cells_at(index.table["x"].to_numpy(), index.table["y"].to_numpy())
+        for slab in slabs(grid, *cells, SHARD):
+            cache_shard(str(path), MPP, grid, slab, str(out))
+        finish_cache(out, [])
+    return open_cache(out)

@@ -1,0 +1,218 @@
+"""The cache stage on small slides, and training that reads from it."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import tifffile
+import torch
+from distributed import Client
+from slide_files import write_pyramid_tiff
+
+from wsi_pipeline.config import CatalogConfig, Config, TrainConfig, dump_config
+from wsi_pipeline.errors import RunError, SlideReadError
+from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.jobs.record import read_done, read_failures
+from wsi_pipeline.patches.cache import open_cache, shard_file
+from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
+from wsi_pipeline.patches.slabs import read_patch
+from wsi_pipeline.slides.reader import Slide
+from wsi_pipeline.stages import cache, train
+from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, cache_path, index_path, model_folder
+from wsi_pipeline.stages.status import stage_status
+
+SIDE_PX, MPP = 640, 0.5
+# Stored as it is (level 0 and level 1) and resampled, at a step that is no whole level-0 px.
+DOWNSAMPLES = {"a": 1.0, "b": 2.0, "c": 1.37, "d": 1.0}
+
+
+def grid(downsample):
+    return PatchGrid(Bounds(0, 0, SIDE_PX, SIDE_PX), MPP, downsample, 64, 32, 32)
+
+
+def index_of(slide, downsample):
+    """Every cell, of labels -1, 0 and 1 by chance."""
+    cells = np.indices(grid(downsample).shape).reshape(2, -1)
+    n = cells.shape[1]
+    label = np.random.default_rng(ord(slide)).integers(-1, 2, n).astype(np.int8)
+    full = np.ones(n, np.float32)
+    columns = (*grid(downsample).patch_origins(*cells), full, full, label, [[]] * n)
+    table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+    return PatchIndex(slide, grid(downsample), table)
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory):
+    """A run directory as the tile stage leaves it: two slides to train on, two to validate."""
+    run = tmp_path_factory.mktemp("run")
+    (run / "patches").mkdir()
+    rows = []
+    for number, (slide, downsample) in enumerate(DOWNSAMPLES.items()):
+        pixels = np.random.default_rng(number).integers(0, 256, (SIDE_PX, SIDE_PX, 3), np.uint8)
+        levels = [pixels, pixels[::2, ::2]]
+        path = write_pyramid_tiff(run / f"{slide}.tif", levels, 128, MPP, "jpeg")
+        split = "train" if number < 2 else "validation"
+        rows.append((slide, str(path), None, slide, split, 1, MPP, SIDE_PX, SIDE_PX, "ok"))
+        write_index(index_of(slide, downsample), index_path(run, slide))
+    pd.DataFrame(rows, columns=SLIDE_COLUMNS).to_parquet(run / "slides.parquet")
+    return run
+
+
+@pytest.fixture
+def run(tiled, tmp_path):
+    """A copy: the slides stay where they are."""
+    return shutil.copytree(tiled, tmp_path / "run", ignore=shutil.ignore_patterns("*.tif"))
+
+
+@pytest.fixture(scope="module")
+def client():
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
+    with Client(**options, dashboard_address=None) as client:
+        yield client
+
+
+def settings(run, **training):
+    net = {"patch_px": 11, "stride_px": 11, "filters": 4, "layers": 2}
+    small = {"weights": "none", "model": "patchnet", "patchnet": net}
+    small |= {"epoch_examples": 8, "validation_examples": 16}
+    small |= {"max_epochs": 1, "batch_size": 4, "mixed_precision": False, "processes": 1}
+    return Config(
+        out=run, catalog=CatalogConfig(csv="slides.csv"), train=TrainConfig(**small | training)
+    )
+
+
+def labelled(slide):
+    table = index_of(slide, DOWNSAMPLES[slide]).table
+    kept = table["label"].to_numpy() >= 0
+    return list(zip(*(table[axis].to_numpy()[kept].tolist() for axis in "xy"), strict=True))
+
+
+def damage(path, tile):
+    """Write zeros over a tile of level 0."""
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[tile], file.pages[0].databytecounts[tile]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(count))
+
+
+def test_every_labelled_patch_is_as_training_reads_it(run, client):
+    outcome = cache.run(settings(run), client)
+    assert outcome.failed == 0
+    for slide, downsample in DOWNSAMPLES.items():
+        cached = open_cache(cache_path(run, slide))
+        with Slide(pd.read_parquet(run / "slides.parquet").set_index("slide_id").path[slide]) as s:
+            for corner in labelled(slide):
+                expected = read_patch(s, grid(downsample), *corner)
+                np.testing.assert_array_equal(cached.read(*corner), expected)
+    (run / "config.yaml").write_text(dump_config(settings(run)))
+    status = {row.stage: (row.done, row.failed, row.left) for row in stage_status(run)}
+    assert status["cache"] == (4, 0, 0)
+    # 20 x 20 cells of the slides at downsample 1 lie in four shards, 10 x 10 and 15 x 15 in one.
+    assert status["cache_shards"] == (10, 0, None)
+    again = cache.run(settings(run), client)
+    assert (again.done, again.skipped) == (0, 4)
+
+
+def test_patches_of_unknown_label_are_not_kept(run, client):
+    cache.run(settings(run), client)
+    table = index_of("a", 1.0).table
+    unknown = np.flatnonzero(table["label"].to_numpy() == -1)[0]
+    with pytest.raises(RunError, match="not there"):
+        open_cache(cache_path(run, "a")).read(*(int(table[axis][unknown]) for axis in "xy"))
+
+
+def test_a_damaged_tile_loses_the_patches_over_it_with_the_slides_error(run, tiled, client):
+    slides = pd.read_parquet(run / "slides.parquet")
+    path = run / "a.tif"
+    shutil.copyfile(tiled / "a.tif", path)
+    damage(path, 0)  # level-0 px 0 to 127 of both axes
+    slides.loc[slides["slide_id"] == "a", "path"] = str(path)
+    slides.to_parquet(run / "slides.parquet")
+    assert cache.run(settings(run), client).failed == 1
+    lost = [corner for corner in labelled("a") if max(corner) < 128]
+    rows = [row for row in read_failures(run) if row.stage == "cache"]
+    assert len(rows) == len(lost) > 0
+    cached = open_cache(cache_path(run, "a"))
+    with Slide(path) as slide:
+        for corner in labelled("a"):
+            if corner in lost:
+                with pytest.raises(SlideReadError) as expected:
+                    read_patch(slide, grid(1.0), *corner)
+                with pytest.raises(SlideReadError) as found:
+                    cached.read(*corner)
+                assert str(found.value) == str(expected.value)
+            else:
+                cached.read(*corner)
+
+
+def test_too_small_a_disk_is_refused_with_the_figure(run, client, monkeypatch):
+    usage = shutil.disk_usage(run)._replace(free=10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    patches = sum(len(labelled(slide)) for slide in DOWNSAMPLES)
+    gb = patches * 64 * 64 * 3 / 1e9
+    with pytest.raises(RunError, match=rf"of 4 slides may take {gb:.1f} GB.* 0\.0 GB are free"):
+        cache.run(settings(run), client)
+
+
+def test_an_index_off_its_grid_fails_its_slide_alone(run, client):
+    index = index_of("a", 1.0)
+    x = index.table["x"].to_numpy() + 1
+    moved = index.table.set_column(0, "x", pa.array(x))
+    write_index(PatchIndex("a", index.grid, moved), index_path(run, "a"))
+    assert cache.run(settings(run), client).failed == 1
+    (row,) = read_failures(run)
+    assert row.slide_id == "a" and "none of its grid's" in row.reason
+    assert cache_path(run, "b").is_dir() and not cache_path(run, "a").exists()
+
+
+def weights(run):
+    return (model_folder(run, settings(run).train.name) / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def one_thread_client(client):
+    threads = torch.get_num_threads()
+    yield client
+    torch.set_num_threads(threads)
+
+
+def test_training_from_the_cache_ends_with_the_same_weights(run, tmp_path, one_thread_client):
+    client = one_thread_client
+    for slide in DOWNSAMPLES:  # training refuses slides of several resolutions
+        write_index(index_of(slide, 1.0), index_path(run, slide))
+    other = shutil.copytree(run, tmp_path / "other")
+    assert train.run(settings(run), client).failed == 0
+    assert cache.run(settings(other), client).failed == 0
+    assert train.run(settings(other, cache=True), client).failed == 0
+    assert weights(other) == weights(run)
+    # It does not change the model: without it, training is done already.
+    assert train.run(settings(other), client).skipped == 1
+
+
+def refusal(run, client):
+    assert train.run(settings(run, cache=True), client).failed == 1
+    (row,) = [row for row in read_failures(run) if row.stage == "train"]
+    assert read_done(run, "train") == {}
+    return row.reason
+
+
+def test_training_without_a_cache_or_with_one_of_another_index_says_what_to_do(run, client):
+    assert "cache/a.zarr: no finished patch cache" in refusal(run, client)
+    cache.run(settings(run), client)
+    write_index(index_of("b", 1.0), index_path(run, "b"))
+    reason = refusal(run, client)
+    assert "cache/b.zarr: made of another index than" in reason
+    assert "run `wsi cache`" in reason
+
+
+def test_a_shard_that_went_missing_stops_training_and_is_named(run, client):
+    for slide in DOWNSAMPLES:
+        write_index(index_of(slide, 1.0), index_path(run, slide))
+    cache.run(settings(run), client)
+    for slide in DOWNSAMPLES:
+        for shard in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            shard_file(cache_path(run, slide), shard).unlink(missing_ok=True)
+    assert "cannot be read" in refusal(run, client)

@@ -1,0 +1,191 @@
+"""The cache stage: the patches that training draws from, one sharded Zarr array for each slide.
+
+Optional, between tile and train: docs/training.md says when it pays.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from distributed import Client
+
+from wsi_pipeline.config import Config
+from wsi_pipeline.errors import RunError, SlideReadError
+from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.jobs.run import Outcome, Unit
+from wsi_pipeline.patches.cache import (
+    SCHEMA,
+    SHARD,
+    PatchCache,
+    create_cache,
+    finish_cache,
+    open_cache,
+    shard_file,
+    write_shard,
+)
+from wsi_pipeline.patches.index import read_index
+from wsi_pipeline.patches.slabs import Slab, read_patch, read_patches, slabs
+from wsi_pipeline.slides.reader import Slide, cached_slide
+from wsi_pipeline.stages.run_directory import (
+    CACHE_STAGES,
+    TRAINING_SPLITS,
+    cache_path,
+    tiled_slides,
+)
+from wsi_pipeline.stages.slab_stores import (
+    StorePlan,
+    all_unread,
+    failure_texts,
+    fill_stores,
+    plan_store,
+    slide_inputs,
+)
+
+
+def run(config: Config, client: Client) -> Outcome:
+    """Write ``RUN/cache/SLIDE.zarr`` for each tiled slide of the train and validation splits.
+
+    Raises
+    ------
+    RunError
+        If no such slide is tiled, or the disk may have too little room.
+    """
+    slides = tiled_slides(config.out, TRAINING_SPLITS)
+    folder = cache_path(config.out, "any").parent
+    folder.mkdir(exist_ok=True)
+    plans = [plan_store(slide, config, folder) for slide in slides.itertuples(index=False)]
+    _check_room(plans, folder)
+    shards, finish = CACHE_STAGES
+    return fill_stores(
+        config, client, plans, _shard_units, _finish_unit,
+        fill=shards, finish=finish, schema_version=SCHEMA,
+    )  # fmt: skip
+
+
+def cache_shard(slide_path: str, mpp: float, grid: PatchGrid, slab: Slab, store: str) -> dict:
+    """Read a slab and write its shard: the work of a unit.
+
+    Returns
+    -------
+    dict
+        ``patches`` (their number) and ``unread``: x, y, reason of those that cannot be decoded.
+    """
+    unread: list[tuple[int, int, str]] = []
+    slide = cached_slide(slide_path, mpp)
+    write_shard(store, slab.chunk, _patches(slide, grid, slab, unread))
+    return {"patches": len(slab.rows), "unread": unread}
+
+
+def finish_slide(part: str, out: str, unread: list[list]) -> dict:
+    """Complete a slide's cache and give it its name: the work of a unit."""
+    if Path(part).exists():  # else a worker died between renaming the store and saying so
+        finish_cache(part, unread)
+        Path(part).rename(out)
+    return {"failures": failure_texts(unread)}
+
+
+def cache_of(slide: dict) -> PatchCache:
+    """Open the cache of a slide, made of the slide and the patch index that are there now.
+
+    Parameters
+    ----------
+    slide : dict
+        ``path``, ``mpp``, ``index`` (the patch index's path) and ``cache`` (the cache's).
+
+    Raises
+    ------
+    RunError
+        If it is missing or was made of others.
+    """
+    cache = open_cache(slide["cache"])
+    now = slide_inputs(slide["path"], slide["mpp"], slide["index"])
+    changed = [name.replace("_", " ") for name in now if cache.made_of.get(name) != now[name]]
+    if changed:
+        raise RunError(
+            f"{cache.path}: made of another {' and '.join(changed)} than {slide['path']} has now:"
+            " run `wsi cache`, or set train.cache to false"
+        )
+    return cache
+
+
+def _patches(
+    slide: Slide, grid: PatchGrid, slab: Slab, unread: list[tuple[int, int, str]]
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Row, column and pixels of a slab's patches, as `read_patch` gives them; or into `unread`.
+
+    Where pixels come as stored each is read once. Resampled ones would differ in the last bit with
+    where a read begins: they are read patch by patch.
+    """
+    rows, cols, done = slab.rows.tolist(), slab.cols.tolist(), 0
+    if _is_stored(slide, grid.downsample):
+        try:
+            for found, pixels in read_patches(slide, grid, slab):
+                yield from zip(rows[found], cols[found], pixels, strict=True)
+                done = found.stop
+        except SlideReadError:
+            pass  # one by one, only those over the damaged tiles are lost
+    corners = np.stack(grid.patch_origins(rows, cols), axis=1).tolist()
+    for row, col, (x, y) in zip(rows[done:], cols[done:], corners[done:], strict=True):
+        try:
+            yield row, col, read_patch(slide, grid, x, y)
+        except SlideReadError as error:
+            unread.append((x, y, str(error)))
+
+
+def _is_stored(slide: Slide, downsample: float) -> bool:
+    return downsample in slide.level_downsamples and downsample == int(downsample)
+
+
+def _shard_units(plan: StorePlan) -> Iterator[Unit]:
+    """A unit for each shard of a slide's cache; it is made first."""
+    grid, x, y = _labelled(plan.index)
+    rows, cols = grid.cells_at(x, y)
+    off = np.any(np.stack(grid.patch_origins(rows, cols)) != np.stack([x, y]), axis=0)
+    if off.any():
+        first = int(np.argmax(off))
+        raise RunError(
+            f"{plan.index}: the patch at x {x[first]}, y {y[first]} is none of its grid's: only"
+            " those have a place in a cache"
+        )
+    if not plan.part.exists():
+        empty = plan.part.with_suffix(".empty")  # killed here, it is made anew
+        create_cache(empty, grid=grid, made_of=plan.inputs)
+        empty.rename(plan.part)
+    for slab in slabs(grid, rows, cols, SHARD):
+        arguments = {
+            "slide_path": plan.slide_path,
+            "mpp": plan.mpp,
+            "grid": grid,
+            "slab": slab,
+            "store": str(plan.part),
+        }
+        key = f"{plan.slide_id}/{slab.chunk[0]}.{slab.chunk[1]}"
+        output = shard_file(plan.part, slab.chunk)
+        yield Unit(key, plan.slide_id, plan.inputs, cache_shard, arguments, output)
+
+
+def _finish_unit(plan: StorePlan, results: list[dict]) -> Unit:
+    arguments = {"part": str(plan.part), "out": str(plan.out), "unread": all_unread(results)}
+    return Unit(plan.slide_id, plan.slide_id, plan.inputs, finish_slide, arguments, plan.out)
+
+
+def _labelled(index) -> tuple[PatchGrid, np.ndarray, np.ndarray]:
+    """Grid and corners, level-0 px, of the patches that can be drawn: their label is known."""
+    found = read_index(index)
+    x, y, label = (found.table[name].to_numpy() for name in ("x", "y", "label"))
+    return found.grid, x[label >= 0], y[label >= 0]
+
+
+def _check_room(plans: Sequence[StorePlan], folder: Path) -> None:
+    """Refuse what may not fit: the patches, uncompressed, of the slides that are not begun."""
+    waiting = [plan for plan in plans if not plan.out.exists() and not plan.part.exists()]
+    needed = sum(
+        len(x) * grid.patch_px**2 * 3 for grid, x, _ in (_labelled(p.index) for p in waiting)
+    )
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"{folder}: the patches of {len(waiting)} slides may take {needed / 1e9:,.1f} GB, of"
+            f" which some half is needed when they are compressed; {free / 1e9:,.1f} GB are free"
+        )
