@@ -12,8 +12,9 @@ import numpy as np
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 
-BAND_PX = 16 << 20
-"""About as many pixels of a slab are in memory at a time."""
+BAND_PX = 8 << 20
+"""About as many pixels of a slab are in memory at a time: 25 MB, which numpy gets back from the last
+slab without new pages."""
 
 
 @dataclass(frozen=True, eq=False)
