@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -105,6 +106,14 @@ def test_a_second_run_does_nothing_again(finished):
     assert "train: 0 done, 1 already done" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in (finished / "heatmaps").rglob("*")} == before
     assert "failed" not in wsi("status", finished).stdout.split("\n", 4)[-1]
+
+
+def test_a_run_and_its_status_tell_how_slides_were_read(finished):
+    reading = re.compile(
+        r"heatmap: 6 slides read by tiles, 0 by OpenSlide; \d+\.\d\d px decoded for each px needed"
+    )
+    assert reading.search(wsi("heatmap", "-c", finished / "config.yaml").stderr)
+    assert reading.search(wsi("status", finished).stdout)
 
 
 def test_a_run_does_not_differ_from_itself(finished, tmp_path):

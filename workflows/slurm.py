@@ -15,7 +15,7 @@ import sys
 from dask_jobqueue import SLURMCluster
 
 from wsi_pipeline.config import Config, load_config
-from wsi_pipeline.jobs.cluster import connect
+from wsi_pipeline.jobs.cluster import GPU_THREADS, connect
 from wsi_pipeline.stages import evaluate, heatmap, tile, train
 
 CPU_JOB = {"cores": 4, "processes": 4, "memory": "32GB", "walltime": "08:00:00"}
@@ -45,8 +45,14 @@ def _on_nodes(config: Config, job: dict, jobs: int, queue: str | None, stages: l
         queue=queue,
         job_extra_directives=["--gres=gpu:1"] if gpu else [],
         # Training starts loader processes, which Dask's workers may not by default.
-        job_script_prologue=["export DASK_DISTRIBUTED__WORKER__DAEMON=False"],
-        worker_extra_args=["--nthreads", "1", *(["--resources", "GPU=1"] if gpu else [])],
+        # Where there is a GPU reading takes all cores; Dask would leave it one.
+        job_script_prologue=[
+            "export DASK_DISTRIBUTED__WORKER__DAEMON=False",
+            *([f"export OMP_NUM_THREADS={job['cores']}"] if gpu else []),
+        ],
+        worker_extra_args=(
+            ["--nthreads", str(GPU_THREADS), "--resources", "GPU=1"] if gpu else ["--nthreads", "1"]
+        ),
     )
     with cluster:
         cluster.scale(jobs=jobs)

@@ -334,7 +334,7 @@ def mine(path, out):
 def status(run_dir):
     """What of a run is done, what failed, what is left."""
     from wsi_pipeline.jobs.record import read_failures
-    from wsi_pipeline.stages.status import notes_by_slide, stage_status
+    from wsi_pipeline.stages.status import heatmap_reading, notes_by_slide, stage_status
 
     if not (run_dir / "config.yaml").is_file():
         raise RunError(f"{run_dir}: it has no config.yaml, so it is no run directory")
@@ -345,6 +345,8 @@ def status(run_dir):
     out = Console()
     out.print(table)
     model = load_config(run_dir / "config.yaml").train.name
+    if reading := heatmap_reading(run_dir, model):
+        out.print(f"heatmap: {reading}", markup=False, soft_wrap=True)
     for slide_id, notes in notes_by_slide(run_dir, model).items():
         for note in notes:
             out.print(f"note: {slide_id}: {note}", markup=False)
@@ -374,6 +376,7 @@ def _run(config: Config, stages: tuple[str, ...], plan: Callable[[], object] | N
         evaluation_folder,
         explanation_folder,
     )
+    from wsi_pipeline.stages.status import reading_summary
 
     outcomes = []
     jobs = config.jobs
@@ -390,6 +393,9 @@ def _run(config: Config, stages: tuple[str, ...], plan: Callable[[], object] | N
         "evaluate": evaluation_folder(config.out, config.train.name) / "report.html",
         "explain": explanation_folder(config.out, config.train.name) / EXPLANATIONS_PAGE,
     }
+    for name, outcome in outcomes:
+        if name == "heatmap" and (reading := reading_summary(outcome.results.values())):
+            console.print(f"heatmap: {reading}", markup=False, soft_wrap=True)
     if outcomes[-1][0] in pages:
         console.print(f"report: {pages[outcomes[-1][0]]}", markup=False, soft_wrap=True)
     _finish(outcomes, config.out)

@@ -5,7 +5,15 @@ import pytest
 from unit_functions import exit_code_of_a_child, visible_gpu
 
 from wsi_pipeline.errors import ConfigError, RunError
-from wsi_pipeline.jobs.cluster import GPU, connect, has_resource, visible_gpus, worker_threads
+from wsi_pipeline.jobs import cluster
+from wsi_pipeline.jobs.cluster import (
+    GPU,
+    GPU_THREADS,
+    connect,
+    has_resource,
+    visible_gpus,
+    worker_threads,
+)
 from wsi_pipeline.jobs.run import Unit, run_units
 
 
@@ -43,14 +51,20 @@ def test_no_driver_no_gpus(tmp_path, monkeypatch, text):
     assert visible_gpus() == []
 
 
-def test_each_gpu_has_one_worker_and_units_that_need_one_go_there(two_gpus, tmp_path):
+def test_each_gpu_has_one_worker_and_units_that_need_one_go_there(two_gpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "CPU_COUNT", 12)
     units = [Unit(str(i), "s", {"i": i}, visible_gpu) for i in range(12)]
     with connect(workers=3) as client:
-        assert worker_threads(client) == 3
-        assert worker_threads(client, {GPU: 1}) == 2
+        assert worker_threads(client) == 2 * GPU_THREADS + 1
+        assert worker_threads(client, {GPU: 1}) == 2 * GPU_THREADS
         assert has_resource(client, GPU)
         seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
         assert sorted(seen.values()) == ["", "0", "1"]
+        # Two workers with a GPU share 12 cores, while the third has a third of them.
+        threads = client.run(os.getenv, "OMP_NUM_THREADS")
+        assert sorted((seen[worker], threads[worker]) for worker in seen) == [
+            ("", "4"), ("0", "6"), ("1", "6"),
+        ]  # fmt: skip
         ended = run_units(
             client, units, run_dir=tmp_path, stage="s", schema_version=1, resources={GPU: 1}
         )

@@ -1,5 +1,8 @@
 """Pixels to a network's input, and a network as a function of pixels."""
 
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch import nn
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import inference
 from wsi_pipeline.models.checkpoint import ModelCard
-from wsi_pipeline.models.inference import dense_predictor, normalise, predictor
+from wsi_pipeline.models.inference import dense_predictor, normalise, predictor, use_batch_size
 from wsi_pipeline.models.patchnet import Subnet, cut_patches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,3 +153,25 @@ def test_images_of_many_sizes_are_evaluated_in_few(monkeypatch):
         image = np.zeros((4 * rows + 7, 4 * cols + 7 + 3, 3), np.uint8)  # 3 px are in no patch
         assert predict(image).shape == (rows, cols)
     assert seen == {(8, 8), (16, 16), (16, 8)}
+
+
+@pytest.mark.parametrize(
+    ("device", "setting", "size"), [("cpu", None, 4), ("cuda:1", None, 32), ("cpu", 7, 7)]
+)
+def test_the_batch_size_is_the_settings_else_the_devices(device, setting, size):
+    assert use_batch_size(device, setting) == size
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_threads_that_share_a_gpu_get_what_a_cpu_gives():
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Brightness())
+    options = {"mean": MEAN, "std": STD, "mixed_precision": False}
+    on_cpu = predictor(deepcopy(module), device="cpu", **options)
+    on_gpu = predictor(module, device="cuda", **options)
+    rng = np.random.default_rng(1)
+    batches = [rng.integers(0, 256, (4, 256, 256, 3), np.uint8) for _ in range(40)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(on_gpu, batches))
+    for values, batch in zip(found, batches, strict=True):
+        np.testing.assert_allclose(values, on_cpu(batch), atol=1e-3)  # TF32

@@ -7,7 +7,7 @@ from slide_files import ArraySlide, write_pyramid_tiff
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.slabs import read_patches, slabs
+from wsi_pipeline.patches.slabs import covered_px, read_patches, slabs
 from wsi_pipeline.slides.reader import Slide
 
 
@@ -142,3 +142,26 @@ def test_no_tile_of_a_slab_is_decoded_twice(tmp_path, monkeypatch):
         assert len(counts) > 3
         # Ten times ten tiles, each once, though each lies under nine patches.
         assert slide.decoded_px == 640 * 640
+
+
+def test_pixels_under_patches_count_once_and_only_inside_the_slide(grid):
+    assert covered_px(grid, [], [], 170, 100) == 0
+    # Patches start 8 px before their cell: 24 x 24 px of the first are inside; (1, 1) is 8 to 40,
+    # of which 16 x 16 are the first's; (6, 10) is x 152 to 184 and y 88 to 120, cut at 170 and 100.
+    assert covered_px(grid, [0], [0], 170, 100) == 24 * 24
+    assert covered_px(grid, [1, 0, 0], [1, 0, 0], 170, 100) == 24 * 24 + 32 * 32 - 16 * 16
+    assert covered_px(grid, [6], [10], 170, 100) == 18 * 12
+    assert covered_px(grid, *all_cells(grid), 170, 100) == 170 * 100
+
+
+@pytest.mark.parametrize("stride_px", [5, 16, 40])
+def test_pixels_under_patches_are_those_of_a_painted_mask(stride_px):
+    """Bounds within a larger frame: patches at their edge reach into the rest of it."""
+    grid = PatchGrid(Bounds(60, 40, 340, 200), 0.5, 2.0, 32, stride_px, 16)
+    rng = np.random.default_rng(3)
+    rows, cols = (rng.integers(0, count, 30) for count in grid.shape)
+    mask = np.zeros((150, 210), bool)  # a frame of 420 x 300 level-0 px
+    for row, col in zip(rows, cols, strict=True):
+        y, x = 20 + row * stride_px - 8, 30 + col * stride_px - 8
+        mask[max(y, 0) : y + 32, max(x, 0) : x + 32] = True
+    assert covered_px(grid, rows, cols, 420, 300) == mask.sum()

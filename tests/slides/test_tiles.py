@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import imagecodecs
 import numpy as np
@@ -374,11 +375,21 @@ def test_a_level_is_compared_once_in_a_process_until_its_file_changes(
     assert len(compared) == 2
 
 
-def test_decoded_and_asked_pixels_are_counted(tmp_path, picture):
+def test_pixels_of_decoded_tiles_are_counted(tmp_path, picture):
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
         slide.read(60, 60, 10, 10)  # four tiles of 64 x 64
-        slide.read(-5, -5, 10, 10)  # 5 x 5 of the first
-        assert (slide.asked_px, slide.decoded_px) == (100 + 25, 5 * 64 * 64)
+        slide.read(-5, -5, 10, 10)  # a part of the first
+        assert (slide.decoded_px, slide.read_px) == (5 * 64 * 64, 5 * 64 * 64)
+
+
+def test_each_thread_counts_its_own_reads(tmp_path, picture):
+    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
+        slide.read(0, 0, 10, 10)
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(lambda: slide.read_px).result() == 0
+            other.submit(slide.read, 60, 60, 10, 10).result()
+            assert other.submit(lambda: slide.read_px).result() == 4 * 64 * 64
+        assert slide.read_px == 64 * 64
 
 
 def test_the_first_and_the_smallest_reads_are_openslides(tmp_path, monkeypatch, picture):
@@ -386,13 +397,14 @@ def test_the_first_and_the_smallest_reads_are_openslides(tmp_path, monkeypatch, 
     monkeypatch.setattr(reader, "LEAST_OF_TILE", 1 / 4)
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
         slide.read(0, 0, 100, 100)
-        assert slide.asked_px == 0
-        slide.read(0, 0, 100, 100)  # 20,000 px by now
-        assert slide.asked_px == 10_000
+        assert (slide.decoded_px, slide.read_px) == (0, 10_000)
+        slide.read(0, 0, 100, 100)  # 20,000 px by now; four tiles
+        assert slide.decoded_px == 4 * 64 * 64
         slide.read(0, 0, 32, 31)  # under a quarter of 64 x 64
-        assert slide.asked_px == 10_000
+        assert slide.decoded_px == 4 * 64 * 64
         slide.read(0, 0, 32, 32)
-        assert slide.asked_px == 10_000 + 32 * 32
+        assert slide.decoded_px == 5 * 64 * 64
+        assert slide.read_px == 10_000 + 32 * 31 + 5 * 64 * 64
 
 
 ADOBE = bytes.fromhex("ffee000e41646f6265006400000000")
@@ -432,20 +444,25 @@ def test_threads_read_one_slide_at_once(tmp_path, monkeypatch, picture, decoding
     regions = [(x, y, 120, 100) for x in range(0, 333, 30) for y in range(0, 290, 40)]
     path, wrong = write_jpeg_tiff(tmp_path / "a.tif", [picture]), []
     expected = [with_openslide_alone(path, 0, *region) for region in regions]
+    counts = []
     with Slide(path) as slide:
 
         def read():
             for region, pixels in zip(regions, expected, strict=True):
                 if not np.array_equal(slide.read(*region), pixels):
                     wrong.append(region)
+            counts.append(slide.decoded_px)
 
         threads = [threading.Thread(target=read) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        inside = [min(w, 333 - x) * min(h, 290 - y) for x, y, w, h in regions]
-        assert slide.asked_px == 2 * sum(inside)
+    tiles_met = [
+        (-(-min(x + w, 333) // 64) - x // 64) * (-(-min(y + h, 290) // 64) - y // 64)
+        for x, y, w, h in regions
+    ]
+    assert counts == [sum(tiles_met) * 64 * 64] * 2
     assert not wrong
 
 

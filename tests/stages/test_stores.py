@@ -1,8 +1,15 @@
 """What finished stores say of themselves, and stores of other inputs."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.config import CatalogConfig, Config
 from wsi_pipeline.errors import ModelError, RunError
@@ -10,6 +17,8 @@ from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, open_heatmap
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.patchnet import PatchNet
+from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
+from wsi_pipeline.stages import worker_model as worker_model_module
 from wsi_pipeline.stages.slab_stores import StorePlan, _units_or_refusal
 from wsi_pipeline.stages.stores import begin_store, finish_slide
 from wsi_pipeline.stages.worker_model import worker_model
@@ -31,15 +40,21 @@ GRID = PatchGrid(Bounds(0, 0, 2048, 2048), 0.25, 2.0, 64, 32, 32)
 def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
     tmp_path, patch_px, mpp, notes
 ):
-    part, out = tmp_path / ".s-0.zarr", tmp_path / "s.zarr"
-    create_heatmap(part, grid=GRID, slide_id="s", model="m")
-    arguments = {"part": str(part), "out": str(out), "failures": ["one"], "patch_px": patch_px}
-    expected = {"notes": notes, "failures": ["one"]}
-    assert finish_slide(**arguments, mpp=mpp) == expected
-    assert not part.exists()
-    assert np.isnan(open_heatmap(out).values()).all()
+    pixels = np.zeros((2048, 2048, 3), np.uint8)
+    slide = write_pyramid_tiff(tmp_path / "s.tif", [pixels, pixels[::2, ::2]], mpp=0.25)
+    mine = replace(plan(tmp_path), slide_path=str(slide))
+    columns = ([400], [400], [1.0], [0.0], [0], [[]])  # from working px (200, 200) on
+    table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+    write_index(PatchIndex("s", GRID, table), mine.index)
+    create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
+    expected = {"notes": notes, "failures": ["one"], "backend": "tiles", "read_px": 5000}
+    if patch_px is not None:
+        expected["needed_px"] = 64 * 64  # of level 1, which is read
+    assert finish_slide(mine, ["one"], 5000, patch_px, mpp) == expected
+    assert not mine.part.exists()
+    assert np.isnan(open_heatmap(mine.out).values()).all()
     # A worker that died after renaming: the unit is done again.
-    assert finish_slide(**arguments, mpp=mpp) == expected
+    assert finish_slide(mine, ["one"], 5000, patch_px, mpp) == expected
 
 
 def plan(folder):
@@ -92,3 +107,19 @@ def test_weights_that_changed_since_the_stage_began_are_refused(tmp_path):
     assert isinstance(module, torch.nn.Module)
     with pytest.raises(ModelError, match="not the weights that the stage began with"):
         worker_model(str(tmp_path), "0" * 64)
+
+
+def test_a_model_is_loaded_once_though_threads_ask_at_once(monkeypatch):
+    loaded = []
+
+    def load(folder):
+        loaded.append(folder)
+        time.sleep(0.1)  # as long as another thread takes to ask
+        return torch.nn.Conv2d(1, 1, 1), SimpleNamespace(weights_sha256="0")
+
+    monkeypatch.setattr(worker_model_module, "load_model", load)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(worker_model, ["a folder"] * 2, "00")
+    assert first[0] is second[0]
+    assert loaded == ["a folder"]
+    worker_model_module._load.cache_clear()

@@ -22,6 +22,8 @@ from wsi_pipeline.errors import ConfigError
 
 GPU = "GPU"
 """The resource of a worker that has a GPU to itself."""
+GPU_THREADS = 2
+"""Units that share a GPU when they predict: one reads while another computes."""
 
 PACKAGE = "wsi_pipeline"
 
@@ -38,11 +40,13 @@ def connect(
     ----------
     scheduler : str, optional
         Address of a running scheduler, ``tcp://host:port``. This waits, as long as it takes, for
-        its first worker. Its workers offer a GPU by ``--resources GPU=1``.
+        its first worker. Its workers offer a GPU by ``--resources GPU=1``; with ``--nthreads 2``
+        reading overlaps with computing there.
     workers : int, optional
-        Processes on this machine, of one thread each; by default one for each CPU core, and as
-        many as there are GPUs at least. Each of the first gets one of the visible GPUs (see
-        `visible_gpus`) and the resource ``GPU=1``, the others none.
+        Processes on this machine; by default one for each CPU core, and as many as there are GPUs
+        at least. Each of the first gets one of the visible GPUs (see `visible_gpus`), the resource
+        ``GPU=1``, `GPU_THREADS` threads, and for arithmetic and decoding its share of all cores,
+        since the others have nothing to do then. The others have one thread and no GPU.
     timeout_s : float
         How long a running scheduler may take to answer.
 
@@ -97,7 +101,7 @@ def _local(workers: int | None) -> Iterator[Client]:
     gpus = visible_gpus()
     count = workers or max(CPU_COUNT, len(gpus))
     gpus = [*gpus[:count], *[""] * (count - len(gpus))]
-    threads = max(1, CPU_COUNT // count)
+    with_gpu = sum(map(bool, gpus))
     settings = {
         "distributed.worker.daemon": False,  # a training has children: its loader processes
         # Dask makes workers hand freed memory back at once; training would wait for new pages.
@@ -107,7 +111,10 @@ def _local(workers: int | None) -> Iterator[Client]:
     with (
         dask.config.set(settings),
         SpecCluster(
-            workers={i: _worker(gpu, threads) for i, gpu in enumerate(gpus)},
+            workers={
+                i: _worker(gpu, max(1, CPU_COUNT // (with_gpu if gpu else count)))
+                for i, gpu in enumerate(gpus)
+            },
             scheduler={
                 "cls": Scheduler,
                 "options": {
@@ -142,7 +149,7 @@ def _worker(gpu: str, threads: int) -> dict:
         "cls": Nanny,
         "options": {
             "host": "127.0.0.1",
-            "nthreads": 1,
+            "nthreads": GPU_THREADS if gpu else 1,
             "memory_limit": MEMORY_LIMIT,
             "env": {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": str(threads)},
             "resources": {GPU: 1} if gpu else None,

@@ -147,6 +147,35 @@ def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
     return read_cells(slide, grid, row, col, rows, cols)
 
 
+def covered_px(grid: PatchGrid, rows, cols, width: int, height: int) -> int:
+    """Working px under patches and inside the slide, each counted once.
+
+    Parameters
+    ----------
+    grid : PatchGrid
+    rows, cols : array_like of int, shape (N,)
+        The patches' cells.
+    width, height : int
+        Of the slide's level-0 frame, level-0 px.
+
+    Returns
+    -------
+    int
+        The area of their union; exact where the frame ends on whole working px.
+    """
+    x, y = (np.asarray(cells) * grid.stride_px - grid.margin_px for cells in (cols, rows))
+    columns, lines = (np.union1d(starts, starts + grid.patch_px) for starts in (x, y))
+    covered = _parts_under(x, y, grid.patch_px, columns, lines)
+    across, down = (
+        np.diff(np.clip(edges, -start / grid.downsample, (end - start) / grid.downsample))
+        for edges, start, end in (
+            (columns, grid.bounds.x, width),
+            (lines, grid.bounds.y, height),
+        )
+    )
+    return round(float(down @ covered @ across))
+
+
 def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, list[np.ndarray]]]:
     """Read a slab's patches from top to bottom, each pixel under them once.
 

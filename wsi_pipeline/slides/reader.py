@@ -45,6 +45,12 @@ COARSEST_STATED_MPP = 50.0
 FINER_THAN_LEVEL0 = 0.1
 
 
+class _Counts(threading.local):
+    """Level px read, by each thread for itself: a unit's reads are those of its thread."""
+
+    decoded_px = painted_px = 0
+
+
 class Slide:
     """A slide that OpenSlide reads: SVS, MRXS, SCN, NDPI, DICOM, tiled TIFF and others.
 
@@ -81,9 +87,10 @@ class Slide:
         Level-0 px per px of each pyramid level.
     level_sizes : tuple of (int, int)
         Width and height of each level, px.
-    asked_px, decoded_px : int
-        Level px that reads took from tiles decoded without OpenSlide, and the px of those tiles:
-        their ratio is what reads that do not end where tiles do cost.
+    decoded_px : int
+        Px of the tiles that reads of the calling thread decoded without OpenSlide.
+    read_px : int
+        All level px that its reads took: `decoded_px`, and what OpenSlide was asked for.
 
     Raises
     ------
@@ -102,7 +109,8 @@ class Slide:
         self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self.bounds = _bounds(properties, self.size)
         self.mpp = _mpp(self.path, properties, mpp)
-        self.asked_px = self.decoded_px = self._seen_px = 0
+        self._seen_px = 0
+        self._counts = _Counts()
         self._levels: list[TiledLevel | str] | None = None
         self._compared: set[int] = set()
         self._lock = threading.Lock()  # of all that this class counts and finds out lazily
@@ -118,6 +126,14 @@ class Slide:
         self._handle = None
         with self._lock:
             self._levels = None
+
+    @property
+    def decoded_px(self) -> int:  # noqa: D102 (see the class)
+        return self._counts.decoded_px
+
+    @property
+    def read_px(self) -> int:  # noqa: D102 (see the class)
+        return self._counts.decoded_px + self._counts.painted_px
 
     def backend(self, level: int) -> str:
         """Who reads a level: ``"tiles"``, or ``"openslide: "`` and the reason.
@@ -187,7 +203,7 @@ class Slide:
             If OpenSlide fails twice, the second time with a new handle: after its first error a
             handle refuses everything. Other regions can still be read.
         """
-        level, scale = self._level_for(downsample)
+        level, scale = self.level_for(downsample)
         left, top = x / self.level_downsamples[level], y / self.level_downsamples[level]
         if scale == 1:
             left, top = _nearest(left), _nearest(top)
@@ -235,7 +251,7 @@ class Slide:
             From 0 to `width_px` and to `height_px`, ascending, each end included: the edges of the
             slide's tiles, or some regular ones where OpenSlide reads or pixels are resampled.
         """
-        level, scale = self._level_for(downsample)
+        level, scale = self.level_for(downsample)
         tiles = self._tiles(level) if scale == 1 and self._is_worth(width_px * height_px) else None
         if isinstance(tiles, TiledLevel):
             stored = self.level_downsamples[level]
@@ -248,8 +264,11 @@ class Slide:
         )
         return columns, rows
 
-    def _level_for(self, downsample: float) -> tuple[int, float]:
-        """The level to read, and its px for each px at `downsample`: 1 if it is read as stored."""
+    def level_for(self, downsample: float) -> tuple[int, float]:
+        """The level that `read` takes at a resolution, and its px for each px of the result.
+
+        1 if the level is read as stored.
+        """
         finest = downsample * (1 + LEVEL_TOLERANCE)
         level = max(
             (i for i, stored in enumerate(self.level_downsamples) if stored <= finest), default=0
@@ -276,6 +295,7 @@ class Slide:
         """Fill an array with OpenSlide's level px from (x0, y0) on, white outside the level."""
         inside, x, y = self._inside(level, x0, y0, pixels)
         inside[:] = self._over_white(level, x, y, *inside.shape[1::-1])
+        self._counts.painted_px += inside.shape[0] * inside.shape[1]
 
     def _inside(self, level, x0, y0, pixels) -> tuple[np.ndarray, int, int]:
         """The part of an array inside the level, and its corner, level px; the rest gets white."""
@@ -298,12 +318,9 @@ class Slide:
         if not isinstance(tiles, TiledLevel) or asked_px < LEAST_OF_TILE * prod(tiles.tile):
             return False
         try:
-            decoded_px = tiles.read(x, y, inside)
+            self._counts.decoded_px += tiles.read(x, y, inside)
         except TileError:
             return False
-        with self._lock:
-            self.asked_px += asked_px
-            self.decoded_px += decoded_px
         return True
 
     def _is_worth(self, more_px: int = 0) -> bool:

@@ -35,6 +35,7 @@ from wsi_pipeline.stages.run_directory import (
 )
 from wsi_pipeline.stages.slab_stores import (
     StorePlan,
+    all_unread,
     failure_texts,
     fill_stores,
     plan_store,
@@ -164,8 +165,8 @@ def _shard_units(plan: StorePlan) -> Iterator[Unit]:
         yield Unit(key, plan.slide_id, plan.inputs, cache_shard, arguments, output)
 
 
-def _finish_unit(plan: StorePlan, unread: list[list]) -> Unit:
-    arguments = {"part": str(plan.part), "out": str(plan.out), "unread": unread}
+def _finish_unit(plan: StorePlan, results: list[dict]) -> Unit:
+    arguments = {"part": str(plan.part), "out": str(plan.out), "unread": all_unread(results)}
     return Unit(plan.slide_id, plan.slide_id, plan.inputs, finish_slide, arguments, plan.out)
 
 

@@ -103,14 +103,20 @@ def predict_fine_chunk(
     Returns
     -------
     dict
-        ``pixels`` (their number) and ``unread``: x, y, reason of blocks that cannot be decoded.
+        ``pixels`` (their number), ``read_px`` (see `Slide.read_px`) and ``unread``: x, y, reason
+        of blocks that cannot be decoded.
     """
     predict = _predictor(model, weights, grid.stride_px, mixed_precision)
     slide = cached_slide(slide_path, mpp)
+    before = slide.read_px
     wanted = wanted_pixels(grid, coarse, slab, chunk)
     values, unread = predict_pixels(slide, grid, wanted, predict)
     write_chunk(store, wanted, values)
-    return {"pixels": len(values), "unread": [list(block) for block in unread]}
+    return {
+        "pixels": len(values),
+        "read_px": slide.read_px - before,
+        "unread": [list(block) for block in unread],
+    }
 
 
 def draw_place(

@@ -11,7 +11,7 @@ from wsi_pipeline.heatmaps.predict import Predict, predict_slab
 from wsi_pipeline.heatmaps.store import write_chunk
 from wsi_pipeline.jobs.run import Outcome, Unit
 from wsi_pipeline.models.checkpoint import ModelCard, read_card
-from wsi_pipeline.models.inference import predictor, use_mixed_precision
+from wsi_pipeline.models.inference import predictor, use_batch_size, use_mixed_precision
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.slabs import Slab, slabs
 from wsi_pipeline.slides.reader import cached_slide
@@ -53,33 +53,42 @@ def run(config: Config, client: Client) -> Outcome:
 
 def predict_chunk(
     slide_path: str, mpp: float, grid: PatchGrid, slab: Slab, store: str, model: str,
-    weights: str, mixed_precision: bool | None, batch_size: int,
+    weights: str, mixed_precision: bool | None, batch_size: int | None,
 ) -> dict:  # fmt: skip
     """Predict a slab and write its chunk: the work of a unit.
 
     Returns
     -------
     dict
-        ``patches`` (their number) and ``unread``: x, y, reason of those that cannot be decoded.
+        ``patches`` (their number), ``read_px`` (see `Slide.read_px`) and ``unread``: x, y, reason
+        of those that cannot be decoded.
     """
-    predict = _predictor(model, weights, mixed_precision)
+    predict, batch_size = _predictor(model, weights, mixed_precision, batch_size)
     slide = cached_slide(slide_path, mpp)
+    before = slide.read_px
     values, unread = predict_slab(slide, grid, slab, predict, batch_size=batch_size)
     write_chunk(store, slab, values)
-    return {"patches": len(values), "unread": [list(patch) for patch in unread]}
+    return {
+        "patches": len(values),
+        "read_px": slide.read_px - before,
+        "unread": [list(patch) for patch in unread],
+    }
 
 
 @lru_cache(maxsize=1)
-def _predictor(model: str, weights: str, mixed_precision: bool | None) -> Predict:
-    """The worker's model as a function of patches."""
+def _predictor(
+    model: str, weights: str, mixed_precision: bool | None, batch_size: int | None
+) -> tuple[Predict, int]:
+    """The worker's model as a function of patches, and how many it is given at once."""
     module, card = worker_model(model, weights)
     device = next(module.parameters()).device
-    return predictor(
+    predict = predictor(
         module,
         **card.normalisation,
         device=device,
         mixed_precision=use_mixed_precision(device, mixed_precision),
     )
+    return predict, use_batch_size(device, batch_size)
 
 
 def _slab_units(plan: StorePlan, config: Config, card: ModelCard) -> Iterator[Unit]:

@@ -80,7 +80,7 @@ def fill_stores(
     client: Client,
     plans: Sequence[StorePlan],
     units_of: Callable[[StorePlan], Iterator[Unit]],
-    finish_unit: Callable[[StorePlan, list[list]], Unit],
+    finish_unit: Callable[[StorePlan, list[dict]], Unit],
     *,
     fill: str,
     finish: str,
@@ -99,7 +99,7 @@ def fill_stores(
         it may begin has room. Each returns ``unread``: x, y, reason of what cannot be decoded. A
         RunError that it raises fails the slide, not the batch.
     finish_unit : callable
-        ``(plan, unread)`` to the unit that gives a filled store its name; ``unread`` is what the
+        ``(plan, results)`` to the unit that gives a filled store its name; ``results`` is what the
         plan's slabs returned.
     fill, finish : str
         What the record calls the work on slabs and on slides.
@@ -125,14 +125,20 @@ def fill_stores(
                     yield unit
 
     filled = run_units(client, slab_units(), stage=fill, resources=resources, **common)
-    lost, present = defaultdict(list), Counter()
+    results = defaultdict(list)
     for key, result in filled.results.items():
-        slide_id = key.rpartition("/")[0]
-        present[slide_id] += 1
-        lost[slide_id] += result["unread"]
-    complete = [plan for plan in plans if present[plan.slide_id] == expected[plan.slide_id]]
-    finish_units = [finish_unit(plan, lost[plan.slide_id]) for plan in complete]
+        results[key.rpartition("/")[0]].append(result)
+    finish_units = [
+        finish_unit(plan, results[plan.slide_id])
+        for plan in plans
+        if len(results[plan.slide_id]) == expected[plan.slide_id]
+    ]
     return filled + run_units(client, finish_units, stage=finish, **common)
+
+
+def all_unread(results: list[dict]) -> list[list]:
+    """What the slabs of a store could not decode: x, y, reason of each."""
+    return [place for result in results for place in result["unread"]]
 
 
 def failure_texts(unread: list[list], what: str = "patch") -> list[str]:

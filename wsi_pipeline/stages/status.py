@@ -1,6 +1,7 @@
 """What of a run is done, what failed, what is left, from its files alone."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
     slides_path,
 )
+
+REASONS_TOLD = 3
+"""Why OpenSlide reads slides: the most frequent reasons."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,42 @@ def notes_by_slide(run_dir: Path, model: str) -> dict[str, list[str]]:
         for slide_id, line in read_done(run_dir, stage).items():
             notes[slide_id] += line["result"].get("notes", [])
     return {slide_id: list(dict.fromkeys(found)) for slide_id, found in notes.items() if found}
+
+
+def reading_summary(results: Iterable[dict]) -> str:
+    """Say in a line who read the slides, and what that took.
+
+    Parameters
+    ----------
+    results : iterable of dict
+        Of the heatmap stage's units; those of slides have ``backend``, ``read_px`` and
+        ``needed_px``, see `stores.finish_slide`.
+
+    Returns
+    -------
+    str
+        Empty if no slide's result says who read it.
+    """
+    slides = [result for result in results if "needed_px" in result]
+    if not slides:
+        return ""
+    others = [slide["backend"] for slide in slides if slide["backend"] != "tiles"]
+    reasons = "; ".join(
+        f"{count}, {reason.removeprefix('openslide: ')}"
+        for reason, count in Counter(others).most_common(REASONS_TOLD)
+    )
+    read, needed = (sum(slide[name] for slide in slides) for name in ("read_px", "needed_px"))
+    return (
+        f"{len(slides) - len(others)} slides read by tiles,"
+        f" {len(others)} by OpenSlide{f' ({reasons})' if others else ''};"
+        f" {read / max(1, needed):.2f} px decoded for each px needed"
+    )
+
+
+def heatmap_reading(run_dir: Path, model: str) -> str:
+    """Give the `reading_summary` of one model's heatmaps, as they are on record."""
+    done = read_done(run_dir, of_model("heatmap", model))
+    return reading_summary(line["result"] for line in done.values())
 
 
 def failures_on_the_way(run_dir: Path, model: str) -> list[Failure]:

@@ -15,12 +15,20 @@ from wsi_pipeline.heatmaps.store import (
     finish_heatmap,
     open_heatmap,
 )
-from wsi_pipeline.jobs.cluster import GPU, has_resource
+from wsi_pipeline.jobs.cluster import GPU, GPU_THREADS, has_resource
 from wsi_pipeline.jobs.run import Outcome, Unit
 from wsi_pipeline.models.checkpoint import ModelCard
-from wsi_pipeline.patches.slabs import Slab
+from wsi_pipeline.patches.index import read_index
+from wsi_pipeline.patches.slabs import Slab, covered_px
+from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages.run_directory import model_folder, model_id, of_model
-from wsi_pipeline.stages.slab_stores import StorePlan, failure_texts, fill_stores, plan_store
+from wsi_pipeline.stages.slab_stores import (
+    StorePlan,
+    all_unread,
+    failure_texts,
+    fill_stores,
+    plan_store,
+)
 
 SAME_MPP = 0.2
 """A slide whose working resolution is further than this share from the model's gets a note."""
@@ -51,14 +59,15 @@ def fill_heatmaps(
     Parameters
     ----------
     config, client, plans, units_of
-        As for `fill_stores`.
+        As for `fill_stores`; units also return ``read_px``, see `Slide.read_px`.
     card : ModelCard
     predict, finish : str
         What the record calls the work on slabs and on slides, before the model's name.
     unread : str
         What the record calls one thing that cannot be decoded.
     patch_px : int, optional
-        Of the model's training; slides with patches of another size get a note.
+        Of the model's training, where the stores' pixels are the indexed patches: slides with
+        patches of another size get a note.
     """
     return fill_stores(
         config,
@@ -69,7 +78,7 @@ def fill_heatmaps(
         fill=of_model(predict, config.train.name),
         finish=of_model(finish, config.train.name),
         schema_version=SCHEMA,
-        resources={GPU: 1} if has_resource(client, GPU) else None,
+        resources={GPU: 1 / GPU_THREADS} if has_resource(client, GPU) else None,
     )
 
 
@@ -117,16 +126,45 @@ def slab_unit(
 
 
 def finish_slide(
-    part: str, out: str, failures: list[str], patch_px: int | None, mpp: float
+    plan: StorePlan, failures: list[str], read_px: int, patch_px: int | None, mpp: float
 ) -> dict:
     """Complete a slide's store and give it its name: the work of a unit.
 
-    `patch_px` (None: no matter) and `mpp` are those that the model was trained on.
+    Parameters
+    ----------
+    plan : StorePlan
+    failures : list of str
+        What of the slide could not be read.
+    read_px : int
+        Level px that its slabs took.
+    patch_px : int or None
+        See `fill_heatmaps`.
+    mpp : float
+        Of the model's training, um per working px.
+
+    Returns
+    -------
+    dict
+        ``notes``, ``failures``, ``backend`` (who read the slide, see `Slide.backend`), ``read_px``
+        and, with `patch_px`, ``needed_px``: level px under the indexed patches, each counted once.
     """
-    if Path(part).exists():  # else a worker died between renaming the store and saying so
-        finish_heatmap(part)
-        Path(part).rename(out)
-    return {"notes": _unlike_training(open_heatmap(out).grid, patch_px, mpp), "failures": failures}
+    if plan.part.exists():  # else a worker died between renaming the store and saying so
+        finish_heatmap(plan.part)
+        plan.part.rename(plan.out)
+    grid = open_heatmap(plan.out).grid
+    slide = cached_slide(plan.slide_path, plan.mpp)
+    level, scale = slide.level_for(grid.downsample)
+    found = {
+        "notes": _unlike_training(grid, patch_px, mpp),
+        "failures": failures,
+        "backend": slide.backend(level),
+        "read_px": read_px,
+    }
+    if patch_px is not None:
+        table = read_index(plan.index).table
+        cells = grid.cells_at(table["x"].to_numpy(), table["y"].to_numpy())
+        found["needed_px"] = round(covered_px(grid, *cells, *slide.size) * scale**2)
+    return found
 
 
 def _unlike_training(grid: PatchGrid, patch_px: int | None, mpp: float) -> list[str]:
@@ -143,12 +181,12 @@ def _unlike_training(grid: PatchGrid, patch_px: int | None, mpp: float) -> list[
 
 
 def _finish_unit(
-    plan: StorePlan, unread: list[list], *, what: str, mpp: float, patch_px: int | None
+    plan: StorePlan, results: list[dict], *, what: str, mpp: float, patch_px: int | None
 ) -> Unit:
     arguments = {
-        "part": str(plan.part),
-        "out": str(plan.out),
-        "failures": failure_texts(unread, what),
+        "plan": plan,
+        "failures": failure_texts(all_unread(results), what),
+        "read_px": sum(result.get("read_px", 0) for result in results),  # once it was not counted
         "patch_px": patch_px,
         "mpp": mpp,
     }

@@ -49,8 +49,9 @@ def tile_slide(
     Returns
     -------
     dict
-        Numbers of ``patches``, ``positive`` patches and ``lesions``, and ``notes``: lesions
-        that no indexed patch reaches, since the tissue mask misses them.
+        Numbers of ``patches``, ``positive`` patches and ``lesions``; ``backend``: who reads the
+        working level, see `Slide.backend`; and ``notes``: lesions that no indexed patch reaches,
+        since the tissue mask misses them.
     """
     with Slide(path, mpp) as slide:
         grid = PatchGrid(
@@ -63,12 +64,14 @@ def tile_slide(
         )
         lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
         mask = tissue_mask(slide, **tissue)
+        backend = slide.backend(slide.level_for(grid.downsample)[0])
     index = build_index(slide_id, grid, mask, lesions, label, min_tissue)
     write_index(index, out)
     return {
         "patches": index.table.num_rows,
         "positive": int((index.table["label"].to_numpy() == 1).sum()),
         "lesions": len(lesions),
+        "backend": backend,
         "notes": [
             f"lesion {lesion} has no tissue in the mask: no patch can find it"
             for lesion in uncovered_lesions(index, lesions)

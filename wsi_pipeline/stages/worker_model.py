@@ -11,10 +11,9 @@ from torch import nn
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.checkpoint import ModelCard, load_model
 
-_CHANGING = threading.Lock()
+_CHANGING, _LOADING = threading.Lock(), threading.Lock()
 
 
-@lru_cache(maxsize=1)
 def worker_model(folder: str, weights: str) -> tuple[nn.Module, ModelCard]:
     """The model in a folder, on the worker's GPU if it has one, in evaluation mode.
 
@@ -29,6 +28,12 @@ def worker_model(folder: str, weights: str) -> tuple[nn.Module, ModelCard]:
     ModelError
         If it cannot be loaded, or has other weights.
     """
+    with _LOADING:  # a worker's threads begin at once: one of them loads
+        return _load(folder, weights)
+
+
+@lru_cache(maxsize=1)
+def _load(folder: str, weights: str) -> tuple[nn.Module, ModelCard]:
     module, card = load_model(folder)
     if card.weights_sha256 != weights:
         raise ModelError(f"{folder}: these are not the weights that the stage began with")
