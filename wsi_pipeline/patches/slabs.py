@@ -12,9 +12,9 @@ import numpy as np
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 
-BAND_PX = 8 << 20
-"""About as many pixels of a slab are in memory at a time: 25 MB, which are those of the slab before
-again; more would be new pages each time."""
+BAND_PX = 10 << 20
+"""About as many pixels of a slab are in memory at a time: 31 MB, the same for slab after slab; of more
+than 32 MiB the C library makes new pages each time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,10 +210,12 @@ def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, li
     band = np.empty((min(height, max(BAND_PX // width, side + step)), width, 3), np.uint8)
     first = top = end = 0  # the band holds the slab's px rows top to end
     while first < len(y):
-        kept, top = band[int(y[first]) - top : end - top], int(y[first])
-        band[: len(kept)] = kept
-        start, end = top + len(kept), _last(rows, top + side, top + len(band))
-        for upper, lower, left, right in _reads(needed, columns, rows, start, end):
+        down, top = int(y[first]) - top, int(y[first])
+        for upper, lower, left, right in _runs(needed, columns, rows, top, end):
+            kept = slice(upper - top, lower - top), slice(left, right)
+            band[kept] = band[down:][kept]
+        start, end = max(top, end), _last(rows, top + side, top + len(band))
+        for upper, lower, left, right in _runs(needed, columns, rows, start, end):
             slide.read(
                 corner[0] + left * grid.downsample,
                 corner[1] + upper * grid.downsample,
@@ -245,10 +247,12 @@ def _last(edges: np.ndarray, lowest: int, highest: int) -> int:
     return max(int(edges[np.searchsorted(edges, highest, side="right") - 1]), lowest)
 
 
-def _reads(
+def _runs(
     needed: np.ndarray, columns: np.ndarray, rows: np.ndarray, start: int, end: int
 ) -> Iterator[tuple[int, int, int, int]]:
     """Upper, lower, left and right px of the needed parts between two px rows, joined to runs."""
+    if start >= end:
+        return
     first, stop = np.searchsorted(rows, start, side="right") - 1, np.searchsorted(rows, end)
     for part in range(first, stop):
         ends = np.flatnonzero(np.diff(needed[part], prepend=False, append=False))
