@@ -13,8 +13,8 @@ from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 
 BAND_PX = 10 << 20
-"""About as many pixels of a slab are in memory at a time: 31 MB, the same for slab after slab; of more
-than 32 MiB the C library makes new pages each time."""
+"""About as many pixels of a slab are in memory at a time: 31 MB, the same for slab after slab; more
+than 32 MiB would be new pages each time."""
 
 
 @dataclass(frozen=True, eq=False)
