@@ -12,7 +12,7 @@ import torch
 from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.config import CatalogConfig, Config
-from wsi_pipeline.errors import ModelError, RunError
+from wsi_pipeline.errors import ModelError, RunError, WsiError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, open_heatmap
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
@@ -43,9 +43,7 @@ def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
     pixels = np.zeros((2048, 2048, 3), np.uint8)
     slide = write_pyramid_tiff(tmp_path / "s.tif", [pixels, pixels[::2, ::2]], mpp=0.25)
     mine = replace(plan(tmp_path), slide_path=str(slide))
-    columns = ([400], [400], [1.0], [0.0], [0], [[]])  # from working px (200, 200) on
-    table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
-    write_index(PatchIndex("s", GRID, table), mine.index)
+    write_one_patch(mine.index)
     create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
     expected = {"notes": notes, "failures": ["one"], "backend": "tiles", "read_px": 5000}
     if patch_px is not None:
@@ -55,6 +53,26 @@ def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
     assert np.isnan(open_heatmap(mine.out).values()).all()
     # A worker that died after renaming: the unit is done again.
     assert finish_slide(mine, ["one"], 5000, patch_px, mpp) == expected
+
+
+@pytest.mark.parametrize("lacking", ["slide", "index"])
+def test_a_store_gets_its_name_only_when_all_is_found_out(tmp_path, lacking):
+    """Else the next run would find it without a record and predict all of it anew."""
+    slide = write_pyramid_tiff(tmp_path / "s.tif", [np.zeros((64, 64, 3), np.uint8)], mpp=0.5)
+    mine = replace(plan(tmp_path), slide_path=str(slide))
+    write_one_patch(mine.index)
+    create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
+    (slide if lacking == "slide" else mine.index).unlink()
+    with pytest.raises(WsiError):
+        finish_slide(mine, [], 5000, 64, 0.5)
+    assert mine.part.exists() and not mine.out.exists()
+
+
+def write_one_patch(index):
+    """Index the patch from working px (200, 200) on."""
+    columns = ([400], [400], [1.0], [0.0], [0], [[]])
+    table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+    write_index(PatchIndex("s", GRID, table), index)
 
 
 def plan(folder):

@@ -148,10 +148,9 @@ def finish_slide(
         ``notes``, ``failures``, ``backend`` (who read the slide, see `Slide.backend`), ``read_px``
         and, with `patch_px`, ``needed_px``: level px under the indexed patches, each counted once.
     """
-    if plan.part.exists():  # else a worker died between renaming the store and saying so
-        finish_heatmap(plan.part)
-        plan.part.rename(plan.out)
-    grid = open_heatmap(plan.out).grid
+    # Without one under the temporary name, a worker died between renaming it and saying so.
+    store = plan.part if plan.part.exists() else plan.out
+    grid = open_heatmap(store).grid
     slide = cached_slide(plan.slide_path, plan.mpp)
     level, scale = slide.level_for(grid.downsample)
     found = {
@@ -164,6 +163,9 @@ def finish_slide(
         table = read_index(plan.index).table
         cells = grid.cells_at(table["x"].to_numpy(), table["y"].to_numpy())
         found["needed_px"] = round(covered_px(grid, *cells, *slide.size) * scale**2)
+    if store == plan.part:  # last: a store under its name that is not on record is made anew
+        finish_heatmap(store)
+        store.rename(plan.out)
     return found
 
 
