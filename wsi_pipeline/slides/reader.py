@@ -256,7 +256,8 @@ class Slide:
         level, scale = self.level_for(downsample)
         tiles = self._tiles(level) if scale == 1 and self._is_worth(width_px * height_px) else None
         if not isinstance(tiles, TiledLevel):
-            parts = [math.ceil(length * scale / BLOCK_PX) for length in (width_px, height_px)]
+            largest = int(BLOCK_PX / scale) - 1 or 1  # so that `read` does not cut them again
+            parts = [math.ceil(length / largest) for length in (width_px, height_px)]
             columns, rows = (
                 np.linspace(0, length, count + 1).astype(np.int64)
                 for length, count in zip((width_px, height_px), parts, strict=True)
