@@ -79,18 +79,33 @@ def test_it_is_on_record_who_read_a_slide_and_what_that_took(tmp_path, client):
     # the slide: they meet tiles (of 128 px) 0 to 2, 1 to 4, 3 to 6 and 5 to 6; down, where the
     # slide ends at 600, 0 to 2, 1 to 4 and 3 to 4.
     assert done["tiled"]["read_px"] == (3 + 4 + 4 + 2) * (3 + 4 + 2) * 128 * 128
+    assert done["tiled"]["decoded_px"] == done["tiled"]["read_px"]
     assert done["tiled"]["needed_px"] == WIDTH * HEIGHT
     # Two patches side by side: OpenSlide reads the box around them, 128 px wide.
     assert done["other"]["read_px"] == done["other"]["needed_px"] == 128 * 64
+    assert done["other"]["decoded_px"] == 0
 
-    # (117 * 16384 + 8192) / (480,000 + 8192) = 3.94
+    # (117 * 16384 + 8192) / (480,000 + 8192) = 3.94; 8192 of 1,925,120 are 0.4 %.
     told = (
         "1 slides read by tiles, 1 by OpenSlide (1, mirax files are not read by tiles);"
-        " 3.94 px decoded for each px needed"
+        " 3.94 px read for each px needed, 100% of them by tiles"
     )
     assert reading_summary(outcome.results.values()) == told
     assert heatmap_reading(tmp_path, "net") == told
     assert np.isfinite(open_heatmap(tmp_path / "heatmaps/net/tiled.zarr").values()).all()
+
+
+def test_px_that_openslide_read_of_a_level_of_tiles_are_told(tmp_path, client, monkeypatch):
+    monkeypatch.setattr(reader, "WORTH_TILES_PX", 64 * 64 + 1)  # the first slab's patch is less
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    (tmp_path / "patches").mkdir()
+    path = write_pyramid_tiff(tmp_path / "s.tif", [pixels], tile=32, mpp=0.5)
+    predict_all(tmp_path, client, [add_slide(tmp_path, path, [3], [4])])
+    (line,) = read_done(tmp_path, "heatmap-net").values()
+    counts = {"read_px": 64 * 64, "decoded_px": 0, "needed_px": 64 * 64}
+    assert line["result"] == {"notes": [], "failures": [], "backend": "tiles", **counts}
+    told = "1 slides read by tiles, 0 by OpenSlide; 1.00 px read for each px needed, 0% of them"
+    assert heatmap_reading(tmp_path, "net") == told + " by tiles"
 
 
 def test_what_lies_between_patches_is_not_decoded(tmp_path, client):
@@ -107,11 +122,23 @@ def test_what_lies_between_patches_is_not_decoded(tmp_path, client):
 def test_the_most_frequent_reasons_are_told_and_results_without_them_passed_over():
     by_reason = {"a": 2, "b": 3, "c": 1, "d": 4}
     results = [
-        {"backend": f"openslide: {reason}", "read_px": 150, "needed_px": 100}
+        {"backend": f"openslide: {reason}", "read_px": 150, "decoded_px": 30, "needed_px": 100}
         for reason, count in by_reason.items()
         for _ in range(count)
     ]
-    told = "0 slides read by tiles, 10 by OpenSlide (4, d; 3, b; 2, a); 1.50 px decoded"
+    told = "0 slides read by tiles, 10 by OpenSlide (4, d; 3, b; 2, a)"
+    took = "; 1.50 px read for each px needed, 20% of them by tiles"
     others = [{"patches": 3, "read_px": 10, "unread": []}, {"notes": [], "failures": []}]
-    assert reading_summary(results + others) == told + " for each px needed"
+    assert reading_summary(results + others) == told + took
     assert reading_summary(others) == ""
+
+
+def test_slides_whose_px_were_not_counted_have_no_part_in_what_reading_took():
+    counted = {"backend": "tiles", "read_px": 150, "decoded_px": 120, "needed_px": 100}
+    uncounted = {"backend": "tiles"}
+    by_another_version = {"backend": "tiles", "read_px": 10, "needed_px": 100}
+    told = "2 slides read by tiles, 0 by OpenSlide"
+    assert reading_summary([uncounted, by_another_version]) == told
+    assert reading_summary([counted, uncounted]) == (
+        f"{told}; 1.50 px read for each px needed, 80% of them by tiles (counted in 1 slides)"
+    )

@@ -20,7 +20,7 @@ from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.stages import worker_model as worker_model_module
 from wsi_pipeline.stages.slab_stores import StorePlan, _units_or_refusal
-from wsi_pipeline.stages.stores import begin_store, finish_slide
+from wsi_pipeline.stages.stores import _finish_unit, begin_store, finish_slide
 from wsi_pipeline.stages.worker_model import worker_model
 
 GRID = PatchGrid(Bounds(0, 0, 2048, 2048), 0.25, 2.0, 64, 32, 32)
@@ -45,14 +45,15 @@ def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
     mine = replace(plan(tmp_path), slide_path=str(slide))
     write_one_patch(mine.index)
     create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
-    expected = {"notes": notes, "failures": ["one"], "backend": "tiles", "read_px": 5000}
+    took = {"read_px": 5000, "decoded_px": 4000}
+    expected = {"notes": notes, "failures": ["one"], "backend": "tiles", **took}
     if patch_px is not None:
         expected["needed_px"] = 64 * 64  # of level 1, which is read
-    assert finish_slide(mine, ["one"], 5000, patch_px, mpp) == expected
+    assert finish_slide(mine, ["one"], took, patch_px, mpp) == expected
     assert not mine.part.exists()
     assert np.isnan(open_heatmap(mine.out).values()).all()
     # A worker that died after renaming: the unit is done again.
-    assert finish_slide(mine, ["one"], 5000, patch_px, mpp) == expected
+    assert finish_slide(mine, ["one"], took, patch_px, mpp) == expected
 
 
 @pytest.mark.parametrize("lacking", ["slide", "index"])
@@ -64,8 +65,24 @@ def test_a_store_gets_its_name_only_when_all_is_found_out(tmp_path, lacking):
     create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
     (slide if lacking == "slide" else mine.index).unlink()
     with pytest.raises(WsiError):
-        finish_slide(mine, [], 5000, 64, 0.5)
+        finish_slide(mine, [], {}, 64, 0.5)
     assert mine.part.exists() and not mine.out.exists()
+
+
+@pytest.mark.parametrize("uncounted", ["", "read_px", "decoded_px"])
+def test_px_are_on_record_only_if_all_slabs_counted_them(tmp_path, uncounted):
+    """Slabs that an older run predicted did not, and are not predicted again."""
+    slide = write_pyramid_tiff(tmp_path / "s.tif", [np.zeros((2048, 2048, 3), np.uint8)], mpp=0.25)
+    mine = replace(plan(tmp_path), slide_path=str(slide))
+    write_one_patch(mine.index)
+    create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
+    slabs = [{"unread": [], "read_px": 70_000, "decoded_px": n} for n in (40_000, 30_000)]
+    slabs[1].pop(uncounted, None)
+    unit = _finish_unit(mine, slabs, what="patch", mpp=0.5, patch_px=64)
+    # Only level 0 is there: 128 px of it for the 64 of the patch.
+    counts = {"read_px": 140_000, "decoded_px": 70_000, "needed_px": 128 * 128}
+    expected = {"notes": [], "failures": [], "backend": "tiles", **({} if uncounted else counts)}
+    assert unit.function(**unit.arguments) == expected
 
 
 def write_one_patch(index):

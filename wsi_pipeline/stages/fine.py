@@ -20,7 +20,7 @@ from wsi_pipeline.models.checkpoint import ModelCard, read_card
 from wsi_pipeline.models.inference import dense_predictor, use_mixed_precision
 from wsi_pipeline.patches.index import PatchIndex, read_index
 from wsi_pipeline.patches.slabs import Slab
-from wsi_pipeline.slides.reader import Slide, cached_slide
+from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.run_directory import (
     FINE_STAGES,
@@ -86,10 +86,10 @@ def run(config: Config, client: Client) -> Outcome:
 
 
 def predict_fine_chunk(
-    slide_path: str, mpp: float, grid: PatchGrid, coarse: PatchGrid, slab: Slab, chunk: int,
-    store: str, model: str, weights: str, mixed_precision: bool | None,
+    slide: Slide, grid: PatchGrid, coarse: PatchGrid, slab: Slab, chunk: int, store: str,
+    model: str, weights: str, mixed_precision: bool | None,
 ) -> dict:  # fmt: skip
-    """Predict the wanted pixels of a chunk and write it: the work of a unit.
+    """Predict the wanted pixels of a chunk and write it: the work of a unit, see `fill_chunk`.
 
     Parameters
     ----------
@@ -103,20 +103,13 @@ def predict_fine_chunk(
     Returns
     -------
     dict
-        ``pixels`` (their number), ``read_px`` (see `Slide.read_px`) and ``unread``: x, y, reason
-        of blocks that cannot be decoded.
+        ``pixels`` (their number) and ``unread``: x, y, reason of blocks that cannot be decoded.
     """
     predict = _predictor(model, weights, grid.stride_px, mixed_precision)
-    slide = cached_slide(slide_path, mpp)
-    before = slide.read_px
     wanted = wanted_pixels(grid, coarse, slab, chunk)
     values, unread = predict_pixels(slide, grid, wanted, predict)
     write_chunk(store, wanted, values)
-    return {
-        "pixels": len(values),
-        "read_px": slide.read_px - before,
-        "unread": [list(block) for block in unread],
-    }
+    return {"pixels": len(values), "unread": [list(block) for block in unread]}
 
 
 def draw_place(

@@ -14,7 +14,7 @@ from wsi_pipeline.models.checkpoint import ModelCard, read_card
 from wsi_pipeline.models.inference import predictor, use_batch_size, use_mixed_precision
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.slabs import Slab, slabs
-from wsi_pipeline.slides.reader import cached_slide
+from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.run_directory import heatmap_folder, model_folder, tiled_slides
 from wsi_pipeline.stages.slab_stores import StorePlan
 from wsi_pipeline.stages.stores import (
@@ -52,27 +52,20 @@ def run(config: Config, client: Client) -> Outcome:
 
 
 def predict_chunk(
-    slide_path: str, mpp: float, grid: PatchGrid, slab: Slab, store: str, model: str,
-    weights: str, mixed_precision: bool | None, batch_size: int | None,
+    slide: Slide, grid: PatchGrid, slab: Slab, store: str, model: str, weights: str,
+    mixed_precision: bool | None, batch_size: int | None,
 ) -> dict:  # fmt: skip
-    """Predict a slab and write its chunk: the work of a unit.
+    """Predict a slab and write its chunk: the work of a unit, see `fill_chunk`.
 
     Returns
     -------
     dict
-        ``patches`` (their number), ``read_px`` (see `Slide.read_px`) and ``unread``: x, y, reason
-        of those that cannot be decoded.
+        ``patches`` (their number) and ``unread``: x, y, reason of those that cannot be decoded.
     """
     predict, batch_size = _predictor(model, weights, mixed_precision, batch_size)
-    slide = cached_slide(slide_path, mpp)
-    before = slide.read_px
     values, unread = predict_slab(slide, grid, slab, predict, batch_size=batch_size)
     write_chunk(store, slab, values)
-    return {
-        "patches": len(values),
-        "read_px": slide.read_px - before,
-        "unread": [list(patch) for patch in unread],
-    }
+    return {"patches": len(values), "unread": [list(patch) for patch in unread]}
 
 
 @lru_cache(maxsize=1)

@@ -80,15 +80,15 @@ def reading_summary(results: Iterable[dict]) -> str:
     Parameters
     ----------
     results : iterable of dict
-        Of the heatmap stage's units; those of slides have ``backend``, ``read_px`` and
-        ``needed_px``, see `stores.finish_slide`.
+        Of the heatmap stage's units; those of slides have ``backend`` and, where all was counted,
+        ``read_px``, ``decoded_px`` and ``needed_px``, see `stores.finish_slide`.
 
     Returns
     -------
     str
         Empty if no slide's result says who read it.
     """
-    slides = [result for result in results if "needed_px" in result]
+    slides = [result for result in results if "backend" in result]
     if not slides:
         return ""
     others = [slide["backend"] for slide in slides if slide["backend"] != "tiles"]
@@ -96,11 +96,24 @@ def reading_summary(results: Iterable[dict]) -> str:
         f"{count}, {reason.removeprefix('openslide: ')}"
         for reason, count in Counter(others).most_common(REASONS_TOLD)
     )
-    read, needed = (sum(slide[name] for slide in slides) for name in ("read_px", "needed_px"))
     return (
         f"{len(slides) - len(others)} slides read by tiles,"
-        f" {len(others)} by OpenSlide{f' ({reasons})' if others else ''};"
-        f" {read / max(1, needed):.2f} px decoded for each px needed"
+        f" {len(others)} by OpenSlide{f' ({reasons})' if others else ''}{_px_summary(slides)}"
+    )
+
+
+def _px_summary(slides: list[dict]) -> str:
+    """What reading took, as far as it was counted: older runs did not, or not by tiles."""
+    counted = [slide for slide in slides if "decoded_px" in slide]
+    if not counted:
+        return ""
+    read, decoded, needed = (
+        sum(slide[name] for slide in counted) for name in ("read_px", "decoded_px", "needed_px")
+    )
+    where = "" if len(counted) == len(slides) else f" (counted in {len(counted)} slides)"
+    return (
+        f"; {read / max(1, needed):.2f} px read for each px needed,"
+        f" {decoded / max(1, read):.0%} of them by tiles{where}"
     )
 
 

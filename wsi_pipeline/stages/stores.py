@@ -59,7 +59,7 @@ def fill_heatmaps(
     Parameters
     ----------
     config, client, plans, units_of
-        As for `fill_stores`; units also return ``read_px``, see `Slide.read_px`.
+        As for `fill_stores`; each is a `slab_unit`.
     card : ModelCard
     predict, finish : str
         What the record calls the work on slabs and on slides, before the model's name.
@@ -109,9 +109,11 @@ def slab_unit(
 ) -> Unit:
     """Give the unit that writes a chunk of a store.
 
-    `function` gets the slide, the slab, the store and the model, beside `arguments`.
+    `function` gets the open slide, the slab, the store and the model, beside `arguments`; see
+    `fill_chunk`.
     """
     own = {
+        "function": function,
         "slide_path": plan.slide_path,
         "mpp": plan.mpp,
         "slab": slab,
@@ -122,11 +124,29 @@ def slab_unit(
     }
     key = f"{plan.slide_id}/{slab.chunk[0]}.{slab.chunk[1]}"
     output = chunk_file(plan.part, slab.chunk, config.heatmap.ngff)
-    return Unit(key, plan.slide_id, plan.inputs, function, own | arguments, output)
+    return Unit(key, plan.slide_id, plan.inputs, fill_chunk, own | arguments, output)
+
+
+def fill_chunk(function: Callable[..., dict], slide_path: str, mpp: float, **arguments) -> dict:
+    """Do the work on a slab: a unit.
+
+    Returns
+    -------
+    dict
+        What `function` returns of the open slide and `arguments`, and the level px that this took:
+        ``read_px``, and ``decoded_px``, those of them that are of tiles. See `Slide`.
+    """
+    slide = cached_slide(slide_path, mpp)
+    read_px, decoded_px = slide.read_px, slide.decoded_px
+    result = function(slide, **arguments)
+    return result | {
+        "read_px": slide.read_px - read_px,
+        "decoded_px": slide.decoded_px - decoded_px,
+    }
 
 
 def finish_slide(
-    plan: StorePlan, failures: list[str], read_px: int, patch_px: int | None, mpp: float
+    plan: StorePlan, failures: list[str], took: dict, patch_px: int | None, mpp: float
 ) -> dict:
     """Complete a slide's store and give it its name: the work of a unit.
 
@@ -135,8 +155,9 @@ def finish_slide(
     plan : StorePlan
     failures : list of str
         What of the slide could not be read.
-    read_px : int
-        Level px that its slabs took.
+    took : dict
+        The ``read_px`` and ``decoded_px`` of its slabs, see `fill_chunk`; empty if not all of them
+        were counted.
     patch_px : int or None
         See `fill_heatmaps`.
     mpp : float
@@ -145,8 +166,9 @@ def finish_slide(
     Returns
     -------
     dict
-        ``notes``, ``failures``, ``backend`` (who read the slide, see `Slide.backend`), ``read_px``
-        and, with `patch_px`, ``needed_px``: level px under the indexed patches, each counted once.
+        ``notes``, ``failures``, ``backend`` (who reads such a level, see `Slide.backend`), what is
+        in `took` and, with it and `patch_px`, ``needed_px``: level px under the indexed patches,
+        each counted once.
     """
     # Without one under the temporary name, a worker died between renaming it and saying so.
     store = plan.part if plan.part.exists() else plan.out
@@ -157,9 +179,9 @@ def finish_slide(
         "notes": _unlike_training(grid, patch_px, mpp),
         "failures": failures,
         "backend": slide.backend(level),
-        "read_px": read_px,
+        **took,
     }
-    if patch_px is not None:
+    if took and patch_px is not None:
         table = read_index(plan.index).table
         cells = grid.cells_at(table["x"].to_numpy(), table["y"].to_numpy())
         found["needed_px"] = round(covered_px(grid, *cells, *slide.size) * scale**2)
@@ -188,8 +210,16 @@ def _finish_unit(
     arguments = {
         "plan": plan,
         "failures": failure_texts(all_unread(results), what),
-        "read_px": sum(result.get("read_px", 0) for result in results),  # once it was not counted
+        "took": _took(results),
         "patch_px": patch_px,
         "mpp": mpp,
     }
     return Unit(plan.slide_id, plan.slide_id, plan.inputs, finish_slide, arguments, plan.out)
+
+
+def _took(results: list[dict]) -> dict:
+    """Level px that slabs took; nothing if there are any of older runs, which did not count."""
+    names = ("read_px", "decoded_px")
+    if any(name not in result for result in results for name in names):
+        return {}
+    return {name: sum(result[name] for result in results) for name in names}
