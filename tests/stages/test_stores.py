@@ -65,7 +65,7 @@ def test_a_store_gets_its_name_only_when_all_is_found_out(tmp_path, lacking):
     create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
     (slide if lacking == "slide" else mine.index).unlink()
     with pytest.raises(WsiError):
-        finish_slide(mine, [], {}, 64, 0.5)
+        finish_slide(mine, [], {"read_px": 5000, "decoded_px": 4000}, 64, 0.5)
     assert mine.part.exists() and not mine.out.exists()
 
 
