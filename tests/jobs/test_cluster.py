@@ -8,6 +8,7 @@ from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.jobs import cluster
 from wsi_pipeline.jobs.cluster import (
     GPU,
+    GPU_CORES,
     GPU_THREADS,
     connect,
     has_resource,
@@ -60,11 +61,10 @@ def test_each_gpu_has_one_worker_and_units_that_need_one_go_there(two_gpus, tmp_
         assert has_resource(client, GPU)
         seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
         assert sorted(seen.values()) == ["", "0", "1"]
-        # Two workers with a GPU share 12 cores, while the third has a third of them.
-        threads = client.run(os.getenv, "OMP_NUM_THREADS")
-        assert sorted((seen[worker], threads[worker]) for worker in seen) == [
-            ("", "4"), ("0", "6"), ("1", "6"),
-        ]  # fmt: skip
+        # Each has a third of 12 cores; units that need a GPU have them to themselves, by halves.
+        assert set(client.run(os.getenv, "OMP_NUM_THREADS").values()) == {"4"}
+        cores = client.run(os.getenv, GPU_CORES)
+        assert {seen[worker]: cores[worker] for worker in seen} == {"": None, "0": "6", "1": "6"}
         ended = run_units(
             client, units, run_dir=tmp_path, stage="s", schema_version=1, resources={GPU: 1}
         )

@@ -475,6 +475,19 @@ def test_decoding_threads_are_those_for_arithmetic(monkeypatch, stated, threads)
     assert tiles.decoding_threads() == threads
 
 
+def test_a_thread_may_choose_with_how_many_it_decodes(monkeypatch):
+    monkeypatch.setattr(tiles, "CPU_COUNT", 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with tiles.decoding_in(3), ThreadPoolExecutor(1) as other:
+        assert tiles.decoding_threads() == 3
+        assert other.submit(tiles.decoding_threads).result() == 1
+        with tiles.decoding_in(0):
+            assert tiles.decoding_threads() == 3
+        with tiles.decoding_in(64):
+            assert tiles.decoding_threads() == 4
+    assert tiles.decoding_threads() == 1
+
+
 def test_closing_lets_go_of_the_file_and_reading_opens_it_again(tmp_path, picture):
     def descriptors():
         held = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))  # noqa: PTH208

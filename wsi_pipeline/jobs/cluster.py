@@ -24,6 +24,8 @@ GPU = "GPU"
 """The resource of a worker that has a GPU to itself."""
 GPU_THREADS = 2
 """Units that share a GPU when they predict: one reads while another computes."""
+GPU_CORES = "WSI_GPU_CORES"
+"""Of a local worker with a GPU, the environment's variable with its share of all cores."""
 
 PACKAGE = "wsi_pipeline"
 
@@ -45,8 +47,10 @@ def connect(
     workers : int, optional
         Processes on this machine; by default one for each CPU core, and as many as there are GPUs
         at least. Each of the first gets one of the visible GPUs (see `visible_gpus`), the resource
-        ``GPU=1``, `GPU_THREADS` threads, and for arithmetic and decoding its share of all cores,
-        since the others have nothing to do then. The others have one thread and no GPU.
+        ``GPU=1`` and `GPU_THREADS` threads, at every stage. The others have one thread and no GPU.
+        For arithmetic and decoding each has the same share of the cores; `GPU_CORES` tells units
+        that need a GPU how many they may decode with, since the workers without have nothing to do
+        then.
     timeout_s : float
         How long a running scheduler may take to answer.
 
@@ -112,7 +116,7 @@ def _local(workers: int | None) -> Iterator[Client]:
         dask.config.set(settings),
         SpecCluster(
             workers={
-                i: _worker(gpu, max(1, CPU_COUNT // (with_gpu if gpu else count)))
+                i: _worker(gpu, max(1, CPU_COUNT // count), max(1, CPU_COUNT // max(1, with_gpu)))
                 for i, gpu in enumerate(gpus)
             },
             scheduler={
@@ -139,19 +143,20 @@ class _IgnoreInterrupt(WorkerPlugin):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _worker(gpu: str, threads: int) -> dict:
+def _worker(gpu: str, threads: int, gpu_cores: int) -> dict:
     """Specification of a worker process with this GPU, "" for none, and threads for arithmetic.
 
     Its memory limit is the machine's memory, not its share of it: units leave nothing in a
     worker's memory that Dask could spill, and a training may well take most of what there is.
     """
+    environment = {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": str(threads)}
     return {
         "cls": Nanny,
         "options": {
             "host": "127.0.0.1",
             "nthreads": GPU_THREADS if gpu else 1,
             "memory_limit": MEMORY_LIMIT,
-            "env": {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": str(threads)},
+            "env": environment | ({GPU_CORES: str(gpu_cores)} if gpu else {}),
             "resources": {GPU: 1} if gpu else None,
             "plugins": [_IgnoreInterrupt()],
             "silence_logs": logging.CRITICAL,

@@ -9,8 +9,10 @@ cannot decode is for OpenSlide to judge.
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -38,6 +40,8 @@ DETAILED_PROBES = 3
 SPREAD_PROBES = 3
 
 Decode = Callable[[bytes], np.ndarray]
+
+_chosen_threads: ContextVar[int] = ContextVar("threads that reads decode with", default=0)
 
 
 class TileError(Exception):
@@ -314,10 +318,23 @@ def decoding_threads() -> int:
     """Threads that one read decodes with: as many as this process may use for arithmetic.
 
     That is OMP_NUM_THREADS where it is set, as it is, most often to 1, in every Dask worker: there
-    each core has a task of its own. It is never more than the CPUs of this process.
+    each core has a task of its own; under `decoding_in`, what that says. It is never more than the
+    CPUs of this process.
     """
+    if chosen := _chosen_threads.get():
+        return min(chosen, CPU_COUNT)
     stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return min(int(stated), CPU_COUNT) if stated.isdecimal() and int(stated) else CPU_COUNT
+
+
+@contextmanager
+def decoding_in(threads: int) -> Iterator[None]:
+    """Let reads of this thread decode with so many threads; 0 changes nothing."""
+    token = _chosen_threads.set(threads or _chosen_threads.get())
+    try:
+        yield
+    finally:
+        _chosen_threads.reset(token)
 
 
 def _in_shares(work: Callable[[tuple[int, int]], None], items: list[tuple[int, int]]) -> None:
@@ -344,4 +361,4 @@ def _do_all(work, items) -> None:
 @cache
 def _pool(_process: int) -> ThreadPoolExecutor:
     """The threads of this process: a fork has none of its parent's."""
-    return ThreadPoolExecutor(decoding_threads(), thread_name_prefix="tiles")
+    return ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="tiles")

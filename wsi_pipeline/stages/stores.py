@@ -1,5 +1,6 @@
 """Heatmap stores filled slab by slab: what the heatmap stage and the fine one share."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,13 @@ from wsi_pipeline.heatmaps.store import (
     finish_heatmap,
     open_heatmap,
 )
-from wsi_pipeline.jobs.cluster import GPU, GPU_THREADS, has_resource
+from wsi_pipeline.jobs.cluster import GPU, GPU_CORES, GPU_THREADS, has_resource
 from wsi_pipeline.jobs.run import Outcome, Unit
 from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.slabs import Slab, covered_px
 from wsi_pipeline.slides.reader import cached_slide
+from wsi_pipeline.slides.tiles import decoding_in
 from wsi_pipeline.stages.run_directory import model_folder, model_id, of_model
 from wsi_pipeline.stages.slab_stores import (
     StorePlan,
@@ -128,7 +130,7 @@ def slab_unit(
 
 
 def fill_chunk(function: Callable[..., dict], slide_path: str, mpp: float, **arguments) -> dict:
-    """Do the work on a slab: a unit.
+    """Do the work on a slab: a unit. A local worker's GPU is fed by its share of all cores.
 
     Returns
     -------
@@ -138,7 +140,8 @@ def fill_chunk(function: Callable[..., dict], slide_path: str, mpp: float, **arg
     """
     slide = cached_slide(slide_path, mpp)
     read_px, decoded_px = slide.read_px, slide.decoded_px
-    result = function(slide, **arguments)
+    with decoding_in(int(os.environ.get(GPU_CORES, 0))):
+        result = function(slide, **arguments)
     return result | {
         "read_px": slide.read_px - read_px,
         "decoded_px": slide.decoded_px - decoded_px,

@@ -32,6 +32,7 @@ from wsi_pipeline.patches.augment import augment
 from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
+from wsi_pipeline.slides.tiles import decoding_in
 from wsi_pipeline.stages.cache import cache_of
 from wsi_pipeline.stages.run_directory import (
     TRAINING_SPLITS,
@@ -112,7 +113,8 @@ def train_model(job: dict) -> dict:
     threads = torch.get_num_threads()
     torch.set_num_threads(CPU_COUNT)  # Dask gives a worker one, but training is alone
     try:
-        return _train(job, report)
+        with decoding_in(CPU_COUNT):
+            return _train(job, report)
     finally:
         torch.set_num_threads(threads)
 
