@@ -54,7 +54,10 @@ def run(config: Config, client: Client) -> Outcome:
     slides = tiled_slides(config.out, TRAINING_SPLITS)
     folder = cache_path(config.out, "any").parent
     folder.mkdir(exist_ok=True)
-    plans = [plan_store(slide, config, folder) for slide in slides.itertuples(index=False)]
+    plans = [
+        plan_store(slide, config, folder, schema=SCHEMA)
+        for slide in slides.itertuples(index=False)
+    ]
     _check_room(plans, folder)
     shards, finish = CACHE_STAGES
     return fill_stores(
