@@ -92,7 +92,7 @@ def test_a_slide_whose_units_cannot_be_told_is_one_unit_that_fails(tmp_path, err
 
     first, refusal = _units_or_refusal(plan(tmp_path), units_of)
     assert (first, refusal.key, refusal.slide_id) == ("first", "s/", "s")
-    with pytest.raises(RunError, match="the index is damaged|No space left"):
+    with pytest.raises(RunError, match=r"the index is damaged|No space left"):
         refusal.function(**refusal.arguments)
 
 
