@@ -62,11 +62,10 @@ def section(name: str, rows: list[Row | Scale | str], quick: bool) -> str:
     """A section of the page: its figures as tables, notes, and what they were measured on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     ratios, jobs = ([row for row in rows if isinstance(row, kind)] for kind in (Row, Scale))
-    notes = "".join(f"- {note}\n" for note in rows if isinstance(note, str))
+    notes = [f"- {note}" for note in rows if isinstance(note, str)]
     libraries = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
     return f"""## {name.capitalize()}, {os.cpu_count()} cores, {device}
-{_ratios(ratios)}{_jobs(jobs)}
-{notes}
+{_ratios(ratios)}{_jobs(jobs)}{_lines(notes)}
 {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}: `python -m benchmarks{" --quick" * quick} {name}`,
 {platform.machine()}, Python {platform.python_version()}, {libraries}.
 """
@@ -103,7 +102,11 @@ def _jobs(rows: list[Scale]) -> str:
 
 def _table(header: str, lines: list[str]) -> str:
     rule = "|---" * (header.count("|") - 1) + "|"
-    return "\n".join(["", header, rule, *lines, ""]) if lines else ""
+    return _lines([header, rule, *lines] if lines else [])
+
+
+def _lines(lines: list[str]) -> str:
+    return "\n".join(["", *lines, ""]) if lines else ""
 
 
 def _figure(value: float) -> str:

@@ -11,7 +11,7 @@ from wsi_pipeline.evaluation.detection_hits import SlideHits, detection_froc_hit
 from wsi_pipeline.evaluation.froc import FrocHits, froc_curve, froc_metrics, lecture_hits
 
 # Its arrays are made beforehand, which spares it the script's conversion of lists every time.
-THRESHOLD_LOOP = "the organisers' loop over thresholds, 50 of them timed"
+THRESHOLD_LOOP = "the organisers' loop, 50 of its thresholds timed"
 
 
 def rows(quick: bool) -> list[Row]:
@@ -36,7 +36,7 @@ def detection_froc(detections: int) -> Row:
         return thresholds
 
     return compare(
-        f"FROC of 129 slides, {detections:,} detections each"
+        f"FROC of 129 slides, {detections:,} detections each, over all thresholds"
         f" (at most {_peak_mib(pipeline):,.0f} MiB)",
         THRESHOLD_LOOP, "thresholds",
         pipeline, _threshold_loop(hits),
@@ -64,7 +64,8 @@ def patch_froc(count: int) -> Row:
         return thresholds
 
     return compare(
-        f"the lecture's FROC of {count:,} patches (at most {_peak_mib(pipeline):,.0f} MiB)",
+        f"the lecture's FROC of {count:,} patches, over all thresholds"
+        f" (at most {_peak_mib(pipeline):,.0f} MiB)",
         THRESHOLD_LOOP, "thresholds",
         pipeline, _threshold_loop(hits),
     )  # fmt: skip

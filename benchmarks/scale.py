@@ -86,13 +86,14 @@ def gigapixel_tiling(quick: bool) -> list[Scale]:
 
 def many_slides(quick: bool) -> list[Scale]:
     """`wsi tile` of a few slides and of ten times as many, and again with nothing left to do."""
-    few, many = (20, 200) if quick else (1_000, 10_000)
+    few, many = (20, 200) if quick else (500, 10_000)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         small, large = (linked_slides(folder, count) for count in (few, many))
+        what = "`wsi tile` of small slides (one file under many names)"
         runs = [
-            ("`wsi tile` of small slides", tile(small, folder / "few")),
-            ("`wsi tile` of small slides", tile(large, folder / "many")),
+            (what, tile(small, folder / "few")),
+            (what, tile(large, folder / "many")),
             ("`wsi tile` again, all done", tile(large, folder / "many")),
         ]
         _, looked = alone(look_at, folder / "many")

@@ -129,6 +129,9 @@ class ArraySlide:
         self.tile_px = tile_px
         self.reads = []
 
+    def as_read(self, downsample):
+        return downsample
+
     def tile_edges(self, x, y, width_px, height_px, downsample):
         step = self.tile_px or 999
         columns, rows = (

@@ -273,7 +273,7 @@ class HeatmapConfig(Section):
         16,
         gt=0,
         description="side of a chunk, heatmap px: the slab that a task reads at once; with 32 fewer"
-        " pixels are decoded twice, and a killed task loses four times the work",
+        " tiles lie on edges and are decoded twice, and a killed task loses four times the work",
     )
     ngff: Literal["0.5", "0.4"] = Field("0.5", description="OME-Zarr version")
 

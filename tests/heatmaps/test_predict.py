@@ -85,6 +85,9 @@ def test_the_read_is_placed_by_bounds_and_downsample():
     calls = []
 
     class Slide:
+        def as_read(self, downsample):
+            return downsample
+
         def tile_edges(self, x, y, width_px, height_px, downsample):
             return np.array([0, width_px]), np.array([0, height_px])
 

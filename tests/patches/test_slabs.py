@@ -1,4 +1,5 @@
 import pickle
+from contextlib import ExitStack
 from itertools import pairwise
 
 import numpy as np
@@ -7,7 +8,7 @@ from slide_files import ArraySlide, write_pyramid_tiff
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.slabs import covered_px, read_patches, slabs
+from wsi_pipeline.patches.slabs import covered_px, read_cells, read_patches, slabs
 from wsi_pipeline.slides.reader import Slide
 
 
@@ -130,18 +131,59 @@ def test_patches_overlap_in_memory_as_they_do_in_the_slide(pixels, grid):
     assert not np.shares_memory(left[:, :16], right)
 
 
-def test_no_tile_of_a_slab_is_decoded_twice(tmp_path, monkeypatch):
+@pytest.fixture
+def tiled(tmp_path, monkeypatch):
+    """A function of a tile's side to a slide of 1280 px a side that is read by tiles."""
     monkeypatch.setattr("wsi_pipeline.slides.reader.WORTH_TILES_PX", 0)
-    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", 200 * 640)
-    pixels = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
-    path = write_pyramid_tiff(tmp_path / "slide.tif", [pixels], tile=64)
-    with Slide(path, 0.5) as slide:
-        grid = PatchGrid(slide.bounds, 0.5, 1.0, patch_px=128, stride_px=64, inner_px=64)
-        (slab,) = slabs(grid, *all_cells(grid), chunk=100)
-        _, counts = patches_of(slide, grid, slab)
-        assert len(counts) > 3
-        # Ten times ten tiles, each once, though each lies under nine patches.
-        assert slide.decoded_px == 640 * 640
+    pixels = np.random.default_rng(0).integers(0, 256, (1280, 1280, 3), np.uint8)
+    with ExitStack() as opened:
+        yield lambda tile_px: opened.enter_context(
+            Slide(write_pyramid_tiff(tmp_path / f"{tile_px}.tif", [pixels], tile=tile_px), 0.5)
+        )
+
+
+def large_slab(slide, downsample):
+    """All patches of a slide; a band holds just as many rows as it must."""
+    grid = PatchGrid(slide.bounds, 0.5, downsample, patch_px=128, stride_px=64, inner_px=64)
+    (slab,) = slabs(grid, *all_cells(grid), chunk=100)
+    return grid, slab
+
+
+@pytest.mark.parametrize("tile_px", [64, 128, 320, 640])
+def test_no_tile_of_a_slab_is_decoded_twice(tiled, monkeypatch, tile_px):
+    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", 1)
+    slide = tiled(tile_px)
+    slide.backend(0)  # which decodes some tiles to compare them
+    before = slide.decoded_px
+    _, counts = patches_of(slide, *large_slab(slide, 1.0))
+    assert len(counts) > 1
+    assert slide.decoded_px - before == 1280 * 1280  # each lies under several patches
+
+
+def test_a_resolution_almost_a_levels_shows_every_row_of_it(tiled, monkeypatch):
+    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", 1)
+    slide = tiled(64)
+    # 1000 px from the corner on, 1.00099 px to a px would be a whole px off.
+    monkeypatch.setattr("wsi_pipeline.slides.reader.SAME_DOWNSAMPLE", 1e-3)
+    grid, slab = large_slab(slide, 1.00099)
+    found, _ = patches_of(slide, grid, slab)
+    whole = slide.read(-32, -32, 1344, 1344)
+    for position, (row, col) in enumerate(zip(slab.rows, slab.cols, strict=True)):
+        y, x = row * 64, col * 64
+        np.testing.assert_array_equal(found[position], whole[y : y + 128, x : x + 128])
+
+
+@pytest.mark.parametrize("downsample", [1.03, 1.9])
+def test_resampled_patches_are_read_in_few_large_parts(tiled, monkeypatch, downsample):
+    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", 1)
+    slide = tiled(64)
+    slide.backend(0)
+    before = slide.decoded_px
+    grid, slab = large_slab(slide, downsample)
+    found, _ = patches_of(slide, grid, slab)
+    assert slide.decoded_px - before == 1280 * 1280
+    single = read_cells(slide, grid, int(slab.rows[7]), int(slab.cols[7]))
+    np.testing.assert_allclose(found[7].astype(int), single, atol=1)
 
 
 def test_pixels_under_patches_count_once_and_only_inside_the_slide(grid):

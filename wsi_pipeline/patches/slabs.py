@@ -207,7 +207,9 @@ def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, li
     corner = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
     columns, rows = slide.tile_edges(*corner, width, height, grid.downsample)
     needed = _parts_under(x, y, side, columns, rows)
-    band = np.empty((min(height, max(BAND_PX // width, side + step)), width, 3), np.uint8)
+    px = slide.as_read(grid.downsample)
+    least = side + step + int(np.diff(rows).max())  # so that it can end on an edge
+    band = np.empty((min(height, max(BAND_PX // width, least)), width, 3), np.uint8)
     first = top = end = 0  # the band holds the slab's px rows top to end
     while first < len(y):
         down, top = int(y[first]) - top, int(y[first])
@@ -217,11 +219,11 @@ def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, li
         start, end = max(top, end), _last(rows, top + side, top + len(band))
         for upper, lower, left, right in _runs(needed, columns, rows, start, end):
             slide.read(
-                corner[0] + left * grid.downsample,
-                corner[1] + upper * grid.downsample,
+                corner[0] + left * px,
+                corner[1] + upper * px,
                 right - left,
                 lower - upper,
-                grid.downsample,
+                px,
                 out=band[upper - top : lower - top, left:right],
             )
         held = slice(first, int(np.searchsorted(y, end - side, side="right")))

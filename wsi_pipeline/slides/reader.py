@@ -19,8 +19,6 @@ from wsi_pipeline.slides.tiles import WHITE, TiledLevel, TileError, difference, 
 OPEN_SLIDES = 64
 # Decoded tiles of all open slides together: OpenSlide's own default is 32 MB for each.
 TILE_CACHE = openslide.OpenSlideCache(64 << 20)
-# Side of the parts that `tile_edges` cuts regions into that are not read by tiles.
-PART_PX = 1024
 # Level px asked of OpenSlide at once, a side: it cuts larger regions itself and then rounds the
 # pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
 # reduced.
@@ -207,7 +205,10 @@ class Slide:
         left, top = x / self.level_downsamples[level], y / self.level_downsamples[level]
         if scale == 1:
             left, top = _nearest(left), _nearest(top)
-        pixels = np.empty((height_px, width_px, 3), np.uint8) if out is None else out
+        shape = (height_px, width_px, 3)
+        pixels = np.empty(shape, np.uint8) if out is None else out
+        if pixels.shape != shape or pixels.dtype != np.uint8:
+            raise ValueError(f"out is {pixels.dtype} {pixels.shape}: it must be uint8 {shape}")
         if scale == 1 and self._decode(level, left, top, pixels):
             return pixels
         step = max(1, int(BLOCK_PX / scale))
@@ -249,20 +250,33 @@ class Slide:
         -------
         columns, rows : int64 arrays
             From 0 to `width_px` and to `height_px`, ascending, each end included: the edges of the
-            slide's tiles, or some regular ones where OpenSlide reads or pixels are resampled.
+            slide's tiles. Where OpenSlide reads or pixels are resampled, which takes some pixels
+            beyond a part's edges, they are those of large equal parts.
         """
         level, scale = self.level_for(downsample)
         tiles = self._tiles(level) if scale == 1 and self._is_worth(width_px * height_px) else None
-        if isinstance(tiles, TiledLevel):
-            stored = self.level_downsamples[level]
-            corner, steps = (_nearest(x / stored), _nearest(y / stored)), tiles.tile
-        else:
-            corner, steps = (0, 0), (PART_PX, PART_PX)
+        if not isinstance(tiles, TiledLevel):
+            largest = int(BLOCK_PX / scale) - 1 or 1  # so that `read` does not cut them again
+            parts = [math.ceil(length / largest) for length in (width_px, height_px)]
+            columns, rows = (
+                np.linspace(0, length, count + 1).astype(np.int64)
+                for length, count in zip((width_px, height_px), parts, strict=True)
+            )
+            return columns, rows
+        stored = self.level_downsamples[level]
         columns, rows = (
-            np.unique([0, *range(-start % step, length, step), length])
-            for start, step, length in zip(corner, steps, (width_px, height_px), strict=True)
+            np.unique([0, *range(-_nearest(start / stored) % step, length, step), length])
+            for start, step, length in zip((x, y), tiles.tile, (width_px, height_px), strict=True)
         )
         return columns, rows
+
+    def as_read(self, downsample: float) -> float:
+        """The exact downsample of what `read` gives: a level's, where it is read as stored.
+
+        Parts of a region join when their corners lie whole px of this size apart.
+        """
+        level, scale = self.level_for(downsample)
+        return self.level_downsamples[level] if scale == 1 else downsample
 
     def level_for(self, downsample: float) -> tuple[int, float]:
         """The level that `read` takes at a resolution, and its px for each px of the result.
