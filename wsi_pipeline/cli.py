@@ -19,7 +19,8 @@ from wsi_pipeline import __version__
 from wsi_pipeline.config import CatalogConfig, Config, commented_yaml, dump_config, load_config
 from wsi_pipeline.errors import ConfigError, RunError, WsiError
 
-STAGES = ("tile", "train", "heatmap", "evaluate")
+STAGES = ("tile", "cache", "train", "heatmap", "evaluate")
+"""Of `wsi run`; the cache is one where train.cache is set."""
 FAILED, WRONG = 1, 2
 """Exit statuses: some slides failed; nothing could be done with these settings or files."""
 
@@ -75,7 +76,16 @@ def _stage_verb(name: str, stages: tuple[str, ...], text: str):
         _run(_load(path, out, scheduler), stages)
 
 
-_stage_verb("run", STAGES, "All stages: tile, train, heatmap, evaluate.")
+@main.command()
+@config_option
+@out_option
+@scheduler_option
+def run(path, out, scheduler):
+    """All stages: tile, cache where train.cache is set, train, heatmap, evaluate."""
+    config = _load(path, out, scheduler)
+    _run(config, _stages(config))
+
+
 _stage_verb("tile", ("tile",), "Catalog the slides and index their patches with labels.")
 _stage_verb("cache", ("cache",), "Keep the patches that training draws in Zarr: optional.")
 _stage_verb("train", ("train",), "Train the patch classifier.")
@@ -190,7 +200,7 @@ def demo(out, scheduler):
         outcome = stage.run(cohort, client, **DEMO_COHORT, seed=config.seed)
     if outcome.failed:
         _finish([("phantom", outcome)], cohort)
-    _run(config, STAGES)
+    _run(config, _stages(config))
 
 
 DEMO_COHORT = {"slides": 26, "size": (3072, 3072), "mpp": 0.5}
@@ -362,6 +372,10 @@ def _load(path: Path, out: Path | None, scheduler: str | None, **overrides) -> C
     if scheduler is not None:
         overrides["jobs"] = {"scheduler": scheduler}
     return load_config(path, **overrides)
+
+
+def _stages(config: Config) -> tuple[str, ...]:
+    return tuple(name for name in STAGES if name != "cache" or config.train.cache)
 
 
 def _run(config: Config, stages: tuple[str, ...], plan: Callable[[], object] | None = None):

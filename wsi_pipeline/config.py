@@ -231,7 +231,12 @@ class TrainConfig(Section):
         description="read patches from the cache that `wsi cache` makes, not from the slides: the"
         " same pixels; docs/training.md says when it pays",
     )
-    loader_workers: int = Field(0, ge=0, description="processes that read patches, each process's")
+    loader_workers: int = Field(
+        0,
+        ge=0,
+        description="processes that read training patches, and as many that read validation"
+        " patches, of each training process",
+    )
     checkpoint_seconds: float = Field(
         300.0, gt=0, description="how often the state to resume from is saved within an epoch"
     )

@@ -74,8 +74,8 @@ def test_what_zarr_writes_is_read(path):
 
 def test_cells_without_a_patch_take_no_room(path):
     # The index of 16 x 16 entries of 16 bytes and 4 bytes of checksum; noise does not shrink: 3072
-    # bytes and a header of 16.
-    assert shard_file(path, (1, 0)).stat().st_size == 256 * 16 + 4 + 3072 + 16
+    # bytes, a header of 16 and a checksum of 4.
+    assert shard_file(path, (1, 0)).stat().st_size == 256 * 16 + 4 + 3072 + 16 + 4
 
 
 def test_an_unread_patch_is_the_slides_error(path):
@@ -95,6 +95,43 @@ def test_a_missing_shard_and_a_damaged_one_are_named(path):
     for cell, file in (((16, 0), "c/1/0/0/0/0"), ((0, 0), "c/0/0/0/0/0")):
         with pytest.raises(RunError, match=rf"s\.zarr/{file}: .* run `wsi cache`"):
             open_cache(path).read(*corner(cell))
+
+
+def test_a_byte_that_changed_in_a_patch_is_damage_to_zarr_too(path):
+    file = shard_file(path, (1, 0))
+    damaged = bytearray(file.read_bytes())
+    damaged[1500] ^= 1  # the only patch of the shard has the first 3092 bytes
+    file.write_bytes(damaged)
+    with pytest.raises(RunError, match=r"c/1/0/0/0/0: .* the checksum of its pixels is wrong"):
+        open_cache(path).read(*corner((16, 0)))
+    with pytest.raises(ValueError, match="checksum"):
+        zarr.open_array(path, mode="r")[16, 0]
+
+
+# Cut by an entry of the index, 16 bytes, each cell would have its neighbour's.
+@pytest.mark.parametrize("cut", [1, 4, 16, 2000, 5000])
+def test_a_shard_that_was_cut_off_is_named(path, cut):
+    file = shard_file(path, (0, 0))
+    file.write_bytes(file.read_bytes()[:-cut])
+    for cell in ((0, 0), (0, 1), (15, 15)):
+        with pytest.raises(RunError, match=r"c/0/0/0/0/0: the patch .* the shard's index is wrong"):
+            open_cache(path).read(*corner(cell))
+
+
+def test_a_shard_that_lacks_its_beginning_is_named(path):
+    file = shard_file(path, (1, 0))
+    file.write_bytes(file.read_bytes()[-4100:])  # the index
+    with pytest.raises(RunError, match=r"c/1/0/0/0/0: .* the checksum of its pixels is wrong"):
+        open_cache(path).read(*corner((16, 0)))
+
+
+def test_a_cache_that_was_killed_while_it_was_made_is_made_anew(path):
+    (path / "zarr.json").write_text('{"half of')
+    create_cache(path, grid=GRID, made_of={})
+    assert zarr.open_array(path, mode="r").attrs["wsi_pipeline"]["made_of"] == {}
+    create_cache(path, grid=GRID, made_of={"index": "b"})  # killed before it was renamed
+    assert zarr.open_array(path, mode="r").attrs["wsi_pipeline"]["made_of"] == {"index": "b"}
+    assert not shard_file(path, (0, 0)).exists()
 
 
 def test_an_unfinished_cache_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import tifffile
 import torch
 from slide_files import write_pyramid_tiff
 
-from wsi_pipeline.errors import ConfigError, SlideError, SlideReadError
+from wsi_pipeline.errors import ConfigError, RunError, SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.patches.cache import (
     SHARD,
@@ -119,6 +119,21 @@ def test_an_epoch_that_was_left_early_does_not_leak_into_the_next(dataset):
     assert_same(found, expected)
 
 
+def test_a_second_iteration_is_refused_while_one_is_open(dataset):
+    loader = PatchLoader(dataset, batch_size=4)
+    opened = loader.batches(0, 8)
+    next(opened)
+    with pytest.raises(RuntimeError, match="another iteration"):
+        next(loader.batches(5, 1))
+    expected = list(batches(dataset, first_step=0, steps=8, batch_size=4))
+    assert_same(joined(opened), joined(expected[1:]))  # it ends
+    assert len(list(loader.batches(5, 1))) == 1
+    opened = loader.batches(0, 8)
+    next(opened)
+    opened.close()
+    assert len(list(loader.batches(5, 1))) == 1
+
+
 def test_workers_share_out_the_slides_of_a_block(dataset):
     """96 draws over three slides, sorted by slide and cut into two parts of 48 draws."""
     loader = PatchLoader(dataset, batch_size=48, workers=2)
@@ -179,6 +194,14 @@ def test_what_a_cache_lacks_is_left_out_and_told_as_from_the_slide(cached, torn,
     for one, other in zip(expected, found, strict=True):
         assert_same(one, other)
     assert told["cache"] == told["slide"] != []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_loader_process_arrives_as_it_was(cached, workers):
+    empty = replace(cached.caches[0], path=Path("nowhere.zarr"))
+    damaged = replace(cached, caches=[empty] * 3)
+    with pytest.raises(RunError, match=r"^nowhere\.zarr/c/\d/\d/0/0/0: the patch in row \d"):
+        list(batches(damaged, first_step=0, steps=1, batch_size=4, workers=workers))
 
 
 def open_files():

@@ -21,6 +21,7 @@ from wsi_pipeline.patches.slabs import read_patch
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import cache, train
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, cache_path, index_path, model_folder
+from wsi_pipeline.stages.slab_stores import plan_store
 from wsi_pipeline.stages.status import stage_status
 
 SIDE_PX, MPP = 640, 0.5
@@ -155,6 +156,30 @@ def test_too_small_a_disk_is_refused_with_the_figure(run, client, monkeypatch):
     gb = patches * 64 * 64 * 3 / 1e9
     with pytest.raises(RunError, match=rf"of 4 slides may take {gb:.1f} GB.* 0\.0 GB are free"):
         cache.run(settings(run), client)
+
+
+def test_room_is_needed_for_the_shards_that_are_not_there(run, client, monkeypatch):
+    def refused_with(free):
+        usage = shutil.disk_usage(run)._replace(free=free)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda _: usage)
+            try:
+                cache.run(settings(run), client)
+            except RunError as error:
+                return str(error)
+
+    cache.run(settings(run), client)
+    assert refused_with(0) is None  # all are finished
+    write_index(index_of("b", 1.0), index_path(run, "b"))  # of other inputs: all of it
+    (slide,) = pd.read_parquet(run / "slides.parquet").query("slide_id == 'd'").itertuples()
+    begun = plan_store(slide, settings(run), run / "cache", schema=cache.SCHEMA).part
+    cache_path(run, "d").rename(begun)  # of these inputs, but for a shard
+    shard_file(begun, (1, 1)).unlink()
+    last = [corner for corner in labelled("d") if min(grid(1.0).cells_at(*corner)) >= 16]
+    b_patches = index_of("b", 1.0).table["label"].to_numpy() >= 0
+    needed = (len(last) + b_patches.sum()) * 64 * 64 * 3
+    assert "of 2 slides" in refused_with(int(needed) - 1)
+    assert refused_with(int(needed)) is None
 
 
 def test_an_index_off_its_grid_fails_its_slide_alone(run, client):

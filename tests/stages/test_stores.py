@@ -135,14 +135,15 @@ def test_a_store_that_was_killed_while_it_was_made_is_made_anew(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [mine.part.name]
 
 
-def test_a_slide_whose_units_cannot_be_told_is_one_unit_that_fails(tmp_path):
+@pytest.mark.parametrize("error", [RunError("the index is damaged"), OSError(28, "No space left")])
+def test_a_slide_whose_units_cannot_be_told_is_one_unit_that_fails(tmp_path, error):
     def units_of(plan):
         yield "first"
-        raise RunError("the index is damaged")
+        raise error
 
     first, refusal = _units_or_refusal(plan(tmp_path), units_of)
     assert (first, refusal.key, refusal.slide_id) == ("first", "s/", "s")
-    with pytest.raises(RunError, match="the index is damaged"):
+    with pytest.raises(RunError, match=r"the index is damaged|No space left"):
         refusal.function(**refusal.arguments)
 
 

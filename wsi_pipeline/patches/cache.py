@@ -20,13 +20,13 @@ import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import Blosc
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from wsi_pipeline.errors import RunError, SlideReadError, WsiError
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import PatchGrid
 
-SCHEMA = 1
+SCHEMA = 2
 SHARD = 16
 """Side of a shard, cells: up to 201 MB of 512 px patches, which writing one keeps compressed."""
 
@@ -34,11 +34,13 @@ SHARD = 16
 # save a tenth of the room on real slides (docs/training.md).
 _LZ4 = Blosc("lz4", clevel=5, shuffle=Blosc.NOSHUFFLE)
 _LZ4_METADATA = BloscCodec(typesize=1, cname="lz4", clevel=5, shuffle="noshuffle")
-# A shard ends with its index, offset and length of each chunk, little-endian, and their checksum.
+# A shard ends with its index, offset and length of each chunk, little-endian. The index and each
+# chunk end with their CRC32C: LZ4 decodes most damage to other pixels, without a word.
+_CHECKSUM_BYTES = 4
 _ENTRY = np.dtype("<u8")
 _ABSENT = np.iinfo(_ENTRY).max
 _ENTRY_BYTES = 2 * _ENTRY.itemsize
-_INDEX_BYTES = SHARD * SHARD * _ENTRY_BYTES + 4
+_INDEX_BYTES = SHARD * SHARD * _ENTRY_BYTES + _CHECKSUM_BYTES
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,23 @@ class PatchCache:
     def _stored(self, row: int, col: int) -> bytes:
         entry = _ENTRY_BYTES * (row % SHARD * SHARD + col % SHARD)
         with shard_file(self.path, (row // SHARD, col // SHARD)).open("rb", buffering=0) as file:
-            file.seek(entry - _INDEX_BYTES, os.SEEK_END)
-            start, count = np.frombuffer(file.read(_ENTRY_BYTES), _ENTRY).tolist()
+            # The whole index: where a file was cut off, an entry alone might be that of another.
+            file.seek(-_INDEX_BYTES, os.SEEK_END)
+            index = _checked(file.read(_INDEX_BYTES), "the shard's index")
+            start, count = np.frombuffer(index, _ENTRY, 2, entry).tolist()
             if start == _ABSENT:
                 raise ValueError("it is not there")
             file.seek(start)
-            return file.read(count)
+            return _checked(file.read(count), "its pixels")
 
 
 def create_cache(path, *, grid: PatchGrid, made_of: dict) -> None:
-    """Write an empty cache; fill it under a temporary name and rename it when it is finished.
+    """Write an empty cache; replaces what is there, such as what a kill left half made.
 
     Parameters
     ----------
     path : path-like
+        Fill it under a temporary name and rename it when it is finished.
     grid : PatchGrid
     made_of : dict
         What the patches depend on, plain JSON values: another one tells another cache.
@@ -124,9 +129,10 @@ def create_cache(path, *, grid: PatchGrid, made_of: dict) -> None:
         shards=(SHARD, SHARD, *patch),
         dtype=np.uint8,
         fill_value=0,
-        compressors=_LZ4_METADATA,
+        compressors=(_LZ4_METADATA, Crc32cCodec()),
         dimension_names=("row", "column", "y", "x", "channel"),
         attributes={"wsi_pipeline": {"schema": SCHEMA, "grid": grid.to_dict(), "made_of": made_of}},
+        overwrite=True,
     )
 
 
@@ -148,14 +154,12 @@ def write_shard(
     chunks, offset = [], 0
     index = np.full((SHARD, SHARD, 2), _ABSENT, _ENTRY)
     for row, col, pixels in patches:
-        chunks.append(_LZ4.encode(np.ascontiguousarray(pixels)))
+        chunks.append(_with_checksum(_LZ4.encode(np.ascontiguousarray(pixels))))
         index[row - shard[0] * SHARD, col - shard[1] * SHARD] = offset, len(chunks[-1])
         offset += len(chunks[-1])
-    entries = index.tobytes()
-    checksum = google_crc32c.value(entries).to_bytes(4, "little")
     file = shard_file(path, shard)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, b"".join([*chunks, entries, checksum]))
+    write_whole(file, b"".join([*chunks, _with_checksum(index.tobytes())]))
 
 
 def shard_file(path, shard: tuple[int, int]) -> Path:
@@ -192,3 +196,16 @@ def open_cache(path) -> PatchCache:
             f"{path}: no finished patch cache, or a damaged one: {type(error).__name__}: {error};"
             " run `wsi cache`"
         ) from error
+
+
+def _with_checksum(data: bytes) -> bytes:
+    return data + google_crc32c.value(data).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def _checked(stored: bytes, what: str) -> bytes:
+    """What was given to `_with_checksum`; ValueError if it is not that any more."""
+    data = stored[:-_CHECKSUM_BYTES]
+    checksum = google_crc32c.value(data).to_bytes(_CHECKSUM_BYTES, "little")
+    if checksum != stored[-_CHECKSUM_BYTES:]:
+        raise ValueError(f"the checksum of {what} is wrong")
+    return data

@@ -3,7 +3,7 @@
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.context import BaseContext
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from wsi_pipeline.errors import ConfigError, SlideReadError
+from wsi_pipeline.errors import ConfigError, SlideReadError, WsiError
 from wsi_pipeline.patches.cache import PatchCache
 from wsi_pipeline.patches.sampling import PatchPool, draw
 from wsi_pipeline.patches.slabs import read_patch
@@ -100,6 +100,7 @@ class PatchLoader:
         self._draws = _BlockDraws(dataset, batch_size, rank * share, share, max(1, workers))
         self._pin = pin
         self._on_unread = on_unread
+        self._open = False
         self._loader = DataLoader(
             _Reader(dataset),
             batch_sampler=self._draws,
@@ -114,6 +115,8 @@ class PatchLoader:
 
     def batches(self, first_step: int, steps: int) -> Iterator[Batch]:
         """Batches `first_step` to ``first_step + steps - 1``; one such iteration at a time.
+
+        It is open from its first batch until it ends, is closed or dropped.
 
         Yields
         ------
@@ -131,17 +134,23 @@ class PatchLoader:
             If no patch of a batch can be decoded.
         RunError
             If a cache lacks a patch or is damaged.
+        RuntimeError
+            If another iteration is open.
         """
         if not steps:
             return  # without starting processes
-        self._draws.steps = range(first_step, first_step + steps)
-        parts = iter(self._loader)
-        for block in self._draws.blocks():
-            read = list(islice(parts, self._draws.parts))
-            patches = {number: patch for part in read for number, patch in part.patches()}
-            unread = {number: reason for part in read for number, reason in part.unread}
-            for step in block:
-                yield self._batch(self._draws.numbers(step), patches, unread)
+        if self._open:  # they would share the processes, and so each other's batches
+            raise RuntimeError("another iteration over this PatchLoader's batches is open")
+        self._open = True
+        try:
+            self._draws.steps = range(first_step, first_step + steps)
+            parts = iter(self._loader)
+            for block in self._draws.blocks():
+                patches, unread = _read(islice(parts, self._draws.parts))
+                for step in block:
+                    yield self._batch(self._draws.numbers(step), patches, unread)
+        finally:
+            self._open = False
 
     def _batch(self, drawn: range, patches: dict[int, tuple], unread: dict[int, str]) -> Batch:
         """The batch of the draws with these numbers, in their order."""
@@ -169,12 +178,16 @@ class _Part(NamedTuple):
 
 
 class _ReadPart(NamedTuple):
-    """What a worker has read: uint8 (n, P, P, 3), and of each patch its draw's number and label."""
+    """What a worker has read: uint8 (n, P, P, 3), and of each patch its draw's number and label.
+
+    Or the error that stopped it: raised there, it would come with the worker's traceback as text.
+    """
 
     images: torch.Tensor
     number: list[int]
     label: list[float]
     unread: list[tuple[int, str]]
+    error: WsiError | None = None
 
     def patches(self) -> Iterator[tuple[int, tuple[torch.Tensor, float]]]:
         """Number of each draw, and its pixels and label."""
@@ -240,6 +253,8 @@ class _Reader(Dataset):
                 read.append((number, float(label)))
             except SlideReadError as error:
                 unread.append((number, str(error)))
+            except WsiError as error:
+                return _ReadPart(torch.empty(0), [], [], [], error)
         numbers, labels = zip(*read, strict=True) if read else ((), ())
         return _ReadPart(images, list(numbers), list(labels), unread)
 
@@ -248,6 +263,17 @@ class _Reader(Dataset):
             read_patch(cached_slide(*self.slides[slide]), self.grids[slide], x, y, out)
         else:
             self.caches[slide].read(x, y, out)
+
+
+def _read(parts: Iterable[_ReadPart]) -> tuple[dict[int, tuple], dict[int, str]]:
+    """Of a block's draws, by number: pixels and label, or why they cannot be decoded."""
+    patches, unread = {}, {}
+    for part in parts:
+        if part.error is not None:
+            raise part.error
+        patches.update(part.patches())
+        unread.update(part.unread)
+    return patches, unread
 
 
 def _as_read(part: _ReadPart) -> _ReadPart:

@@ -4,7 +4,7 @@ Optional, between tile and train: docs/training.md says when it pays.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from distributed import Client
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError, SlideReadError
 from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.jobs.record import Record
 from wsi_pipeline.jobs.run import Outcome, Unit
 from wsi_pipeline.patches.cache import (
     SCHEMA,
@@ -54,8 +55,10 @@ def run(config: Config, client: Client) -> Outcome:
     slides = tiled_slides(config.out, TRAINING_SPLITS)
     folder = cache_path(config.out, "any").parent
     folder.mkdir(exist_ok=True)
-    plans = [plan_store(slide, config, folder) for slide in slides.itertuples(index=False)]
-    _check_room(plans, folder)
+    plans = [
+        plan_store(slide, config, folder, schema=SCHEMA) for slide in slides.itertuples(index=False)
+    ]
+    _check_room(config, plans, folder)
     shards, finish = CACHE_STAGES
     return fill_stores(
         config, client, plans, _shard_units, _finish_unit,
@@ -177,15 +180,24 @@ def _labelled(index) -> tuple[PatchGrid, np.ndarray, np.ndarray]:
     return found.grid, x[label >= 0], y[label >= 0]
 
 
-def _check_room(plans: Sequence[StorePlan], folder: Path) -> None:
-    """Refuse what may not fit: the patches, uncompressed, of the slides that are not begun."""
-    waiting = [plan for plan in plans if not plan.out.exists() and not plan.part.exists()]
-    needed = sum(
-        len(x) * grid.patch_px**2 * 3 for grid, x, _ in (_labelled(p.index) for p in waiting)
-    )
+def _check_room(config: Config, plans: list[StorePlan], folder: Path) -> None:
+    """Refuse what may not fit: the patches, uncompressed, of the shards that are not there."""
+    record = Record(config.out, CACHE_STAGES[1])
+    waiting = [plan for plan in plans if not record.is_done(_finish_unit(plan, []), SCHEMA)]
+    needed = sum(map(_missing_bytes, waiting))
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
             f"{folder}: the patches of {len(waiting)} slides may take {needed / 1e9:,.1f} GB, of"
             f" which some half is needed when they are compressed; {free / 1e9:,.1f} GB are free"
         )
+
+
+def _missing_bytes(plan: StorePlan) -> int:
+    grid, x, y = _labelled(plan.index)
+    missing = sum(
+        len(slab.rows)
+        for slab in slabs(grid, *grid.cells_at(x, y), SHARD)
+        if not shard_file(plan.part, slab.chunk).exists()
+    )
+    return missing * grid.patch_px**2 * 3

@@ -97,7 +97,7 @@ def fill_stores(
     units_of : callable
         The units of a plan, one for each slab, keyed ``SLIDE/CHUNK``; called when the store that
         it may begin has room. Each returns ``unread``: x, y, reason of what cannot be decoded. A
-        RunError that it raises fails the slide, not the batch.
+        RunError or OSError that it raises fails the slide, not the batch.
     finish_unit : callable
         ``(plan, results)`` to the unit that gives a filled store its name; ``results`` is what the
         plan's slabs returned.
@@ -161,6 +161,6 @@ def _units_or_refusal(
             shutil.rmtree(store)
     try:
         yield from units_of(plan)
-    except RunError as error:
+    except (OSError, RunError) as error:  # an index is damaged; the disk is full
         arguments = {"reason": str(error)}
         yield Unit(f"{plan.slide_id}/", plan.slide_id, plan.inputs, refuse, arguments)
