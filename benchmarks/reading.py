@@ -46,7 +46,7 @@ class TissuePatches:
 def rows(quick: bool) -> list[Row | str]:
     """All tissue patches of a phantom slide, from one and from two threads."""
     with tempfile.TemporaryDirectory() as folder:
-        path = phantom_slide(Path(folder), 4096 if quick else 16_384)
+        path = phantom_slide(Path(folder), 4096 if quick else 8192)
         with Slide(path) as slide:
             strides = [tissue_patches(slide, stride) for stride in (512, 256)]
             for patches in strides:
@@ -117,7 +117,7 @@ def against_peers(patches: TissuePatches, threads: int) -> list[Row | str]:
         try:
             found.append(
                 compare_rates(what, name, "patches", lambda: rate(read),
-                              lambda name=name: peer_rate(name, patches, threads))
+                              lambda name=name: peer_rate(name, patches, threads), 3)
             )  # fmt: skip
         except subprocess.CalledProcessError as error:
             found.append(f"{name}, {threads} threads: {error.stderr.strip().splitlines()[-1]}")
