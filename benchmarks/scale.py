@@ -92,16 +92,16 @@ def many_slides(quick: bool) -> list[Scale]:
         small, large = (linked_slides(folder, count) for count in (few, many))
         what = "`wsi tile` of small slides (one file under many names)"
         runs = [
-            (what, tile(small, folder / "few")),
-            (what, tile(large, folder / "many")),
-            ("`wsi tile` again, all done", tile(large, folder / "many")),
+            (what, few, tile(small, folder / "few")),
+            (what, many, tile(large, folder / "many")),
+            ("`wsi tile` again, all done", many, tile(large, folder / "many")),
         ]
         _, looked = alone(look_at, folder / "many")
         rates = [
-            replace(run, what=what, did=f"{run.did}, {run.tasks / 2 / run.seconds:,.0f} a second")
-            for what, run in runs
+            replace(run, what=what, did=f"{run.did}, {count / run.seconds:,.0f} a second")
+            for what, count, run in runs
         ]
-        return [*rates, replace(looked, what="status and catalog of the run", did=runs[1][1].did)]
+        return [*rates, replace(looked, what="status and catalog of the run", did=runs[1][2].did)]
 
 
 def large_index(quick: bool) -> list[Scale]:
@@ -141,9 +141,15 @@ def tile(table: Path, run_dir: Path) -> Scale:
     config = load_config(SETTINGS, out=run_dir, catalog={"csv": table})
     settings.write_text(dump_config(config))
     command = [sys.executable, Path(sys.executable).with_name("wsi"), "tile", "-c", settings]
+    before = _recorded(run_dir)
     run = watched(command)
-    done = [len(read_done(run_dir, stage)) for stage in ("catalog", "tile")]
-    return replace(run, did=f"{done[1]:,} slides", tasks=sum(done))
+    tasks = _recorded(run_dir) - before
+    return replace(run, did=f"{len(read_done(run_dir, 'tile')):,} slides", tasks=tasks)
+
+
+def _recorded(run_dir: Path) -> int:
+    """Units of the catalog and tile stages that are done."""
+    return sum(len(read_done(run_dir, stage)) for stage in ("catalog", "tile"))
 
 
 def watched(command: list) -> Scale:
