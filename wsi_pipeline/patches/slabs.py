@@ -5,16 +5,19 @@ writing. Its pixels are read once, and its overlapping patches are views of them
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 
-BAND_PX = 10 << 20
-"""About as many pixels of a slab are in memory at a time: 31 MB, the same for slab after slab; more
-than 32 MiB would be new pages each time."""
+BAND_PX = 16 << 20
+"""About as many pixels of a slab are in memory at a time, 50 MB."""
+_SPARE: list[np.ndarray] = []
+"""The memory of a band that ended, for the next one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +197,8 @@ def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, li
     positions : slice
         Of the slab's cells, in their order.
     patches : list of uint8 arrays, shape (patch_px, patch_px, 3)
-        Views of the band: they hold until the next are asked for.
+        Views of the band: they hold until the next are asked for, the last ones until another
+        slab is read.
 
     Raises
     ------
@@ -209,27 +213,43 @@ def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, li
     needed = _parts_under(x, y, side, columns, rows)
     px = slide.as_read(grid.downsample)
     least = side + step + int(np.diff(rows).max())  # so that it can end on an edge
-    band = np.empty((min(height, max(BAND_PX // width, least)), width, 3), np.uint8)
-    first = top = end = 0  # the band holds the slab's px rows top to end
-    while first < len(y):
-        down, top = int(y[first]) - top, int(y[first])
-        for upper, lower, left, right in _runs(needed, columns, rows, top, end):
-            kept = slice(upper - top, lower - top), slice(left, right)
-            band[kept] = band[down:][kept]
-        start, end = max(top, end), _last(rows, top + side, top + len(band))
-        for upper, lower, left, right in _runs(needed, columns, rows, start, end):
-            slide.read(
-                corner[0] + left * px,
-                corner[1] + upper * px,
-                right - left,
-                lower - upper,
-                px,
-                out=band[upper - top : lower - top, left:right],
-            )
-        held = slice(first, int(np.searchsorted(y, end - side, side="right")))
-        corners = zip((y[held] - top).tolist(), x[held].tolist(), strict=True)
-        yield held, [band[row : row + side, col : col + side] for row, col in corners]
-        first = held.stop
+    band_rows = min(height, max(BAND_PX // width, least))
+    with _memory(band_rows, width, 3) as band:
+        first = top = end = 0  # the band holds the slab's px rows top to end
+        while first < len(y):
+            down, top = int(y[first]) - top, int(y[first])
+            for upper, lower, left, right in _runs(needed, columns, rows, top, end):
+                kept = slice(upper - top, lower - top), slice(left, right)
+                band[kept] = band[down:][kept]
+            start, end = max(top, end), _last(rows, top + side, top + len(band))
+            for upper, lower, left, right in _runs(needed, columns, rows, start, end):
+                slide.read(
+                    corner[0] + left * px,
+                    corner[1] + upper * px,
+                    right - left,
+                    lower - upper,
+                    px,
+                    out=band[upper - top : lower - top, left:right],
+                )
+            held = slice(first, int(np.searchsorted(y, end - side, side="right")))
+            corners = zip((y[held] - top).tolist(), x[held].tolist(), strict=True)
+            yield held, [band[row : row + side, col : col + side] for row, col in corners]
+            first = held.stop
+
+
+@contextmanager
+def _memory(*shape: int) -> Iterator[np.ndarray]:
+    """A uint8 array, in the memory of the last one where that is enough: new pages take time."""
+    try:
+        memory = _SPARE.pop()
+    except IndexError:
+        memory = np.empty(0, np.uint8)
+    if len(memory) < prod(shape):
+        memory = np.empty(prod(shape), np.uint8)
+    try:
+        yield memory[: prod(shape)].reshape(shape)
+    finally:
+        _SPARE[:] = [memory]
 
 
 def _parts_under(x, y, side: int, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
