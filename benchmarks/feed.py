@@ -34,6 +34,8 @@ from wsi_pipeline.training.loop import fit
 PATCH_PX = 512
 MODEL_PX = 512 if torch.cuda.is_available() else 64
 """VGG16 at 512 px takes a CPU a minute a batch: there the feed could not be seen."""
+STEPS = 40 if torch.cuda.is_available() else 4
+"""Of each epoch in which training is timed."""
 JPEG_2000 = "luna/1065626.svs"
 MPP = 0.5
 BATCH = 16
@@ -61,7 +63,7 @@ def training_feed(quick: bool) -> list[Row]:
         return [
             *found,
             _loaders(folder, paths, steps),
-            *_with_model(folder, paths, *((2, 1) if quick else (8, 3))),
+            *_with_model(folder, paths, *((2, 1) if quick else (STEPS, 3))),
         ]
 
 
