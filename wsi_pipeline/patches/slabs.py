@@ -7,6 +7,7 @@ writing. Its pixels are read once, and its overlapping patches are views of them
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 
 import numpy as np
@@ -272,14 +273,16 @@ def _last(edges: np.ndarray, lowest: int, highest: int) -> int:
 def _runs(
     needed: np.ndarray, columns: np.ndarray, rows: np.ndarray, start: int, end: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Upper, lower, left and right px of the needed parts between two px rows, joined to runs."""
+    """Upper, lower, left and right px of the needed parts between two px rows, joined."""
     if start >= end:
         return
     first, stop = np.searchsorted(rows, start, side="right") - 1, np.searchsorted(rows, end)
-    for part in range(first, stop):
-        ends = np.flatnonzero(np.diff(needed[part], prepend=False, append=False))
+    for _, alike in groupby(range(first, stop), key=lambda part: needed[part].tobytes()):
+        parts = list(alike)
+        upper, lower = max(int(rows[parts[0]]), start), min(int(rows[parts[-1] + 1]), end)
+        ends = np.flatnonzero(np.diff(needed[parts[0]], prepend=False, append=False))
         for left, right in columns[ends].reshape(-1, 2).tolist():
-            yield max(int(rows[part]), start), min(int(rows[part + 1]), end), left, right
+            yield upper, lower, left, right
 
 
 def _patch_corner(grid: PatchGrid, row: int, col: int) -> tuple[float, float]:
