@@ -61,7 +61,7 @@ def tiatoolbox(path: str, origins: list[tuple[int, int]], threads: int) -> Calla
     from tiatoolbox.tools.patchextraction import get_patch_extractor
 
     if threads > 1:
-        raise NotImplementedError("its extractor has no threads")
+        raise SystemExit("its extractor has no threads")
     places = pd.DataFrame([(x + SIDE // 2, y + SIDE // 2, 0) for x, y in origins])
     places.columns = ["x", "y", "class"]
     extractor = get_patch_extractor(

@@ -97,8 +97,8 @@ def reading_summary(results: Iterable[dict]) -> str:
         for reason, count in Counter(others).most_common(REASONS_TOLD)
     )
     return (
-        f"{len(slides) - len(others)} slides read by tiles,"
-        f" {len(others)} by OpenSlide{f' ({reasons})' if others else ''}{_px_summary(slides)}"
+        f"{len(slides) - len(others)} slides have tiles to decode, {len(others)} are for OpenSlide"
+        f" alone{f' ({reasons})' if others else ''}{_px_summary(slides)}"
     )
 
 
