@@ -153,3 +153,10 @@ class ArraySlide:
             return pixels
         out[:] = pixels
         return out
+
+    def read_parts(self, x, y, columns, rows, needed, downsample, out):
+        for row, col in np.argwhere(needed).tolist():
+            left, upper = columns[col], rows[row]
+            size = columns[col + 1] - left, rows[row + 1] - upper
+            part = out[upper : upper + size[1], left : left + size[0]]
+            self.read(x + left, y + upper, *size, downsample, out=part)

@@ -1,5 +1,6 @@
 import pickle
 from contextlib import ExitStack
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -106,8 +107,13 @@ def test_bands_end_on_edges_of_tiles_and_no_row_is_read_twice(pixels, grid, monk
 
     # -8 + 70 = 62: the band ends at 60, which holds rows of patches from -8, 8 and 24 (to 56). The
     # next begins at 40: 40 + 70 = 110, back to 100, with rows from 40 and 56; the last begins at
-    # 72. Each is one read, since all tiles are needed.
-    assert slide.reads == [(-8, -8, 192, 68), (-8, 60, 192, 40), (-8, 100, 192, 20)]
+    # 72. Of the tiles, each once, the first and last rows and columns are cut by the slab.
+    rows, columns = [-8, 0, 20, 40, 60, 80, 100, 120], [-8, *range(0, 181, 20), 184]
+    assert slide.reads == [
+        (x, y, right - x, lower - y)
+        for y, lower in pairwise(rows)
+        for x, right in pairwise(columns)
+    ]
     assert counts == [33, 22, 22]
 
 
@@ -117,7 +123,12 @@ def test_tiles_under_no_patch_are_not_read(pixels, grid):
     patches_of(slide, grid, slab)
     # Column 0 is px -8 to 24, to 40 by tiles; column 8 px 120 to 152, which the slab ends with.
     # Row 1 is px 8 to 40, row 2 px 24 to 56, which the slab ends with: below 40 it is alone.
-    assert slide.reads == [(-8, 8, 48, 32), (120, 8, 32, 32), (-8, 40, 48, 16)]
+    left, right = [(-8, 8), (0, 20), (20, 20)], [(120, 20), (140, 12)]
+    upper = [(8, 12), (20, 20)]
+    assert slide.reads == [
+        *((x, y, width, height) for y, height in upper for x, width in left + right),
+        *((x, 40, width, 16) for x, width in left),
+    ]
 
 
 def test_patches_overlap_in_memory_as_they_do_in_the_slide(pixels, grid):

@@ -7,16 +7,18 @@ writing. Its pixels are read once, and its overlapping patches are views of them
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from math import prod
 
 import numpy as np
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.slides.threads import in_threads
 
-BAND_PX = 16 << 20
-"""About as many pixels of a slab are in memory at a time, 50 MB."""
+BAND_PX = 32 << 20
+"""About as many pixels of a slab are in memory at a time, 100 MB."""
+MOVED_PX = 2048
+"""Of a row, at a time."""
 _SPARE: list[np.ndarray] = []
 """The memory of a band that ended, for the next one."""
 
@@ -209,8 +211,8 @@ def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, li
     side, step = grid.patch_px, grid.stride_px
     y, x = ((cells - cells.min()) * step for cells in (slab.rows, slab.cols))
     height, width = int(y.max()) + side, int(x.max()) + side
-    corner = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
-    columns, rows = slide.tile_edges(*corner, width, height, grid.downsample)
+    left, upper = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
+    columns, rows = slide.tile_edges(left, upper, width, height, grid.downsample)
     needed = _parts_under(x, y, side, columns, rows)
     px = slide.as_read(grid.downsample)
     least = side + step + int(np.diff(rows).max())  # so that it can end on an edge
@@ -219,18 +221,15 @@ def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, li
         first = top = end = 0  # the band holds the slab's px rows top to end
         while first < len(y):
             down, top = int(y[first]) - top, int(y[first])
-            for upper, lower, left, right in _runs(needed, columns, rows, top, end):
-                kept = slice(upper - top, lower - top), slice(left, right)
-                band[kept] = band[down:][kept]
+            if top < end:
+                _, kept = _between(rows, needed, top, end)
+                _move_up(band, down, end - top, columns, kept.any(0))
             start, end = max(top, end), _last(rows, top + side, top + len(band))
-            for upper, lower, left, right in _runs(needed, columns, rows, start, end):
-                slide.read(
-                    corner[0] + left * px,
-                    corner[1] + upper * px,
-                    right - left,
-                    lower - upper,
-                    px,
-                    out=band[upper - top : lower - top, left:right],
+            if start < end:
+                lines, new = _between(rows, needed, start, end)
+                corner = left, upper + start * px
+                slide.read_parts(
+                    *corner, columns, lines, new, px, out=band[start - top : end - top]
                 )
             held = slice(first, int(np.searchsorted(y, end - side, side="right")))
             corners = zip((y[held] - top).tolist(), x[held].tolist(), strict=True)
@@ -270,19 +269,31 @@ def _last(edges: np.ndarray, lowest: int, highest: int) -> int:
     return max(int(edges[np.searchsorted(edges, highest, side="right") - 1]), lowest)
 
 
-def _runs(
-    needed: np.ndarray, columns: np.ndarray, rows: np.ndarray, start: int, end: int
-) -> Iterator[tuple[int, int, int, int]]:
-    """Upper, lower, left and right px of the needed parts between two px rows, joined."""
-    if start >= end:
-        return
+def _between(
+    rows: np.ndarray, needed: np.ndarray, start: int, end: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Edges of the parts between two px rows, from `start` on, and which of them are needed."""
     first, stop = np.searchsorted(rows, start, side="right") - 1, np.searchsorted(rows, end)
-    for _, alike in groupby(range(first, stop), key=lambda part: needed[part].tobytes()):
-        parts = list(alike)
-        upper, lower = max(int(rows[parts[0]]), start), min(int(rows[parts[-1] + 1]), end)
-        ends = np.flatnonzero(np.diff(needed[parts[0]], prepend=False, append=False))
-        for left, right in columns[ends].reshape(-1, 2).tolist():
-            yield upper, lower, left, right
+    return rows[first : stop + 1].clip(start, end) - start, needed[first:stop]
+
+
+def _move_up(
+    band: np.ndarray, down: int, height: int, columns: np.ndarray, needed: np.ndarray
+) -> None:
+    """Move `height` rows of the band from `down` to its top, in the columns that are needed."""
+
+    def move(part: slice) -> None:
+        band[:height, part] = band[down : down + height, part]
+
+    ends = columns[np.flatnonzero(np.diff(needed, prepend=False, append=False))]
+    in_threads(
+        move,
+        [
+            slice(left, min(left + MOVED_PX, right))
+            for start, right in ends.reshape(-1, 2).tolist()
+            for left in range(start, right, MOVED_PX)
+        ],
+    )
 
 
 def _patch_corner(grid: PatchGrid, row: int, col: int) -> tuple[float, float]:

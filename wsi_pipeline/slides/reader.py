@@ -222,6 +222,38 @@ class Slide:
                     self._resample(block, level, *corner, scale)
         return pixels
 
+    def read_parts(
+        self, x: float, y: float, columns: np.ndarray, rows: np.ndarray, needed: np.ndarray,
+        downsample: float, out: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Read those parts of a region that are needed, together.
+
+        Parameters
+        ----------
+        x, y, downsample
+            As for `read`.
+        columns, rows : int64 arrays
+            The edges of its parts, from 0 to its width and height: those of `tile_edges`, so that
+            no tile is decoded for a part that is not needed.
+        needed : bool array, shape (len(rows) - 1, len(columns) - 1)
+        out : uint8 array, shape (height_px, width_px, 3)
+            The needed parts are filled; what the others hold afterwards is not defined.
+
+        Raises
+        ------
+        SlideReadError
+            As `read`.
+        """
+        level, scale = self.level_for(downsample)
+        if scale == 1:
+            left, top = (_nearest(start / self.level_downsamples[level]) for start in (x, y))
+            if self._decode(level, left, top, out, (columns + left, rows + top, needed)):
+                return
+        for row, col in np.argwhere(needed).tolist():
+            part = out[rows[row] : rows[row + 1], columns[col] : columns[col + 1]]
+            corner = x + columns[col] * downsample, y + rows[row] * downsample
+            self.read(*corner, *part.shape[1::-1], downsample, out=part)
+
     def thumbnail(self, max_px: int) -> tuple[np.ndarray, float]:
         """Read the bounds area, its longer side `max_px` or less.
 
@@ -315,13 +347,19 @@ class Slide:
         """The part of an array inside the level, and its corner, level px; the rest gets white."""
         x, y = max(x0, 0), max(y0, 0)
         width, height = self.level_sizes[level]
-        inside = pixels[y - y0 : max(height - y0, 0), x - x0 : max(width - x0, 0)]
-        if inside.shape != pixels.shape:
-            pixels[:] = WHITE
-        return inside, x, y
+        lines, columns = slice(y - y0, max(height - y0, 0)), slice(x - x0, max(width - x0, 0))
+        for outside in (
+            pixels[: lines.start], pixels[lines.stop :],
+            pixels[lines, : columns.start], pixels[lines, columns.stop :],
+        ):  # fmt: skip
+            outside[:] = WHITE
+        return pixels[lines, columns], x, y
 
-    def _decode(self, level, x0, y0, pixels) -> bool:
-        """Fill an array from tiles, or tell that OpenSlide has to, whatever is in it now."""
+    def _decode(self, level, x0, y0, pixels, parts=None) -> bool:
+        """Fill an array from tiles, or tell that OpenSlide has to, whatever is in it now.
+
+        Of `parts` only the needed ones: the edges of all, level px, and which are (`under`).
+        """
         inside, x, y = self._inside(level, x0, y0, pixels)
         asked_px = inside.shape[0] * inside.shape[1]
         with self._lock:
@@ -331,8 +369,9 @@ class Slide:
         tiles = self._tiles(level)
         if not isinstance(tiles, TiledLevel) or asked_px < LEAST_OF_TILE * prod(tiles.tile):
             return False
+        places = None if parts is None else tiles.under(*parts)
         try:
-            self._counts.decoded_px += tiles.read(x, y, inside)
+            self._counts.decoded_px += tiles.read(x, y, inside, places)
         except TileError:
             return False
         return True
