@@ -26,7 +26,7 @@ import shapely
 from shapely.affinity import translate
 
 from benchmarks.measure import Scale
-from wsi_pipeline.config import dump_config, load_config
+from wsi_pipeline.config_file import dump_config, load_config
 from wsi_pipeline.evaluation.figures import precision_recall_figure, roc_figure
 from wsi_pipeline.evaluation.froc import froc_curve, froc_metrics, lecture_hits, lesion_scores
 from wsi_pipeline.evaluation.patch_level import patch_metrics, patch_metrics_by_slide

@@ -16,7 +16,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from wsi_pipeline import __version__
-from wsi_pipeline.config import CatalogConfig, Config, commented_yaml, dump_config, load_config
+from wsi_pipeline.config import CatalogConfig, Config
+from wsi_pipeline.config_file import commented_yaml, dump_config, load_config
 from wsi_pipeline.errors import ConfigError, RunError, WsiError
 
 STAGES = ("tile", "cache", "train", "heatmap", "evaluate")
