@@ -57,6 +57,11 @@ def test_overrides_replace_single_settings_of_a_section(tmp_path):
     assert (config.jobs.workers, config.jobs.scheduler) == (3, "tcp://h:1")
 
 
+def test_what_is_no_section_is_told_though_it_is_overridden(tmp_path):
+    with pytest.raises(ConfigError, match=r"my\.yaml: jobs: Input should be .*\(found 4\)"):
+        load_config(write(tmp_path, jobs=4), jobs={"scheduler": "tcp://h:1"})
+
+
 def test_paths_come_back_absolute_for_workers_in_other_folders(tmp_path, monkeypatch):
     path = write(tmp_path, train={"weights": "vgg16.pth", "hard_negatives": "hard.parquet"})
     monkeypatch.chdir(tmp_path)

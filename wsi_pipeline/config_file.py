@@ -34,7 +34,11 @@ def load_config(path, **overrides) -> Config:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {type(values).__name__}, not a mapping of settings")
     for key, value in overrides.items():
-        values[key] = {**(values.get(key) or {}), **value} if isinstance(value, dict) else value
+        found = values.get(key) or {}
+        if not isinstance(value, dict):
+            values[key] = value
+        elif isinstance(found, dict):  # else it is no section, which the rules find out
+            values[key] = {**found, **value}
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
