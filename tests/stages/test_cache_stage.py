@@ -11,7 +11,8 @@ import torch
 from distributed import Client
 from slide_files import write_pyramid_tiff
 
-from wsi_pipeline.config import CatalogConfig, Config, TrainConfig, dump_config
+from wsi_pipeline.config import CatalogConfig, Config, TrainConfig
+from wsi_pipeline.config_file import dump_config
 from wsi_pipeline.errors import RunError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.jobs.record import read_done, read_failures

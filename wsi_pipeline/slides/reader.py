@@ -12,13 +12,11 @@ import openslide
 from PIL import Image
 
 from wsi_pipeline.errors import SlideError, SlideReadError
-from wsi_pipeline.geometry import Bounds
+from wsi_pipeline.slides.openslide_file import level0_mpp, open_file, scanned_bounds
 from wsi_pipeline.slides.tiles import WHITE, TiledLevel, TileError, difference, tiled_levels
 
 # Training draws from hundreds of slides in turn, and opening one takes milliseconds.
 OPEN_SLIDES = 64
-# Decoded tiles of all open slides together: OpenSlide's own default is 32 MB for each.
-TILE_CACHE = openslide.OpenSlideCache(64 << 20)
 # Level px asked of OpenSlide at once, a side: it cuts larger regions itself and then rounds the
 # pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
 # reduced.
@@ -35,10 +33,6 @@ LEAST_OF_TILE = 1 / 4
 LEVEL_TOLERANCE = 0.01
 # A level this near to the requested downsample is read as stored: under half a px over a block.
 SAME_DOWNSAMPLE = 1e-4
-MPP_ANISOTROPY = 0.05
-# The coarsest resolution that a file may state of itself. TIFF writers that know nothing of
-# microscopes state a printer's: 72 dpi is 353 um per px, 300 dpi is 85.
-COARSEST_STATED_MPP = 50.0
 # A target resolution may be this much finer than level 0: scanners' nominal 0.25 is 0.23 to 0.275.
 FINER_THAN_LEVEL0 = 0.1
 
@@ -99,14 +93,14 @@ class Slide:
 
     def __init__(self, path, mpp: float | None = None):
         self.path = Path(path)
-        self._handle = _open(self.path)
+        self._handle = open_file(self.path)
         properties = self._handle.properties
         self.vendor: str = properties[openslide.PROPERTY_NAME_VENDOR]
         self.size: tuple[int, int] = self._handle.dimensions
         self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
         self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
-        self.bounds = _bounds(properties, self.size)
-        self.mpp = _mpp(self.path, properties, mpp)
+        self.bounds = scanned_bounds(properties, self.size)
+        self.mpp = level0_mpp(self.path, properties, mpp)
         self._seen_px = 0
         self._counts = _Counts()
         self._levels: list[TiledLevel | str] | None = None
@@ -414,7 +408,7 @@ class Slide:
         # The second handle is this call's own until it has served: another thread's failure on a
         # shared one would be taken for this region's.
         for shared in (self._handle, None):
-            handle = shared or _open(self.path)
+            handle = shared or open_file(self.path)
             try:
                 region = handle.read_region(location, level, size)
             except openslide.OpenSlideError as error:
@@ -458,57 +452,3 @@ def _nearest(position: float) -> int:
     With odd bounds every region of a level has them.
     """
     return math.floor(position + 0.5)
-
-
-def _open(path: Path) -> openslide.OpenSlide:
-    if not path.is_file():
-        raise SlideError(f"{path}: no such file")
-    try:
-        handle = openslide.OpenSlide(path)
-        handle.set_cache(TILE_CACHE)
-        return handle
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        hint = ""
-        if path.suffix.lower() in (".tif", ".tiff"):
-            hint = "; save an untiled TIFF again as a tiled, pyramidal one"
-        raise SlideError(f"{path}: not a format that OpenSlide reads{hint}") from error
-    except openslide.OpenSlideError as error:
-        raise SlideError(f"{path}: OpenSlide cannot open it: {error}") from error
-
-
-def _bounds(properties, size) -> Bounds:
-    names = (
-        openslide.PROPERTY_NAME_BOUNDS_X,
-        openslide.PROPERTY_NAME_BOUNDS_Y,
-        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
-        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
-    )
-    if all(name in properties for name in names):
-        return Bounds(*(int(properties[name]) for name in names))
-    return Bounds(0, 0, *size)
-
-
-def _mpp(path: Path, properties, given: float | None) -> float:
-    remedy = "give its um per level-0 px in the catalog's mpp column or the setting catalog.mpp"
-    if given is not None:
-        if not 0 < given < math.inf:
-            raise SlideError(f"{path}: mpp is given as {given}: it must be positive")
-        return float(given)
-    stated = [
-        properties.get(name)
-        for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
-    ]
-    if None in stated:
-        raise SlideError(f"{path}: the slide states no resolution; {remedy}")
-    mpp_x, mpp_y = map(float, stated)
-    if not (0 < mpp_x <= COARSEST_STATED_MPP and 0 < mpp_y <= COARSEST_STATED_MPP):
-        raise SlideError(
-            f"{path}: the slide states {mpp_x:g} x {mpp_y:g} um per px; a microscope's lies between"
-            f" 0 and {COARSEST_STATED_MPP:g}; {remedy}"
-        )
-    if max(mpp_x, mpp_y) > min(mpp_x, mpp_y) * (1 + MPP_ANISOTROPY):
-        raise SlideError(
-            f"{path}: the slide states {mpp_x:g} um per px in x and {mpp_y:g} in y, more than"
-            f" {MPP_ANISOTROPY:.0%} apart; {remedy}"
-        )
-    return math.sqrt(mpp_x * mpp_y)
