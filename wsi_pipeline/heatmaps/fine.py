@@ -11,8 +11,7 @@ import numpy as np
 
 from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.heatmaps.predict import UnreadPatch
-from wsi_pipeline.patches.slabs import Slab, by_chunk, read_slab, slabs
+from wsi_pipeline.patches.slabs import Slab, UnreadPatch, by_chunk, read_slab, slabs
 
 DensePredict = Callable[[np.ndarray], np.ndarray]
 """uint8 (H, W, 3) -> float32 (rows, cols), probabilities of the patches that lie in the image, one
