@@ -122,21 +122,6 @@ def read_patch(
     return slide.read(x, y, grid.patch_px, grid.patch_px, grid.downsample, out=out)
 
 
-def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
-    """Pixels of the box around a slab's patches; white outside the slide.
-
-    Raises
-    ------
-    SlideReadError
-        If a part of it cannot be decoded.
-    """
-    corner = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
-    height, width = (
-        int(np.ptp(cells)) * grid.stride_px + grid.patch_px for cells in (slab.rows, slab.cols)
-    )
-    return slide.read(*corner, width, height, grid.downsample)
-
-
 def covered_px(grid: PatchGrid, rows, cols, width: int, height: int) -> int:
     """Working px under patches and inside the slide, each counted once.
 
