@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 from contextlib import ExitStack
 
 import numpy as np
@@ -204,6 +205,23 @@ def test_pixels_under_patches_are_those_of_a_painted_mask(stride_px):
         y, x = 20 + row * stride_px - 8, 30 + col * stride_px - 8
         mask[max(y, 0) : y + 32, max(x, 0) : x + 32] = True
     assert covered_px(grid, rows, cols, 420, 300) == mask.sum()
+
+
+def test_counting_px_takes_no_memory_for_the_grid_between_cells():
+    grid = PatchGrid(Bounds(0, 0, 105_185, 221_772), 0.25, 1.0, 512, 32, 32)  # margin 240
+    # Patches (2i, i), from px (16, 272) on and at steps of (32, 64). The last, i = 3270, ends at px
+    # (3270 * 32 - 240 + 512, 6540 * 32 - 240 + 512) = (104_912, 209_552): all are inside. Each
+    # shares 480 x 448 px with the one before, and what it shares with others lies within that.
+    cols = np.arange(8, 3271)
+    assert grid.shape == (6931, 3288)
+    tracemalloc.start()
+    try:
+        found = covered_px(grid, 2 * cols, cols, 105_185, 221_772)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == 3263 * 512 * 512 - 3262 * 480 * 448
+    assert peak_bytes < 4e6  # a byte for each cell between them takes 3263 * 6525 = 21 MB
 
 
 def as_read_singly(slide, grid, corners):

@@ -125,6 +125,8 @@ def read_patch(
 def covered_px(grid: PatchGrid, rows, cols, width: int, height: int) -> int:
     """Working px under patches and inside the slide, each counted once.
 
+    They are swept from the first row down: no part of the grid is in memory but the cells given.
+
     Parameters
     ----------
     grid : PatchGrid
@@ -138,17 +140,24 @@ def covered_px(grid: PatchGrid, rows, cols, width: int, height: int) -> int:
     int
         The area of their union; exact where the frame ends on whole working px.
     """
-    x, y = (np.asarray(cells) * grid.stride_px - grid.margin_px for cells in (cols, rows))
-    columns, lines = (np.union1d(starts, starts + grid.patch_px) for starts in (x, y))
-    covered = _parts_under(x, y, grid.patch_px, columns, lines)
-    across, down = (
-        np.diff(np.clip(edges, -start / grid.downsample, (end - start) / grid.downsample))
-        for edges, start, end in (
-            (columns, grid.bounds.x, width),
-            (lines, grid.bounds.y, height),
-        )
-    )
-    return round(float(down @ covered @ across))
+    if not len(rows):
+        return 0
+    order = np.argsort(rows, kind="stable")
+    rows, cols = np.asarray(rows, np.int64)[order], np.asarray(cols, np.int64)[order]
+    firsts = np.append(0, np.flatnonzero(np.diff(rows)) + 1)  # of each row
+    side, step, margin = grid.patch_px, grid.stride_px, grid.margin_px
+    y = rows[firsts] * step - margin
+    x = np.arange(cols.max() + 1) * step - margin + grid.bounds.x / grid.downsample
+    edges = np.union1d(y, y + side)
+    heights = np.diff((edges + grid.bounds.y / grid.downsample).clip(0, height / grid.downsample))
+    cols_at = dict(zip(y.tolist(), np.split(cols, firsts[1:]), strict=True))
+    held = np.zeros(len(x), np.int64)  # patches of each column that the sweep is within
+    area = 0.0
+    for edge, strip in zip(edges[:-1].tolist(), heights.tolist(), strict=True):
+        np.add.at(held, cols_at.get(edge, cols[:0]), 1)
+        np.add.at(held, cols_at.get(edge - side, cols[:0]), -1)
+        area += strip * _joint_length(x[held > 0], side, width / grid.downsample)
+    return round(area)
 
 
 def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, list[np.ndarray]]]:
@@ -281,6 +290,13 @@ def _parts_under(x, y, side: int, columns: np.ndarray, rows: np.ndarray) -> np.n
     ):  # fmt: skip
         np.add.at(corners, (row, col), count)
     return corners.cumsum(0).cumsum(1)[:-1, :-1] > 0
+
+
+def _joint_length(starts: np.ndarray, length: int, limit: float) -> float:
+    """Length from 0 to a limit under intervals of one length, ascending, that may overlap."""
+    ends = (starts + length).clip(0, limit)
+    begins = np.maximum(starts, np.append(0, ends[:-1]))
+    return float((ends - begins).clip(0).sum())
 
 
 def _last(edges: np.ndarray, lowest: int, highest: int) -> int:
