@@ -5,6 +5,7 @@ Optional, between tile and train: docs/training.md says when it pays.
 
 import shutil
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from wsi_pipeline.stages.slab_stores import (
     all_unread,
     failure_texts,
     fill_stores,
+    old_stores,
     plan_store,
     slide_inputs,
 )
@@ -155,16 +157,26 @@ def _labelled(index) -> tuple[PatchGrid, np.ndarray, np.ndarray]:
 
 
 def _check_room(config: Config, plans: list[StorePlan], folder: Path) -> None:
-    """Refuse what may not fit: the patches, uncompressed, of the shards that are not there."""
+    """Refuse what may not fit: the patches, uncompressed, of the shards that are not there.
+
+    A slide's old caches make room for it and for those after it, but not for those before.
+    """
     record = Record(config.out, CACHE_STAGES[1])
     waiting = [plan for plan in plans if not record.is_done(_finish_unit(plan, []), SCHEMA)]
-    needed = sum(map(_missing_bytes, waiting))
+    more = [_missing_bytes(plan) - _old_bytes(plan) for plan in waiting]
+    needed = max(accumulate(more), default=0)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
-            f"{folder}: the patches of {len(waiting)} slides may take {needed / 1e9:,.1f} GB, of"
-            f" which some half is needed when they are compressed; {free / 1e9:,.1f} GB are free"
+            f"{folder}: the patches of {len(waiting)} slides may take {needed / 1e9:,.1f} GB beside"
+            " the room of old caches that are deleted for them; compressed, patches take some half;"
+            f" {free / 1e9:,.1f} GB are free"
         )
+
+
+def _old_bytes(plan: StorePlan) -> int:
+    files = (file for store in old_stores(plan) for file in store.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in files)
 
 
 def _missing_bytes(plan: StorePlan) -> int:
