@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 from contextlib import ExitStack
 from itertools import pairwise
 
@@ -6,9 +7,9 @@ import numpy as np
 import pytest
 from slide_files import ArraySlide, write_pyramid_tiff
 
-from wsi_pipeline.errors import RunError
+from wsi_pipeline.errors import RunError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.slabs import covered_px, read_cells, read_patches, slabs
+from wsi_pipeline.patches.slabs import covered_px, read_patch, read_patches, readable_patches, slabs
 from wsi_pipeline.slides.reader import Slide
 
 
@@ -189,7 +190,8 @@ def test_resampled_patches_are_read_in_few_large_parts(tiled, monkeypatch, downs
     grid, slab = large_slab(slide, downsample)
     found, _ = patches_of(slide, grid, slab)
     assert slide.decoded_px - before == 1280 * 1280
-    single = read_cells(slide, grid, int(slab.rows[7]), int(slab.cols[7]))
+    x, y = ((cells[7] * 64 - 32) * downsample for cells in (slab.cols, slab.rows))
+    single = read_patch(slide, grid, x, y)
     np.testing.assert_allclose(found[7].astype(int), single, atol=1)
 
 
@@ -214,3 +216,67 @@ def test_pixels_under_patches_are_those_of_a_painted_mask(stride_px):
         y, x = 20 + row * stride_px - 8, 30 + col * stride_px - 8
         mask[max(y, 0) : y + 32, max(x, 0) : x + 32] = True
     assert covered_px(grid, rows, cols, 420, 300) == mask.sum()
+
+
+def test_counting_px_takes_no_memory_for_the_grid_between_cells():
+    grid = PatchGrid(Bounds(0, 0, 105_185, 221_772), 0.25, 1.0, 512, 32, 32)  # margin 240
+    # Patches (2i, i), from px (16, 272) on and at steps of (32, 64). The last, i = 3270, ends at px
+    # (3270 * 32 - 240 + 512, 6540 * 32 - 240 + 512) = (104_912, 209_552): all are inside. Each
+    # shares 480 x 448 px with the one before, and what it shares with others lies within that.
+    cols = np.arange(8, 3271)
+    assert grid.shape == (6931, 3288)
+    tracemalloc.start()
+    try:
+        found = covered_px(grid, 2 * cols, cols, 105_185, 221_772)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == 3263 * 512 * 512 - 3262 * 480 * 448
+    assert peak_bytes < 4e6  # a byte for each cell between them takes 3263 * 6525 = 21 MB
+
+
+def as_read_singly(slide, grid, corners):
+    return [read_patch(slide, grid, *corner) for corner in np.stack(corners, axis=1).tolist()]
+
+
+@pytest.mark.parametrize("downsample", [1.0, 1.37])
+def test_patches_as_indexed_start_at_the_rounded_corner_in_every_bit(tiled, downsample):
+    slide = tiled(64)
+    grid, slab = large_slab(slide, downsample)
+    read = readable_patches(slide, grid, slab, [], as_indexed=True)
+    found = [np.copy(pixels) for _, pixels in read]
+    expected = as_read_singly(slide, grid, grid.patch_origins(slab.rows, slab.cols))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("downsample", [1.0, 1.37])
+def test_where_reading_together_fails_patches_start_where_they_did_together(
+    tiled, monkeypatch, downsample
+):
+    def fails(*_):
+        raise SlideReadError("a tile is damaged")
+        yield
+
+    slide = tiled(64)
+    grid, slab = large_slab(slide, downsample)
+    x, y = ((cells * 64 - 32) * downsample for cells in (slab.cols, slab.rows))
+    expected = as_read_singly(slide, grid, (x, y))
+    monkeypatch.setattr("wsi_pipeline.patches.slabs.read_patches", fails)
+    unread = []
+    found = [pixels for _, pixels in readable_patches(slide, grid, slab, unread)]
+    np.testing.assert_array_equal(found, expected)
+    assert unread == []
+
+
+def test_unread_patches_are_told_by_their_corners_in_the_index(tiled, monkeypatch):
+    def fails(*_, **__):
+        raise SlideReadError("a tile is damaged")
+
+    slide = tiled(64)
+    monkeypatch.setattr(slide, "read", fails)
+    grid = PatchGrid(slide.bounds, 0.5, 1.37, patch_px=128, stride_px=64, inner_px=64)
+    (slab,) = slabs(grid, [0, 0], [0, 1], chunk=100)
+    unread = []
+    assert list(readable_patches(slide, grid, slab, unread)) == []
+    # -32 * 1.37 = -43.84 and 32 * 1.37 = 43.84.
+    assert unread == [(-44, -44, "a tile is damaged"), (44, -44, "a tile is damaged")]

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
-from wsi_pipeline.errors import RunError
+from wsi_pipeline.errors import RunError, SlideReadError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.slides.threads import in_threads
 
@@ -38,6 +39,14 @@ class Slab:
     chunk: tuple[int, int]
     rows: np.ndarray
     cols: np.ndarray
+
+
+class UnreadPatch(NamedTuple):
+    """A patch, or block of them, that cannot be decoded: upper left level-0 px, and why."""
+
+    x: int
+    y: int
+    reason: str
 
 
 def slabs(grid: PatchGrid, rows, cols, chunk: int) -> list[Slab]:
@@ -89,42 +98,17 @@ def by_chunk(chunk_rows, chunk_cols, rows, cols) -> Iterator[Slab]:
         yield Slab(chunk, rows[part], cols[part])
 
 
-def read_cells(
-    slide, grid: PatchGrid, row: int, col: int, rows: int = 1, cols: int = 1
+def read_patch(
+    slide, grid: PatchGrid, x: float, y: float, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Pixels under `rows` x `cols` patches, the first of them at cell (row, col).
+    """Pixels of one patch.
 
     Parameters
     ----------
     slide : Slide
     grid : PatchGrid
-    row, col, rows, cols : int
-
-    Returns
-    -------
-    uint8 array, shape (h, w, 3)
-        h = (rows - 1) * stride_px + patch_px, w alike; white outside the slide.
-
-    Raises
-    ------
-    SlideReadError
-        If a part of it cannot be decoded.
-    """
-    x, y = _patch_corner(grid, row, col)
-    width, height = ((count - 1) * grid.stride_px + grid.patch_px for count in (cols, rows))
-    return slide.read(x, y, width, height, grid.downsample)
-
-
-def read_patch(slide, grid: PatchGrid, x: int, y: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Pixels of one patch, as training gets them.
-
-    Parameters
-    ----------
-    slide : Slide
-    grid : PatchGrid
-    x, y : int
-        Its upper left corner, level-0 px, as in the patch index: whole numbers, where `read_cells`
-        is exact.
+    x, y : float
+        Its upper left corner, level-0 px. Training takes those of the patch index: whole numbers.
     out : uint8 array, shape (patch_px, patch_px, 3), optional
         Filled and returned.
 
@@ -140,21 +124,10 @@ def read_patch(slide, grid: PatchGrid, x: int, y: int, out: np.ndarray | None = 
     return slide.read(x, y, grid.patch_px, grid.patch_px, grid.downsample, out=out)
 
 
-def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
-    """Pixels of the box around a slab's patches, as `read_cells` gives them.
-
-    Raises
-    ------
-    SlideReadError
-        If a part of it cannot be decoded.
-    """
-    row, col = int(slab.rows.min()), int(slab.cols.min())
-    rows, cols = int(slab.rows.max()) - row + 1, int(slab.cols.max()) - col + 1
-    return read_cells(slide, grid, row, col, rows, cols)
-
-
 def covered_px(grid: PatchGrid, rows, cols, width: int, height: int) -> int:
     """Working px under patches and inside the slide, each counted once.
+
+    They are swept from the first row down: no part of the grid is in memory but the cells given.
 
     Parameters
     ----------
@@ -169,17 +142,24 @@ def covered_px(grid: PatchGrid, rows, cols, width: int, height: int) -> int:
     int
         The area of their union; exact where the frame ends on whole working px.
     """
-    x, y = (np.asarray(cells) * grid.stride_px - grid.margin_px for cells in (cols, rows))
-    columns, lines = (np.union1d(starts, starts + grid.patch_px) for starts in (x, y))
-    covered = _parts_under(x, y, grid.patch_px, columns, lines)
-    across, down = (
-        np.diff(np.clip(edges, -start / grid.downsample, (end - start) / grid.downsample))
-        for edges, start, end in (
-            (columns, grid.bounds.x, width),
-            (lines, grid.bounds.y, height),
-        )
-    )
-    return round(float(down @ covered @ across))
+    if not len(rows):
+        return 0
+    order = np.argsort(rows, kind="stable")
+    rows, cols = np.asarray(rows, np.int64)[order], np.asarray(cols, np.int64)[order]
+    firsts = np.append(0, np.flatnonzero(np.diff(rows)) + 1)  # of each row
+    side, step, margin = grid.patch_px, grid.stride_px, grid.margin_px
+    y = rows[firsts] * step - margin
+    x = np.arange(cols.max() + 1) * step - margin + grid.bounds.x / grid.downsample
+    edges = np.union1d(y, y + side)
+    heights = np.diff((edges + grid.bounds.y / grid.downsample).clip(0, height / grid.downsample))
+    cols_at = dict(zip(y.tolist(), np.split(cols, firsts[1:]), strict=True))
+    held = np.zeros(len(x), np.int64)  # patches of each column that the sweep is within
+    area = 0.0
+    for edge, strip in zip(edges[:-1].tolist(), heights.tolist(), strict=True):
+        np.add.at(held, cols_at.get(edge, cols[:0]), 1)
+        np.add.at(held, cols_at.get(edge - side, cols[:0]), -1)
+        area += strip * _joint_length(x[held > 0], side, width / grid.downsample)
+    return round(area)
 
 
 def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, list[np.ndarray]]]:
@@ -237,6 +217,53 @@ def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, li
             first = held.stop
 
 
+def readable_patches(
+    slide, grid: PatchGrid, slab: Slab, unread: list[UnreadPatch], *, as_indexed: bool = False
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Read a slab's patches, each pixel once; where that fails, those left one by one.
+
+    Parameters
+    ----------
+    slide : Slide
+    grid : PatchGrid
+    slab : Slab
+    unread : list of UnreadPatch
+        Those that cannot be decoded are appended.
+    as_indexed : bool
+        Whether patches must be, in every bit, what `read_patch` gives at their corners in the patch
+        index, which are rounded. Resampled ones are then read one by one from the start, since
+        they differ a little with where a read begins. Those stored at a whole-number downsample
+        have whole corners and are the same in any case.
+
+    Yields
+    ------
+    position : int
+        Among the slab's cells; ascending.
+    pixels : uint8 array, shape (patch_px, patch_px, 3)
+        Holds until the next is asked for.
+    """
+    indexed = np.stack(grid.patch_origins(slab.rows, slab.cols), axis=1).tolist()
+    corners, done = indexed, 0
+    if not as_indexed or _is_stored(slide, grid.downsample):
+        corners = np.stack(_patch_corner(grid, slab.rows, slab.cols), axis=1).tolist()
+        try:
+            for positions, patches in read_patches(slide, grid, slab):
+                yield from zip(range(positions.start, positions.stop), patches, strict=True)
+                done = positions.stop
+        except SlideReadError:
+            pass  # one by one, only those over the damaged tiles are lost
+    for position in range(done, len(corners)):
+        try:
+            yield position, read_patch(slide, grid, *corners[position])
+        except SlideReadError as error:
+            unread.append(UnreadPatch(*indexed[position], str(error)))
+
+
+def _is_stored(slide, downsample: float) -> bool:
+    """Whether pixels come as stored, each from a whole level-0 px on."""
+    return downsample in slide.level_downsamples and downsample == int(downsample)
+
+
 @contextmanager
 def _memory(*shape: int) -> Iterator[np.ndarray]:
     """A uint8 array, in the memory of the last one where that is enough: new pages take time."""
@@ -262,6 +289,13 @@ def _parts_under(x, y, side: int, columns: np.ndarray, rows: np.ndarray) -> np.n
     ):  # fmt: skip
         np.add.at(corners, (row, col), count)
     return corners.cumsum(0).cumsum(1)[:-1, :-1] > 0
+
+
+def _joint_length(starts: np.ndarray, length: int, limit: float) -> float:
+    """Length from 0 to a limit under intervals of one length, ascending, that may overlap."""
+    ends = (starts + length).clip(0, limit)
+    begins = np.maximum(starts, np.append(0, ends[:-1]))
+    return float((ends - begins).clip(0).sum())
 
 
 def _last(edges: np.ndarray, lowest: int, highest: int) -> int:
@@ -296,8 +330,8 @@ def _move_up(
     )
 
 
-def _patch_corner(grid: PatchGrid, row: int, col: int) -> tuple[float, float]:
-    """Upper left corner of a patch, level-0 px, not rounded: `PatchGrid.patch_origins` rounds."""
+def _patch_corner(grid: PatchGrid, row, col) -> tuple:
+    """Upper left x and y of patches, level-0 px, not rounded: `PatchGrid.patch_origins` rounds."""
     x_px = col * grid.stride_px - grid.margin_px
     y_px = row * grid.stride_px - grid.margin_px
     return grid.bounds.x + x_px * grid.downsample, grid.bounds.y + y_px * grid.downsample
