@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.patches.slabs import Slab, UnreadPatch, by_chunk, readable_patches, slabs
+from wsi_pipeline.patches.bands import UnreadPatch, readable_patches
+from wsi_pipeline.patches.slabs import Slab, by_chunk, slabs
 
 DensePredict = Callable[[np.ndarray], np.ndarray]
 """uint8 (H, W, 3) -> float32 (rows, cols), probabilities of the patches that lie in the image, one

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.patches.slabs import Slab, UnreadPatch, readable_patches
+from wsi_pipeline.patches.bands import UnreadPatch, readable_patches
+from wsi_pipeline.patches.slabs import Slab
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """uint8 (N, H, W, 3) -> float32 (N,), probabilities: all that heatmaps know of a model."""

@@ -16,6 +16,7 @@ from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.jobs.record import Record
 from wsi_pipeline.jobs.run import Outcome, Unit
+from wsi_pipeline.patches.bands import UnreadPatch, readable_patches
 from wsi_pipeline.patches.cache import (
     SCHEMA,
     SHARD,
@@ -27,7 +28,7 @@ from wsi_pipeline.patches.cache import (
     write_shard,
 )
 from wsi_pipeline.patches.index import read_index
-from wsi_pipeline.patches.slabs import Slab, UnreadPatch, readable_patches, slabs
+from wsi_pipeline.patches.slabs import Slab, slabs
 from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
