@@ -3,7 +3,7 @@
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -18,7 +18,7 @@ import tifffile
 from benchmarks.measure import Row, compare, compare_rates, rate
 from wsi_pipeline.config import TissueConfig
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.patches.bands import read_patches
+from wsi_pipeline.patches.bands import BAND_PX, read_patches
 from wsi_pipeline.patches.index import build_index
 from wsi_pipeline.patches.slabs import Slab, slabs
 from wsi_pipeline.phantom import plan_cohort, write_slide
@@ -47,7 +47,7 @@ class TissuePatches:
 def rows(quick: bool) -> list[Row | str]:
     """All tissue patches of a phantom slide, from one and from two threads."""
     with tempfile.TemporaryDirectory() as folder:
-        path = phantom_slide(Path(folder), 4096 if quick else 8192)
+        path = phantom_slide(Path(folder), 4096 if quick else 16384)
         with Slide(path) as slide:
             strides = [tissue_patches(slide, stride) for stride in (512, 256)]
             for patches in strides:
@@ -89,7 +89,8 @@ def check_pixels(patches: TissuePatches) -> None:
 def against_decoders(wide: TissuePatches, dense: TissuePatches, threads: int) -> list[Row]:
     """Against a loop of reads by OpenSlide; and against all that reading could be.
 
-    That is the same tiles' JPEGs, already in memory, each decoded once and thrown away.
+    That is the same tiles' JPEGs, already in memory, each decoded once and thrown away; and what
+    is left of that once the pixels have to stay somewhere.
     """
     suffix = f"{threads} thread{'s'[: threads - 1]}"
     found = []
@@ -101,6 +102,8 @@ def against_decoders(wide: TissuePatches, dense: TissuePatches, threads: int) ->
                     read, openslide_loop(patches, threads), REPEATS),
             compare(what, "simplejpeg on their tiles, each once", "patches",
                     read, bare_decoding(patches, threads), REPEATS),
+            compare(what, "the same, pixels kept in memory", "patches",
+                    read, bare_decoding(patches, threads, keep=True), REPEATS),
         ]  # fmt: skip
     slides = [lambda p=p: bool(reading(p, threads)()) for p in (dense, wide)]
     what = f"a slide's patches at stride {dense.stride}, {suffix}"
@@ -151,17 +154,21 @@ def openslide_loop(patches: TissuePatches, threads: int) -> Callable[[], int]:
     return run
 
 
-def bare_decoding(patches: TissuePatches, threads: int) -> Callable[[], int]:
-    """Each tile under a patch decoded, and thrown away."""
+def bare_decoding(patches: TissuePatches, threads: int, keep: bool = False) -> Callable[[], int]:
+    """Each tile under a patch decoded, and thrown away; or kept in as much memory as bands take."""
     jpegs = tiles_under(patches)
+    kept = np.zeros((BAND_PX // TILE**2 if keep else 0, TILE, TILE, 3), np.uint8)
 
-    def share(number: int) -> None:
-        for jpeg in jpegs[number::threads]:
-            simplejpeg.decode_jpeg(jpeg)
+    def decode(left: Iterator[tuple[int, bytes]]) -> None:
+        for number, jpeg in left:
+            pixels = simplejpeg.decode_jpeg(jpeg)
+            if keep:
+                kept[number % len(kept)] = pixels
 
     def run() -> int:
+        left = iter(list(enumerate(jpegs)))  # of a list: threads may share it
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(share, range(threads)))
+            list(pool.map(decode, [left] * threads))
         return len(patches.origins)
 
     return run
