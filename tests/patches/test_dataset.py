@@ -142,7 +142,7 @@ def test_workers_share_out_the_slides_of_a_block(dataset):
     assert len(first.slide) == len(second.slide) == 48
     drawn = draw(dataset.pool, seed=5, name="train", first=0, count=96)
     np.testing.assert_array_equal([*first.slide, *second.slide], np.sort(drawn.slide))
-    assert sorted([*first.number, *second.number]) == list(range(96))
+    assert sorted([*first.place, *second.place]) == list(range(96))
 
 
 @pytest.fixture(scope="module")
