@@ -77,10 +77,11 @@ def _patches(
 def _batches(
     patches: Iterator[tuple[int, np.ndarray]], batch_size: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Positions and pixels of a batch at a time: uint8 (N, H, W, 3)."""
+    """Positions and pixels of a batch at a time: uint8 (N, H, W, 3), in the memory of the last."""
     positions: list[int] = []
+    batch = None
     for position, patch in patches:
-        if not positions:
+        if batch is None:
             batch = np.empty((batch_size, *patch.shape), np.uint8)
         batch[len(positions)] = patch
         positions.append(position)
