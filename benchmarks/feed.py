@@ -64,9 +64,9 @@ def training_rows(quick: bool) -> list[Row]:
     """Images a second of a model in training alone, with its feed, and of this feed alone."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = _phantoms(folder, 2 if quick else 4, 4096 if GPU else 1024)
-        steps = (60 if quick else 250) if GPU else (1 if quick else 3)
-        return _with_model(folder, paths, steps, 1 if quick else 3)
+        paths = _phantoms(folder, 2 if quick else 4, 4096 if GPU else 2048)
+        steps = (60 if quick else 250) if GPU else (1 if quick else 2)
+        return _with_model(folder, paths, steps, 1 if quick else 3 if GPU else 2)
 
 
 def _phantoms(folder: Path, count: int, side_px: int) -> list[Path]:

@@ -18,7 +18,7 @@ from wsi_pipeline.patches.cache import (
     open_cache,
     write_shard,
 )
-from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader
+from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader, _in_a_thread
 from wsi_pipeline.patches.index import PatchIndex
 from wsi_pipeline.patches.sampling import PatchPool, draw
 from wsi_pipeline.patches.slabs import read_patch, slabs
@@ -95,10 +95,11 @@ def test_batches_hold_the_pixels_labels_and_numbers_of_the_draws(dataset, levels
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
 @pytest.mark.parametrize("workers", [1, 4])
 def test_loader_workers_change_nothing(dataset, workers):
-    settings = {"first_step": 0, "steps": 6, "batch_size": 8}
+    """Also to batches that are kept, while their block's memory is used for others."""
+    settings = {"first_step": 0, "steps": 18, "batch_size": 8}
     alone = list(batches(dataset, **settings))
     shared = list(batches(dataset, **settings, workers=workers))
-    assert len(shared) == 6
+    assert len(shared) == 18
     for one, other in zip(alone, shared, strict=True):
         assert_same(one, other)
 
@@ -117,6 +118,25 @@ def test_an_epoch_that_was_left_early_does_not_leak_into_the_next(dataset):
     [found] = loader.batches(5, 1)
     [expected] = batches(dataset, first_step=5, steps=1, batch_size=4)
     assert_same(found, expected)
+
+
+def test_one_batch_is_made_ahead_and_errors_come_in_their_place():
+    made = []
+
+    def items():
+        for number in range(3):
+            made.append(number)
+            yield number
+        raise RunError("after three")
+
+    ahead = _in_a_thread(items())
+    assert next(ahead) == 0
+    ahead.close()  # waits for the thread
+    assert made == [0, 1]
+    found = []
+    with pytest.raises(RunError, match="after three"):
+        found.extend(_in_a_thread(items()))
+    assert found == [0, 1, 2]
 
 
 def test_a_second_iteration_is_refused_while_one_is_open(dataset):
