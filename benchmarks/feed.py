@@ -22,11 +22,12 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.augment import augment
+from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import SHARD, PatchCache, create_cache, finish_cache, open_cache
 from wsi_pipeline.patches.dataset import Batch, PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import PatchIndex, build_index
 from wsi_pipeline.patches.sampling import PatchPool
-from wsi_pipeline.patches.slabs import read_patch, slabs
+from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.phantom import plan_cohort, write_slide
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import tissue_mask

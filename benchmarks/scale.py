@@ -26,7 +26,7 @@ import shapely
 from shapely.affinity import translate
 
 from benchmarks.measure import Scale
-from wsi_pipeline.config import dump_config, load_config
+from wsi_pipeline.config_file import dump_config, load_config
 from wsi_pipeline.evaluation.figures import precision_recall_figure, roc_figure
 from wsi_pipeline.evaluation.froc import froc_curve, froc_metrics, lecture_hits, lesion_scores
 from wsi_pipeline.evaluation.patch_level import patch_metrics, patch_metrics_by_slide
@@ -42,8 +42,8 @@ from wsi_pipeline.phantom.pyramid import TILE_PX, write_slide_pyramid
 from wsi_pipeline.phantom.slide import GLASS
 from wsi_pipeline.slides.annotations import write_asap_xml
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.evaluate import read_patches
 from wsi_pipeline.stages.run_directory import index_path, read_slides
+from wsi_pipeline.stages.scores import read_scores, write_scores
 from wsi_pipeline.stages.status import stage_status
 
 LARGEST_PX = (105_185, 221_772)
@@ -111,7 +111,7 @@ def large_index(quick: bool) -> list[Scale]:
     draws_a_second, gathered = alone(gather_and_draw, slides, patches)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_scores(folder, slides, patches)
+        write_random_scores(folder, slides, patches)
         _, evaluated = alone(evaluate, folder, slides)
     return [
         replace(
@@ -284,7 +284,7 @@ def gather_and_draw(slides: int, patches: int, count: int = 100_000, times: int 
     return times * count / (time.perf_counter() - started)
 
 
-def write_scores(folder: Path, slides: int, patches: int) -> None:
+def write_random_scores(folder: Path, slides: int, patches: int) -> None:
     """What the evaluate stage keeps of each slide's patches, with a model's random scores."""
     (folder / "slides").mkdir()
     for number in range(slides):
@@ -292,8 +292,7 @@ def write_scores(folder: Path, slides: int, patches: int) -> None:
         label = index.table["label"].to_numpy()
         score = np.random.default_rng(number).random(patches, np.float32)
         score = score ** np.where(label == 1, 0.25, 4).astype(np.float32)
-        table = index.table.append_column("score", pa.array(score))
-        pq.write_table(table, folder / "slides" / f"{index.slide_id}.parquet")
+        write_scores(folder, index.slide_id, index.table, score)
 
 
 def evaluate(folder: Path, slides: int) -> None:
@@ -303,10 +302,10 @@ def evaluate(folder: Path, slides: int) -> None:
     patients = dict(zip(ids, ids, strict=True))
     on_lesions = pc.list_value_length(pc.field("lesions")) > 0
     lesions = lesion_scores(
-        read_patches(folder, ids, ("lesions", "score"), on_lesions),
+        read_scores(folder, ids, ("lesions", "score"), on_lesions),
         {name: range(1, LESIONS + 1) if label else [] for name, label in labels.items()},
     )
-    patches = read_patches(folder, ids)
+    patches = read_scores(folder, ids)
     patch_metrics(patches["label"], patches["score"])
     patch_metrics_by_slide(patches)
     intervals(binary_statistic(patches, 0.75, "patches"), patients)

@@ -19,6 +19,7 @@ from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.stages import explain
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, evaluation_folder, index_path, model_id
+from wsi_pipeline.stages.scores import write_scores
 
 GRID = PatchGrid(Bounds(0, 0, 256, 256), 0.5, 2.0, 32, 16, 16)
 # Lesion 1 fills cell (3, 3) and halves its neighbours; lesion 2 lies inside cell (1, 6).
@@ -68,8 +69,7 @@ def write_evaluation(run):
     folder = evaluation_folder(run, "net")
     (folder / "slides").mkdir(parents=True)
     scores = [SCORES.get(cell, 0.1) for cell in zip(rows, cols, strict=True)]
-    scored = table.append_column("score", pa.array(scores, pa.float32()))
-    pa.parquet.write_table(scored, folder / "slides/s.parquet")
+    write_scores(folder, "s", table, np.array(scores, np.float32))
     (folder / "slides.csv").write_text("split,slide_id,label\ntest,s,1\n")
     # Detections lie at the centres of cells (6, 1) and (6, 6).
     (folder / "false_positives.csv").write_text(

@@ -124,7 +124,7 @@ class ArraySlide:
     """The part of Slide's interface that prediction needs, over an array at downsample 1."""
 
     def __init__(self, pixels, unreadable=None, tile_px=None):
-        self.padded = np.pad(pixels, ((99, 99), (99, 99), (0, 0)), constant_values=255)
+        self.pixels = pixels
         self.unreadable = unreadable  # x0, y0, x1, y1
         self.tile_px = tile_px
         self.reads = []
@@ -147,9 +147,17 @@ class ArraySlide:
             x0, y0, x1, y1 = self.unreadable
             if x < x1 and y < y1 and x0 < x + width_px and y0 < y + height_px:
                 raise SlideReadError("tile (3, 1) is damaged")
-        left, top = int(x) + 99, int(y) + 99
-        pixels = self.padded[top : top + height_px, left : left + width_px]
-        if out is None:
-            return pixels
-        out[:] = pixels
-        return out
+        found = np.empty((height_px, width_px, 3), np.uint8) if out is None else out
+        found[:] = 255
+        x0, y0 = max(int(x), 0), max(int(y), 0)
+        inside = found[y0 - int(y) :, x0 - int(x) :]
+        shown = self.pixels[y0 : y0 + inside.shape[0], x0 : x0 + inside.shape[1]]
+        inside[: shown.shape[0], : shown.shape[1]] = shown
+        return found
+
+    def read_parts(self, x, y, columns, rows, needed, downsample, out):
+        for row, col in np.argwhere(needed).tolist():
+            left, upper = columns[col], rows[row]
+            size = columns[col + 1] - left, rows[row + 1] - upper
+            part = out[upper : upper + size[1], left : left + size[0]]
+            self.read(x + left, y + upper, *size, downsample, out=part)

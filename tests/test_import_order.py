@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "wsi_pipeline"
 WITHOUT_TORCH = (
-    "errors", "files", "geometry", "config", "cli", "slides", "patches.index", "patches.sampling",
-    "heatmaps", "evaluation", "jobs", "phantom",
+    "errors", "files", "geometry", "config", "config_file", "command", "cli", "slides",
+    "patches.index", "patches.sampling", "heatmaps", "evaluation", "jobs", "phantom",
 )  # fmt: skip
 
 

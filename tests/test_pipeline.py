@@ -17,7 +17,7 @@ import pytest
 import yaml
 import zarr
 
-from wsi_pipeline.config import load_config
+from wsi_pipeline.config_file import load_config
 from wsi_pipeline.jobs.record import read_done
 
 WSI = (sys.executable, "-c", "from wsi_pipeline.cli import main; main()")

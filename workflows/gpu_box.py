@@ -10,7 +10,7 @@ each several loader processes.
 
 import sys
 
-from wsi_pipeline.config import load_config
+from wsi_pipeline.config_file import load_config
 from wsi_pipeline.jobs.cluster import GPU, connect, has_resource
 from wsi_pipeline.stages import evaluate, heatmap, tile, train
 

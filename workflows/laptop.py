@@ -8,7 +8,7 @@ is to be left out, repeated, or put between steps of your own.
 
 import sys
 
-from wsi_pipeline.config import load_config
+from wsi_pipeline.config_file import load_config
 from wsi_pipeline.jobs.cluster import connect
 from wsi_pipeline.stages import evaluate, heatmap, tile, train
 

@@ -14,7 +14,8 @@ import sys
 
 from dask_jobqueue import SLURMCluster
 
-from wsi_pipeline.config import Config, load_config
+from wsi_pipeline.config import Config
+from wsi_pipeline.config_file import load_config
 from wsi_pipeline.jobs.cluster import GPU_THREADS, connect
 from wsi_pipeline.stages import evaluate, heatmap, tile, train
 

@@ -3,28 +3,23 @@
 import logging
 import re
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 
 import click
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
 from wsi_pipeline import __version__
-from wsi_pipeline.config import CatalogConfig, Config, commented_yaml, dump_config, load_config
-from wsi_pipeline.errors import ConfigError, RunError, WsiError
+from wsi_pipeline.command import FAILED, WRONG, alone_in, console, finish, run_stages
+from wsi_pipeline.config import CatalogConfig, Config
+from wsi_pipeline.config_file import commented_yaml, load_config
+from wsi_pipeline.errors import RunError, WsiError
 
 STAGES = ("tile", "cache", "train", "heatmap", "evaluate")
 """Of `wsi run`; the cache is one where train.cache is set."""
-FAILED, WRONG = 1, 2
-"""Exit statuses: some slides failed; nothing could be done with these settings or files."""
-
-console = Console(stderr=True)
 
 
 class Verbs(click.Group):
@@ -34,9 +29,7 @@ class Verbs(click.Group):
         """Run the verb."""
         try:
             return super().invoke(ctx)
-        except WsiError as error:
-            message = f"{type(error).__name__}: {error}"
-        except OSError as error:  # the disk is full, the network gone, a folder not ours
+        except (WsiError, OSError) as error:  # OSError: the disk is full, the network gone
             message = f"{type(error).__name__}: {error}"
         console.print(message, style="red", markup=False, soft_wrap=True)
         return ctx.exit(WRONG)
@@ -73,7 +66,7 @@ def _stage_verb(name: str, stages: tuple[str, ...], text: str):
     @out_option
     @scheduler_option
     def verb(path, out, scheduler):
-        _run(_load(path, out, scheduler), stages)
+        run_stages(_load(path, out, scheduler), stages)
 
 
 @main.command()
@@ -83,7 +76,7 @@ def _stage_verb(name: str, stages: tuple[str, ...], text: str):
 def run(path, out, scheduler):
     """All stages: tile, cache where train.cache is set, train, heatmap, evaluate."""
     config = _load(path, out, scheduler)
-    _run(config, _stages(config))
+    run_stages(config, _stages(config))
 
 
 _stage_verb("tile", ("tile",), "Catalog the slides and index their patches with labels.")
@@ -149,7 +142,7 @@ def explain(path, out, scheduler, methods, slide, at, size, top):
     config = _load(path, out, scheduler)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     asked = {"slide": slide, "at": at, "size": size, "methods": names, "top": top}
-    _run(config, ("explain",), plan=partial(plan_explanations, config, **asked))
+    run_stages(config, ("explain",), plan=partial(plan_explanations, config, **asked))
 
 
 @main.command()
@@ -176,7 +169,7 @@ def phantom(scheduler, out, **settings):
 
     with connect(scheduler) as client:
         outcome = stage.run(out.absolute(), client, **settings)
-    _finish([("phantom", outcome)], out)
+    finish([("phantom", outcome)], out)
 
 
 @main.command()
@@ -199,8 +192,8 @@ def demo(out, scheduler):
     with connect(config.jobs.scheduler, workers=config.jobs.workers) as client:
         outcome = stage.run(cohort, client, **DEMO_COHORT, seed=config.seed)
     if outcome.failed:
-        _finish([("phantom", outcome)], cohort)
-    _run(config, _stages(config))
+        finish([("phantom", outcome)], cohort)
+    run_stages(config, _stages(config))
 
 
 DEMO_COHORT = {"slides": 26, "size": (3072, 3072), "mpp": 0.5}
@@ -253,8 +246,7 @@ def froc(scheduler, modes, tumour, out, **settings):
             "mode is lecture: it is defined on patches, which a folder of detections does not"
             " hold; `wsi evaluate` gives it for a run, here there are official and corrected"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    with _only_one(out), connect(scheduler) as client:
+    with alone_in(out), connect(scheduler) as client:
         if tumour:
             settings["tumour"] = tumour
         outcome = stage.run(out=out, client=client, modes=modes or stage.MODES, **settings)
@@ -264,7 +256,7 @@ def froc(scheduler, modes, tumour, out, **settings):
     if not outcome.failed:
         for mode, found in stage.scores(out).items():
             console.print(f"{mode}: {found}", markup=False)
-    _finish([("froc", outcome)], out)
+    finish([("froc", outcome)], out)
 
 
 @main.command("slide-scores")
@@ -330,7 +322,7 @@ def mine(path, out):
     from wsi_pipeline.stages import mine as stage
 
     config = _load(path, out, None)
-    with _only_one(config.out):
+    with alone_in(config.out):
         mined, table = stage.run(config)
     console.print(
         f"{len(table)} hard negatives of {table['slide_id'].nunique()} slides in {mined}:"
@@ -376,84 +368,3 @@ def _load(path: Path, out: Path | None, scheduler: str | None, **overrides) -> C
 
 def _stages(config: Config) -> tuple[str, ...]:
     return tuple(name for name in STAGES if name != "cache" or config.train.cache)
-
-
-def _run(config: Config, stages: tuple[str, ...], plan: Callable[[], object] | None = None):
-    """Run stages with one Dask client and leave with the status that their failures call for.
-
-    What `plan` returns is handed to each stage. What it refuses is refused before any worker is
-    there and any file but the lock is written.
-    """
-    from wsi_pipeline.jobs.cluster import connect
-    from wsi_pipeline.stages.run_directory import (
-        EXPLANATIONS_PAGE,
-        evaluation_folder,
-        explanation_folder,
-    )
-    from wsi_pipeline.stages.status import reading_summary
-
-    outcomes = []
-    jobs = config.jobs
-    with _only_one(config.out):
-        options = {} if plan is None else {"plan": plan()}
-        _write_settings(config)
-        with connect(jobs.scheduler, workers=jobs.workers) as client:
-            for name in stages:
-                stage = import_module(f"wsi_pipeline.stages.{name}")
-                outcomes.append((name, stage.run(config, client, **options)))
-                if name == "train" and not outcomes[-1][1].results:
-                    break  # a failed slide stops nothing, but without a model there is no going on
-    pages = {
-        "evaluate": evaluation_folder(config.out, config.train.name) / "report.html",
-        "explain": explanation_folder(config.out, config.train.name) / EXPLANATIONS_PAGE,
-    }
-    for name, outcome in outcomes:
-        if name == "heatmap" and (reading := reading_summary(outcome.results.values())):
-            console.print(f"heatmap: {reading}", markup=False, soft_wrap=True)
-    if outcomes[-1][0] in pages:
-        console.print(f"report: {pages[outcomes[-1][0]]}", markup=False, soft_wrap=True)
-    _finish(outcomes, config.out)
-
-
-def _write_settings(config: Config):
-    """Write the settings of a run beside its results."""
-    from wsi_pipeline.files import replace_atomically
-
-    try:
-        with replace_atomically(config.out / "config.yaml") as part:
-            part.write_text(f"# wsi_pipeline {__version__}\n" + dump_config(config))
-    except OSError as error:
-        raise _unwritable(config.out, error) from error
-
-
-def _unwritable(out: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"out is {out}: it cannot be written to: {error}")
-
-
-@contextmanager
-def _only_one(run_dir: Path):
-    """Hold the run directory: two commands in one would overwrite each other's records."""
-    lock = FileLock(run_dir / ".lock", timeout=0)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise RunError(f"{run_dir}: another wsi command is at work in this directory") from None
-    except OSError as error:
-        raise _unwritable(run_dir, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _finish(outcomes: list[tuple], folder: Path):
-    """Say how each stage ended, and leave with the status that the failures call for."""
-    failed = sum(outcome.failed for _, outcome in outcomes)
-    for name, outcome in outcomes:
-        console.print(
-            f"{name}: {outcome.done} done, {outcome.skipped} already done, {outcome.failed} failed"
-        )
-    if failed:
-        console.print(f"{failed} failed: see {folder / 'failures.csv'}", style="red", markup=False)
-    sys.exit(FAILED if failed else 0)

@@ -1,6 +1,7 @@
 """Fine pixels where coarse cells point: which they are, and their values."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from wsi_pipeline.heatmaps.fine import BLOCK, coarse_slabs, predict_pixels, want
 from wsi_pipeline.models.inference import dense_predictor
 from wsi_pipeline.models.patchnet import Subnet
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
+from wsi_pipeline.patches.slabs import Slab
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,12 +114,31 @@ def test_values_are_those_of_the_whole_slide_evaluated_at_once(pixels, patch_px,
     assert values[found].std() > 1e-3
 
 
-def test_a_chunk_is_one_read_of_the_box_around_its_wanted_patches(pixels):
-    grid = COARSE.finer(17, 8)  # 3 x 3 pixels a cell, inner squares of 9 px, margin 4
-    slide = ArraySlide(pixels)
-    heatmap_of(slide, grid, (np.array([2, 3]), np.array([4, 5])), 128, centre_value(17, 8)[0])
-    # Rows 6 to 11, columns 12 to 17: from 12 * 8 - 4 on, 5 steps and a patch wide.
-    assert slide.reads == [(92, 44, 57, 57)]
+def test_only_tiles_under_a_block_with_a_wanted_pixel_are_read(pixels):
+    grid = COARSE.finer(17, 1)  # margin 8
+    slide = ArraySlide(pixels, tile_px=20)
+    heatmap_of(slide, grid, (np.array([0, 3]), np.array([0, 3])), 128, centre_value(17, 1)[0])
+    # Pixels 0 to 24 and 72 to 96: the first block is px -8 to 40, the third 56 to 104. Tiles of
+    # 20 px end at 40, the last before 56 begins there.
+    assert sum(width * height for *_, width, height in slide.reads) == 48 * 48 + 64 * 64
+
+
+def test_memory_does_not_grow_with_the_height_of_a_chunk(monkeypatch):
+    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    coarse = PatchGrid(Bounds(0, 0, 64, 20_000), 0.5, 1.0, patch_px=32, stride_px=24, inner_px=24)
+    slab = Slab((0, 0), *np.divmod(np.arange(np.prod(coarse.shape)), coarse.shape[1]))
+    grid = coarse.finer(17, 8)  # a block is 31 * 8 + 17 = 265 px wide
+    wanted = wanted_pixels(grid, coarse, slab, 3000)
+    slide = ArraySlide(np.zeros((20_000, 64, 3), np.uint8), tile_px=64)
+    tracemalloc.start()
+    try:
+        predict_pixels(slide, grid, wanted, centre_value(17, 8)[0])
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A band needs a block, a step and a tile: 265 + 256 + 64 rows. The box has 20,000.
+    assert 585 * 265 * 3 < 2e6 < 20_000 * 265 * 3
+    assert peak_bytes < 2e6
 
 
 def test_only_blocks_with_a_wanted_pixel_are_evaluated(pixels):

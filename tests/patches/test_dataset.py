@@ -11,6 +11,7 @@ from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.errors import ConfigError, RunError, SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import (
     SHARD,
     create_cache,
@@ -21,7 +22,7 @@ from wsi_pipeline.patches.cache import (
 from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader, _in_a_thread
 from wsi_pipeline.patches.index import PatchIndex
 from wsi_pipeline.patches.sampling import PatchPool, draw
-from wsi_pipeline.patches.slabs import read_patch, slabs
+from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.slides import reader
 from wsi_pipeline.slides.reader import Slide
 

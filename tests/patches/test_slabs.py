@@ -1,14 +1,12 @@
 import pickle
-from contextlib import ExitStack
+import tracemalloc
 
 import numpy as np
 import pytest
-from slide_files import ArraySlide, write_pyramid_tiff
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.slabs import covered_px, read_cells, read_patches, slabs
-from wsi_pipeline.slides.reader import Slide
+from wsi_pipeline.patches.slabs import covered_px, slabs
 
 
 @pytest.fixture
@@ -55,133 +53,6 @@ def test_a_slab_of_the_default_chunk_travels_in_a_few_kilobytes():
     assert len(pickle.dumps(slab)) < 8192
 
 
-@pytest.fixture
-def pixels():
-    return np.random.default_rng(0).integers(0, 256, (100, 170, 3), np.uint8)
-
-
-def patches_of(slide, grid, slab):
-    """Copies of all patches, by position, and how many came at a time."""
-    found, counts = {}, []
-    for positions, patches in read_patches(slide, grid, slab):
-        found |= dict(
-            zip(range(positions.start, positions.stop), map(np.copy, patches), strict=True)
-        )
-        counts.append(len(patches))
-    return found, counts
-
-
-@pytest.mark.parametrize("tile_px", [None, 8, 20, 64])
-@pytest.mark.parametrize("band_px", [1, 6000, 1 << 20])
-@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
-@pytest.mark.parametrize(("patch_px", "stride_px"), [(32, 16), (16, 16), (16, 24), (33, 7)])
-def test_every_patch_holds_its_own_pixels(
-    pixels, monkeypatch, tile_px, band_px, share, patch_px, stride_px
-):
-    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", band_px)
-    inner_px = min(patch_px, stride_px) - (patch_px - min(patch_px, stride_px)) % 2
-    grid = PatchGrid(Bounds(0, 0, 170, 100), 0.5, 1.0, patch_px, stride_px, inner_px)
-    rows, cols = np.nonzero(np.random.default_rng(1).random(grid.shape) < share)
-    (slab,) = slabs(grid, rows, cols, chunk=100)
-
-    found, _ = patches_of(ArraySlide(pixels, tile_px=tile_px), grid, slab)
-
-    white = np.pad(
-        pixels, ((grid.margin_px, 99), (grid.margin_px, 99), (0, 0)), constant_values=255
-    )
-    assert len(found) == len(slab.rows)
-    for position, (row, col) in enumerate(zip(slab.rows, slab.cols, strict=True)):
-        y, x = row * stride_px, col * stride_px
-        np.testing.assert_array_equal(found[position], white[y : y + patch_px, x : x + patch_px])
-
-
-def test_bands_end_on_edges_of_tiles_and_no_row_is_read_twice(pixels, grid, monkeypatch):
-    # 11 columns of patches are 10 * 16 + 32 = 192 px wide: 70 rows of px at a time, and the slab
-    # lies from y = -8 to 120.
-    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", 192 * 70)
-    slide = ArraySlide(pixels, tile_px=20)
-    (slab,) = slabs(grid, *all_cells(grid), chunk=100)
-
-    _, counts = patches_of(slide, grid, slab)
-
-    # -8 + 70 = 62: the band ends at 60, which holds rows of patches from -8, 8 and 24 (to 56). The
-    # next begins at 40: 40 + 70 = 110, back to 100, with rows from 40 and 56; the last begins at
-    # 72. Each is one read, since all tiles are needed.
-    assert slide.reads == [(-8, -8, 192, 68), (-8, 60, 192, 40), (-8, 100, 192, 20)]
-    assert counts == [33, 22, 22]
-
-
-def test_tiles_under_no_patch_are_not_read(pixels, grid):
-    slide = ArraySlide(pixels, tile_px=20)
-    (slab,) = slabs(grid, [1, 2, 1], [0, 0, 8], chunk=100)
-    patches_of(slide, grid, slab)
-    # Column 0 is px -8 to 24, to 40 by tiles; column 8 px 120 to 152, which the slab ends with.
-    # Row 1 is px 8 to 40, row 2 px 24 to 56, which the slab ends with: below 40 it is alone.
-    assert slide.reads == [(-8, 8, 48, 32), (120, 8, 32, 32), (-8, 40, 48, 16)]
-
-
-def test_patches_overlap_in_memory_as_they_do_in_the_slide(pixels, grid):
-    (slab,) = slabs(grid, [2, 2], [5, 6], chunk=100)
-    ((_, (left, right)),) = read_patches(ArraySlide(pixels), grid, slab)
-    assert np.shares_memory(left[:, 16:], right[:, :16])
-    assert not np.shares_memory(left[:, :16], right)
-
-
-@pytest.fixture
-def tiled(tmp_path, monkeypatch):
-    """A function of a tile's side to a slide of 1280 px a side that is read by tiles."""
-    monkeypatch.setattr("wsi_pipeline.slides.reader.WORTH_TILES_PX", 0)
-    pixels = np.random.default_rng(0).integers(0, 256, (1280, 1280, 3), np.uint8)
-    with ExitStack() as opened:
-        yield lambda tile_px: opened.enter_context(
-            Slide(write_pyramid_tiff(tmp_path / f"{tile_px}.tif", [pixels], tile=tile_px), 0.5)
-        )
-
-
-def large_slab(slide, downsample):
-    """All patches of a slide; a band holds just as many rows as it must."""
-    grid = PatchGrid(slide.bounds, 0.5, downsample, patch_px=128, stride_px=64, inner_px=64)
-    (slab,) = slabs(grid, *all_cells(grid), chunk=100)
-    return grid, slab
-
-
-@pytest.mark.parametrize("tile_px", [64, 128, 320, 640])
-def test_no_tile_of_a_slab_is_decoded_twice(tiled, monkeypatch, tile_px):
-    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", 1)
-    slide = tiled(tile_px)
-    slide.backend(0)  # which decodes some tiles to compare them
-    before = slide.decoded_px
-    _, counts = patches_of(slide, *large_slab(slide, 1.0))
-    assert len(counts) > 1
-    assert slide.decoded_px - before == 1280 * 1280  # each lies under several patches
-
-
-def test_a_resolution_almost_a_levels_shows_every_row_of_it(tiled, monkeypatch):
-    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", 1)
-    slide = tiled(64)
-    # 1000 px from the corner on, 1.00099 px to a px would be a whole px off.
-    monkeypatch.setattr("wsi_pipeline.slides.reader.SAME_DOWNSAMPLE", 1e-3)
-    grid, slab = large_slab(slide, 1.00099)
-    found, _ = patches_of(slide, grid, slab)
-    whole = slide.read(-32, -32, 1344, 1344)
-    for position, (row, col) in enumerate(zip(slab.rows, slab.cols, strict=True)):
-        y, x = row * 64, col * 64
-        np.testing.assert_array_equal(found[position], whole[y : y + 128, x : x + 128])
-
-
-@pytest.mark.parametrize("downsample", [1.03, 1.9])
-def test_resampled_patches_are_read_in_few_large_parts(tiled, monkeypatch, downsample):
-    monkeypatch.setattr("wsi_pipeline.patches.slabs.BAND_PX", 1)
-    slide = tiled(64)
-    slide.backend(0)
-    before = slide.decoded_px
-    grid, slab = large_slab(slide, downsample)
-    found, _ = patches_of(slide, grid, slab)
-    assert slide.decoded_px - before == 1280 * 1280
-    single = read_cells(slide, grid, int(slab.rows[7]), int(slab.cols[7]))
-    np.testing.assert_allclose(found[7].astype(int), single, atol=1)
-
-
 def test_pixels_under_patches_count_once_and_only_inside_the_slide(grid):
     assert covered_px(grid, [], [], 170, 100) == 0
     # Patches start 8 px before their cell: 24 x 24 px of the first are inside; (1, 1) is 8 to 40,
@@ -203,3 +74,20 @@ def test_pixels_under_patches_are_those_of_a_painted_mask(stride_px):
         y, x = 20 + row * stride_px - 8, 30 + col * stride_px - 8
         mask[max(y, 0) : y + 32, max(x, 0) : x + 32] = True
     assert covered_px(grid, rows, cols, 420, 300) == mask.sum()
+
+
+def test_counting_px_takes_no_memory_for_the_grid_between_cells():
+    grid = PatchGrid(Bounds(0, 0, 105_185, 221_772), 0.25, 1.0, 512, 32, 32)  # margin 240
+    # Patches (2i, i), from px (16, 272) on and at steps of (32, 64). The last, i = 3270, ends at px
+    # (3270 * 32 - 240 + 512, 6540 * 32 - 240 + 512) = (104_912, 209_552): all are inside. Each
+    # shares 480 x 448 px with the one before, and what it shares with others lies within that.
+    cols = np.arange(8, 3271)
+    assert grid.shape == (6931, 3288)
+    tracemalloc.start()
+    try:
+        found = covered_px(grid, 2 * cols, cols, 105_185, 221_772)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == 3263 * 512 * 512 - 3262 * 480 * 448
+    assert peak_bytes < 4e6  # a byte for each cell between them takes 3263 * 6525 = 21 MB

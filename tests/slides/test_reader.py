@@ -55,54 +55,9 @@ def test_states_size_levels_and_resolution_of_a_tiled_tiff(tmp_path, noise):
         assert slide.mpp == pytest.approx(0.25)
 
 
-def test_missing_resolution_is_an_error_that_names_file_and_remedy(tmp_path, noise):
-    path = write_pyramid_tiff(tmp_path / "a.tiff", [noise])
-    with pytest.raises(SlideError, match=r"a\.tiff.*mpp column.*catalog\.mpp"):
-        Slide(path)
-    assert Slide(path, mpp=0.3).mpp == 0.3
-
-
 def test_given_resolution_wins_over_the_stated_one(tmp_path, noise):
     path = write_pyramid_tiff(tmp_path / "a.tiff", [noise], mpp=0.25)
     assert Slide(path, mpp=0.3).mpp == 0.3
-
-
-@pytest.mark.parametrize("given", [0, -0.25, math.nan, math.inf])
-def test_given_resolution_must_be_positive_and_finite(tmp_path, noise, given):
-    path = write_pyramid_tiff(tmp_path / "a.tiff", [noise], mpp=0.25)
-    with pytest.raises(SlideError, match=r"a\.tiff: mpp is given as"):
-        Slide(path, mpp=given)
-
-
-def test_resolution_of_a_printer_is_not_taken_for_a_microscopes(test_data):
-    path = test_data / "openslide-python/boxes.tiff"  # 72 dpi
-    with pytest.raises(SlideError, match=r"boxes\.tiff: the slide states 352\.778"):
-        Slide(path)
-    assert Slide(path, mpp=1).size == (300, 250)
-
-
-def anisotropic_tiff(path, pixels, mpp_x, mpp_y):
-    tifffile.imwrite(
-        path,
-        pixels,
-        tile=(256, 256),
-        photometric="rgb",
-        resolution=(1e4 / mpp_x, 1e4 / mpp_y),
-        resolutionunit="CENTIMETER",
-    )
-    return path
-
-
-def test_resolutions_of_x_and_y_a_little_apart_give_their_geometric_mean(tmp_path, noise):
-    path = anisotropic_tiff(tmp_path / "a.tiff", noise, 0.25, 0.26)
-    assert Slide(path).mpp == pytest.approx(math.sqrt(0.25 * 0.26))
-
-
-def test_resolutions_of_x_and_y_far_apart_are_refused(tmp_path, noise):
-    path = anisotropic_tiff(tmp_path / "a.tiff", noise, 0.25, 0.27)
-    with pytest.raises(SlideError, match=r"0\.25 um per px in x and 0\.27 in y"):
-        Slide(path)
-    assert Slide(path, mpp=0.25).mpp == 0.25
 
 
 def test_downsample_of_a_level_and_of_a_target_resolution(tmp_path, noise):
@@ -340,20 +295,6 @@ def test_unreadable_svs_opens_and_fails_at_the_first_read(test_data):
         for _ in range(2):
             with pytest.raises(SlideReadError, match=r"unreadable\.svs.*Bogus marker length"):
                 slide.read(0, 0, 16, 16)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("openslide-python/unopenable.tiff", "Unsupported TIFF compression"),
-        ("histolab/kidney-48-5.tif", "not a format that OpenSlide reads.*tiled, pyramidal"),
-        ("labels.csv", "no such file"),
-        ("README.md", "not a format that OpenSlide reads$"),
-    ],
-)
-def test_what_openslide_cannot_open_is_named(test_data, name, message):
-    with pytest.raises(SlideError, match=f"{name.split('/')[-1]}: .*{message}"):
-        Slide(test_data / name)
 
 
 # The cache.

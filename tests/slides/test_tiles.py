@@ -15,7 +15,7 @@ from PIL import Image
 from slide_files import write_mrxs, write_pyramid_tiff
 
 from wsi_pipeline.errors import SlideReadError
-from wsi_pipeline.slides import reader, tiles
+from wsi_pipeline.slides import reader, threads, tiles
 from wsi_pipeline.slides.reader import Slide
 
 APERIO = "Aperio Image Library v11\n{}x{} |AppMag = 20|MPP = 0.5"
@@ -351,8 +351,8 @@ def test_pages_of_one_size_are_left_to_openslide(tmp_path, picture):
 
 
 def test_a_difference_leaves_the_level_to_openslide(tmp_path, monkeypatch, picture):
-    decode = tiles._decode_jpeg
-    monkeypatch.setattr(tiles, "_decode_jpeg", lambda *of: decode(*of) ^ 1)
+    decode = tiles.simplejpeg.decode_jpeg
+    monkeypatch.setattr(tiles.simplejpeg, "decode_jpeg", lambda *of, **how: decode(*of, **how) ^ 1)
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
         assert slide.backend(0).startswith("openslide: the tile at level px (")
         assert slide.backend(0).endswith("differs from OpenSlide's by up to 1")
@@ -380,6 +380,46 @@ def test_pixels_of_decoded_tiles_are_counted(tmp_path, picture):
         slide.read(60, 60, 10, 10)  # four tiles of 64 x 64
         slide.read(-5, -5, 10, 10)  # a part of the first
         assert (slide.decoded_px, slide.read_px) == (5 * 64 * 64, 5 * 64 * 64)
+
+
+@pytest.mark.parametrize("corner", [(-100, -30), (70, 40), (250, 200)])
+@pytest.mark.parametrize(("downsample", "by_tiles"), [(1.0, True), (1.0, False), (1.7, True)])
+def test_the_parts_that_are_needed_are_read_and_no_others(
+    tmp_path, monkeypatch, picture, corner, downsample, by_tiles
+):
+    if not by_tiles:
+        monkeypatch.setattr(reader, "WORTH_TILES_PX", 10**9)
+        monkeypatch.setattr(reader, "BLOCK_PX", 64)
+    region = (*corner, 200, 150)
+    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
+        columns, rows = slide.tile_edges(*region, downsample)
+        needed = np.random.default_rng(0).random((len(rows) - 1, len(columns) - 1)) < 0.5
+        expected, out = slide.read(*region, downsample), np.zeros((150, 200, 3), np.uint8)
+        before = slide.decoded_px
+        slide.read_parts(*corner, columns, rows, needed, downsample, out)
+        touched = 0
+        for (row, col), wanted in np.ndenumerate(needed):
+            part = np.s_[rows[row] : rows[row + 1], columns[col] : columns[col + 1]]
+            if wanted:
+                np.testing.assert_array_equal(out[part], expected[part])
+            x, y = corner[0] + columns[col], corner[1] + rows[row]
+            touched += wanted and 0 <= x < 333 and 0 <= y < 290
+        if by_tiles and downsample == 1:
+            assert 0 < touched < needed.size
+            assert slide.decoded_px - before == touched * 64 * 64
+
+
+def test_parts_larger_than_tiles_are_read_whole(tmp_path, monkeypatch, picture):
+    """Their edges were asked for before it was worth to find out where the tiles are."""
+    monkeypatch.setattr(reader, "WORTH_TILES_PX", 40_000)
+    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
+        columns, rows = slide.tile_edges(10, 10, 190, 190)
+        assert columns.tolist() == rows.tolist() == [0, 190]
+        slide.read(0, 0, 200, 200)
+        before, out = slide.decoded_px, np.zeros((190, 190, 3), np.uint8)
+        slide.read_parts(10, 10, columns, rows, np.array([[True]]), 1.0, out)
+        assert slide.decoded_px - before == 4 * 4 * 64 * 64
+        np.testing.assert_array_equal(out, slide.read(10, 10, 190, 190))
 
 
 def test_each_thread_counts_its_own_reads(tmp_path, picture):
@@ -440,7 +480,7 @@ def test_a_tile_that_names_the_colour_space_of_the_page_is_decoded(tmp_path, pic
 @pytest.mark.parametrize("decoding", ["1", "2"])
 def test_threads_read_one_slide_at_once(tmp_path, monkeypatch, picture, decoding):
     monkeypatch.setenv("OMP_NUM_THREADS", decoding)
-    monkeypatch.setattr(tiles, "CPU_COUNT", 2)
+    monkeypatch.setattr(threads, "CPU_COUNT", 2)
     regions = [(x, y, 120, 100) for x in range(0, 333, 30) for y in range(0, 290, 40)]
     path, wrong = write_jpeg_tiff(tmp_path / "a.tif", [picture]), []
     expected = [with_openslide_alone(path, 0, *region) for region in regions]
@@ -453,10 +493,10 @@ def test_threads_read_one_slide_at_once(tmp_path, monkeypatch, picture, decoding
                     wrong.append(region)
             counts.append(slide.decoded_px)
 
-        threads = [threading.Thread(target=read) for _ in range(2)]
-        for thread in threads:
+        readers = [threading.Thread(target=read) for _ in range(2)]
+        for thread in readers:
             thread.start()
-        for thread in threads:
+        for thread in readers:
             thread.join()
     tiles_met = [
         (-(-min(x + w, 333) // 64) - x // 64) * (-(-min(y + h, 290) // 64) - y // 64)
@@ -464,28 +504,6 @@ def test_threads_read_one_slide_at_once(tmp_path, monkeypatch, picture, decoding
     ]
     assert counts == [sum(tiles_met) * 64 * 64] * 2
     assert not wrong
-
-
-@pytest.mark.parametrize(
-    ("stated", "threads"), [("1", 1), ("3", 3), ("64", 4), ("2,1", 2), ("", 4), ("no", 4), ("0", 4)]
-)
-def test_decoding_threads_are_those_for_arithmetic(monkeypatch, stated, threads):
-    monkeypatch.setattr(tiles, "CPU_COUNT", 4)
-    monkeypatch.setenv("OMP_NUM_THREADS", stated)
-    assert tiles.decoding_threads() == threads
-
-
-def test_a_thread_may_choose_with_how_many_it_decodes(monkeypatch):
-    monkeypatch.setattr(tiles, "CPU_COUNT", 4)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with tiles.decoding_in(3), ThreadPoolExecutor(1) as other:
-        assert tiles.decoding_threads() == 3
-        assert other.submit(tiles.decoding_threads).result() == 1
-        with tiles.decoding_in(0):
-            assert tiles.decoding_threads() == 3
-        with tiles.decoding_in(64):
-            assert tiles.decoding_threads() == 4
-    assert tiles.decoding_threads() == 1
 
 
 def test_closing_lets_go_of_the_file_and_reading_opens_it_again(tmp_path, picture):

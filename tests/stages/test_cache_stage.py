@@ -11,13 +11,14 @@ import torch
 from distributed import Client
 from slide_files import write_pyramid_tiff
 
-from wsi_pipeline.config import CatalogConfig, Config, TrainConfig, dump_config
+from wsi_pipeline.config import CatalogConfig, Config, TrainConfig
+from wsi_pipeline.config_file import dump_config
 from wsi_pipeline.errors import RunError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.jobs.record import read_done, read_failures
+from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import open_cache, shard_file
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
-from wsi_pipeline.patches.slabs import read_patch
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import cache, train
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, cache_path, index_path, model_folder
@@ -158,8 +159,18 @@ def test_too_small_a_disk_is_refused_with_the_figure(run, client, monkeypatch):
         cache.run(settings(run), client)
 
 
-def test_room_is_needed_for_the_shards_that_are_not_there(run, client, monkeypatch):
-    def refused_with(free):
+PATCH_BYTES = 64 * 64 * 3
+
+
+def patches_of(slide, downsample):
+    return int((index_of(slide, downsample).table["label"].to_numpy() >= 0).sum())
+
+
+@pytest.fixture
+def refused_with(run, client, monkeypatch):
+    """A function of the free bytes of a disk to the error of a run on it, None if there is none."""
+
+    def error_of_run(free):
         usage = shutil.disk_usage(run)._replace(free=free)
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", lambda _: usage)
@@ -168,18 +179,67 @@ def test_room_is_needed_for_the_shards_that_are_not_there(run, client, monkeypat
             except RunError as error:
                 return str(error)
 
+    return error_of_run
+
+
+def test_room_is_needed_for_the_shards_that_are_not_there(run, client, refused_with):
     cache.run(settings(run), client)
     assert refused_with(0) is None  # all are finished
-    write_index(index_of("b", 1.0), index_path(run, "b"))  # of other inputs: all of it
+    shutil.rmtree(cache_path(run, "b"))  # all of it
     (slide,) = pd.read_parquet(run / "slides.parquet").query("slide_id == 'd'").itertuples()
     begun = plan_store(slide, settings(run), run / "cache", schema=cache.SCHEMA).part
     cache_path(run, "d").rename(begun)  # of these inputs, but for a shard
     shard_file(begun, (1, 1)).unlink()
     last = [corner for corner in labelled("d") if min(grid(1.0).cells_at(*corner)) >= 16]
-    b_patches = index_of("b", 1.0).table["label"].to_numpy() >= 0
-    needed = (len(last) + b_patches.sum()) * 64 * 64 * 3
-    assert "of 2 slides" in refused_with(int(needed) - 1)
-    assert refused_with(int(needed)) is None
+    needed = (len(last) + patches_of("b", 2.0)) * PATCH_BYTES
+    assert "of 2 slides" in refused_with(needed - 1)
+    assert refused_with(needed) is None
+
+
+def write_old(store, n_bytes):
+    """A store of so many bytes, in place of what is there."""
+    shutil.rmtree(store, ignore_errors=True)
+    (store / "c").mkdir(parents=True)
+    (store / "zarr.json").write_bytes(bytes(100))
+    (store / "c" / "0").write_bytes(bytes(n_bytes - 100))
+
+
+def test_old_caches_of_a_slide_make_room_for_it_and_those_after_it(run, client, refused_with):
+    cache.run(settings(run), client)
+    write_index(index_of("a", 1.0), index_path(run, "b"))  # of other inputs
+    write_old(cache_path(run, "b"), 20_000)
+    write_old(run / "cache" / ".b-0123456789ab.zarr", 30_000)  # begun with others still
+    write_old(run / "cache" / "gone.zarr", 10**7)  # of no slide of the catalog: it stays
+    shutil.rmtree(cache_path(run, "c"))
+    needed = (patches_of("a", 1.0) + patches_of("c", 1.37)) * PATCH_BYTES - 50_000
+    assert "of 2 slides" in refused_with(needed - 1)
+    assert refused_with(needed) is None
+    stores = sorted(store.name for store in (run / "cache").glob("*.zarr"))
+    assert stores == ["a.zarr", "b.zarr", "c.zarr", "d.zarr", "gone.zarr"]
+
+
+def test_an_old_cache_makes_no_room_for_the_slides_before_it(run, client, refused_with):
+    cache.run(settings(run), client)
+    write_index(index_of("a", 1.0), index_path(run, "d"))
+    write_old(cache_path(run, "d"), 10**7)  # over twice what d takes: 400 cells, 4.9 MB at most
+    shutil.rmtree(cache_path(run, "b"))
+    needed = patches_of("b", 2.0) * PATCH_BYTES  # and when d is begun, less
+    assert "of 2 slides" in refused_with(needed - 1)
+    assert refused_with(needed) is None
+
+
+def test_an_old_cache_that_cannot_be_deleted_fails_its_slide_alone(run, client, monkeypatch):
+    def refuse_b(path, *_, **__):
+        if path == cache_path(run, "b"):
+            raise OSError(f"{path}: busy")
+
+    write_old(cache_path(run, "b"), 20_000)
+    monkeypatch.setattr(shutil, "rmtree", refuse_b)
+    outcome = cache.run(settings(run), client)
+    assert outcome.failed == 1
+    (row,) = read_failures(run)
+    assert row.slide_id == "b" and "busy" in row.reason
+    assert cache_path(run, "c").is_dir()
 
 
 def test_an_index_off_its_grid_fails_its_slide_alone(run, client):

@@ -21,8 +21,8 @@ from wsi_pipeline.config import (
     FineConfig,
     HeatmapConfig,
     TrainConfig,
-    dump_config,
 )
+from wsi_pipeline.config_file import dump_config
 from wsi_pipeline.errors import ModelError, RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap, open_heatmap, write_chunk

@@ -19,7 +19,7 @@ from wsi_pipeline.jobs.cluster import GPU_CORES
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
-from wsi_pipeline.slides import tiles
+from wsi_pipeline.slides import threads
 from wsi_pipeline.stages import worker_model as worker_model_module
 from wsi_pipeline.stages.slab_stores import StorePlan, _units_or_refusal
 from wsi_pipeline.stages.stores import _finish_unit, begin_store, fill_chunk, finish_slide
@@ -87,18 +87,18 @@ def test_px_are_on_record_only_if_all_slabs_counted_them(tmp_path, uncounted):
     assert unit.function(**unit.arguments) == expected
 
 
-@pytest.mark.parametrize(("environment", "threads"), [({}, 1), ({GPU_CORES: "3"}, 3)])
+@pytest.mark.parametrize(("environment", "count"), [({}, 1), ({GPU_CORES: "3"}, 3)])
 def test_units_on_a_local_gpu_decode_with_its_share_of_the_cores(
-    tmp_path, monkeypatch, environment, threads
+    tmp_path, monkeypatch, environment, count
 ):
-    monkeypatch.setattr(tiles, "CPU_COUNT", 4)
+    monkeypatch.setattr(threads, "CPU_COUNT", 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     slide = write_pyramid_tiff(tmp_path / "s.tif", [np.zeros((64, 64, 3), np.uint8)], mpp=0.5)
-    found = fill_chunk(lambda _: {"threads": tiles.decoding_threads()}, str(slide), 0.5)
-    assert found == {"threads": threads, "read_px": 0, "decoded_px": 0}
-    assert tiles.decoding_threads() == 1
+    found = fill_chunk(lambda _: {"threads": threads.decoding_threads()}, str(slide), 0.5)
+    assert found == {"threads": count, "read_px": 0, "decoded_px": 0}
+    assert threads.decoding_threads() == 1
 
 
 def write_one_patch(index):

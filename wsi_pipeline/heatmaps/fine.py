@@ -6,21 +6,21 @@ all indexed ones. A chunk's task gets the coarse cells that touch it and finds i
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.heatmaps.predict import UnreadPatch
-from wsi_pipeline.patches.slabs import Slab, by_chunk, read_slab, slabs
+from wsi_pipeline.patches.bands import UnreadPatch, readable_patches
+from wsi_pipeline.patches.slabs import Slab, by_chunk, slabs
 
 DensePredict = Callable[[np.ndarray], np.ndarray]
 """uint8 (H, W, 3) -> float32 (rows, cols), probabilities of the patches that lie in the image, one
 every stride from its upper left corner on: all that fine heatmaps know of a model."""
 
 BLOCK = 32
-"""Side of the squares in which a chunk is evaluated, heatmap px; those without a wanted pixel are
-left out."""
+"""Side of the squares in which a chunk is read and evaluated, heatmap px; those without a wanted
+pixel are left out."""
 
 
 def coarse_slabs(
@@ -89,11 +89,13 @@ def wanted_pixels(grid: PatchGrid, coarse: PatchGrid, slab: Slab, chunk: int) ->
 def predict_pixels(
     slide, grid: PatchGrid, slab: Slab, predict: DensePredict
 ) -> tuple[np.ndarray, list[UnreadPatch]]:
-    """Predict the pixels of a chunk from a single read of the slide.
+    """Predict the pixels of a chunk, the slide's pixels read once.
 
-    The read is the box around the wanted pixels' patches; `predict` gets it block by block (see
-    `BLOCK`), each cut to its own wanted pixels. Where the read fails the blocks are read one by
-    one, so that only those over the damaged tiles are lost.
+    What is read are the blocks (see `BLOCK`) that hold a wanted pixel, in bands as patches are
+    (see `read_patches`): tiles under none of them are not decoded, and memory does not grow with
+    the chunk's height. `predict` gets them one by one, each cut to its own wanted pixels. Where the
+    read fails the blocks left are read one by one, so that only those over the damaged tiles are
+    lost.
 
     A pixel's value depends on its patch alone: how the slide is divided into chunks and blocks
     changes it by the rounding of float32 at the most, as far as `Slide.read` does not depend on
@@ -113,42 +115,29 @@ def predict_pixels(
     values : float32 array, shape (N,)
         In the order of the slab's cells; NaN where the block could not be read.
     unread : list of UnreadPatch
-        The blocks that could not be read: the corner of their first patch.
+        The blocks that could not be read: the corner of their first patch, wanted or not.
     """
     first_row, first_col = int(slab.rows.min()), int(slab.cols.min())
     values = np.full((slab.rows.max() - first_row + 1, slab.cols.max() - first_col + 1), np.nan)
+    side, step = grid.patch_px, grid.stride_px
+    blocks = slabs(grid, slab.rows, slab.cols, BLOCK)
+    together = Slab(slab.chunk, *np.transpose([block.chunk for block in blocks]))
     unread: list[UnreadPatch] = []
-    for block, pixels in _blocks(slide, grid, slab, unread):
-        found = predict(pixels)[block.rows - block.rows.min(), block.cols - block.cols.min()]
+    for position, pixels in readable_patches(slide, _of_blocks(grid), together, unread):
+        block = blocks[position]
+        rows, cols = block.rows % BLOCK, block.cols % BLOCK
+        y, x = (slice(part.min() * step, part.max() * step + side) for part in (rows, cols))
+        found = predict(pixels[y, x])[rows - rows.min(), cols - cols.min()]
         values[block.rows - first_row, block.cols - first_col] = found
     return values[slab.rows - first_row, slab.cols - first_col].astype(np.float32), unread
 
 
-def _blocks(
-    slide, grid: PatchGrid, slab: Slab, unread: list[UnreadPatch]
-) -> Iterator[tuple[Slab, np.ndarray]]:
-    """Blocks with a wanted pixel and what `predict` gets of them; those unread are appended."""
-    blocks = slabs(grid, slab.rows, slab.cols, BLOCK)
-    try:
-        pixels = read_slab(slide, grid, slab)
-    except SlideReadError:
-        yield from _read_singly(slide, grid, blocks, unread)
-        return
-    side, step = grid.patch_px, grid.stride_px
-    for block in blocks:
-        y, x = (
-            slice((part.min() - whole.min()) * step, (part.max() - whole.min()) * step + side)
-            for part, whole in ((block.rows, slab.rows), (block.cols, slab.cols))
-        )
-        yield block, pixels[y, x]
-
-
-def _read_singly(
-    slide, grid: PatchGrid, blocks: list[Slab], unread: list[UnreadPatch]
-) -> Iterator[tuple[Slab, np.ndarray]]:
-    for block in blocks:
-        try:
-            yield block, read_slab(slide, grid, block)
-        except SlideReadError as error:
-            x, y = grid.patch_origins(block.rows.min(), block.cols.min())
-            unread.append(UnreadPatch(int(x), int(y), str(error)))
+def _of_blocks(grid: PatchGrid) -> PatchGrid:
+    """A grid whose patches are what `BLOCK` x `BLOCK` patches of another cover."""
+    more_px = (BLOCK - 1) * grid.stride_px
+    return replace(
+        grid,
+        patch_px=grid.patch_px + more_px,
+        stride_px=BLOCK * grid.stride_px,
+        inner_px=grid.inner_px + more_px,
+    )

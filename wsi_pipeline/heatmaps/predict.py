@@ -1,24 +1,15 @@
 """A model over the indexed patches of a slide, slab by slab."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
-from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.patches.slabs import Slab, read_cells, read_patches
+from wsi_pipeline.patches.bands import UnreadPatch, readable_patches
+from wsi_pipeline.patches.slabs import Slab
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """uint8 (N, H, W, 3) -> float32 (N,), probabilities: all that heatmaps know of a model."""
-
-
-class UnreadPatch(NamedTuple):
-    """A patch, or block of them, that cannot be decoded: upper left level-0 px, and why."""
-
-    x: int
-    y: int
-    reason: str
 
 
 def predict_slab(
@@ -50,28 +41,9 @@ def predict_slab(
     """
     values = np.full(len(slab.rows), np.nan, np.float32)
     unread: list[UnreadPatch] = []
-    for positions, patches in _batches(_patches(slide, grid, slab, unread), batch_size):
+    for positions, patches in _batches(readable_patches(slide, grid, slab, unread), batch_size):
         values[positions] = predict(patches)
     return values, unread
-
-
-def _patches(
-    slide, grid: PatchGrid, slab: Slab, unread: list[UnreadPatch]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Positions and pixels of the patches that can be read; the others are appended to `unread`."""
-    done = 0
-    try:
-        for positions, patches in read_patches(slide, grid, slab):
-            yield from zip(range(positions.start, positions.stop), patches, strict=True)
-            done = positions.stop
-    except SlideReadError:
-        for position in range(done, len(slab.rows)):
-            row, col = int(slab.rows[position]), int(slab.cols[position])
-            try:
-                yield position, read_cells(slide, grid, row, col)
-            except SlideReadError as error:
-                x, y = grid.patch_origins(row, col)
-                unread.append(UnreadPatch(int(x), int(y), str(error)))
 
 
 def _batches(

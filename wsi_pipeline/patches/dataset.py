@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from wsi_pipeline.errors import ConfigError, SlideReadError, WsiError
+from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import PatchCache
 from wsi_pipeline.patches.sampling import PatchPool, draw
-from wsi_pipeline.patches.slabs import read_patch
 from wsi_pipeline.slides.reader import cached_slide
 
 Item = TypeVar("Item")

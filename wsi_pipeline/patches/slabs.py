@@ -5,20 +5,12 @@ writing. Its pixels are read once, and its overlapping patches are views of them
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
-from math import prod
 
 import numpy as np
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
-
-BAND_PX = 16 << 20
-"""About as many pixels of a slab are in memory at a time, 50 MB."""
-_SPARE: list[np.ndarray] = []
-"""The memory of a band that ended, for the next one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,72 +79,10 @@ def by_chunk(chunk_rows, chunk_cols, rows, cols) -> Iterator[Slab]:
         yield Slab(chunk, rows[part], cols[part])
 
 
-def read_cells(
-    slide, grid: PatchGrid, row: int, col: int, rows: int = 1, cols: int = 1
-) -> np.ndarray:
-    """Pixels under `rows` x `cols` patches, the first of them at cell (row, col).
-
-    Parameters
-    ----------
-    slide : Slide
-    grid : PatchGrid
-    row, col, rows, cols : int
-
-    Returns
-    -------
-    uint8 array, shape (h, w, 3)
-        h = (rows - 1) * stride_px + patch_px, w alike; white outside the slide.
-
-    Raises
-    ------
-    SlideReadError
-        If a part of it cannot be decoded.
-    """
-    x, y = _patch_corner(grid, row, col)
-    width, height = ((count - 1) * grid.stride_px + grid.patch_px for count in (cols, rows))
-    return slide.read(x, y, width, height, grid.downsample)
-
-
-def read_patch(slide, grid: PatchGrid, x: int, y: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Pixels of one patch, as training gets them.
-
-    Parameters
-    ----------
-    slide : Slide
-    grid : PatchGrid
-    x, y : int
-        Its upper left corner, level-0 px, as in the patch index: whole numbers, where `read_cells`
-        is exact.
-    out : uint8 array, shape (patch_px, patch_px, 3), optional
-        Filled and returned.
-
-    Returns
-    -------
-    uint8 array, shape (patch_px, patch_px, 3)
-
-    Raises
-    ------
-    SlideReadError
-        If a part of it cannot be decoded.
-    """
-    return slide.read(x, y, grid.patch_px, grid.patch_px, grid.downsample, out=out)
-
-
-def read_slab(slide, grid: PatchGrid, slab: Slab) -> np.ndarray:
-    """Pixels of the box around a slab's patches, as `read_cells` gives them.
-
-    Raises
-    ------
-    SlideReadError
-        If a part of it cannot be decoded.
-    """
-    row, col = int(slab.rows.min()), int(slab.cols.min())
-    rows, cols = int(slab.rows.max()) - row + 1, int(slab.cols.max()) - col + 1
-    return read_cells(slide, grid, row, col, rows, cols)
-
-
 def covered_px(grid: PatchGrid, rows, cols, width: int, height: int) -> int:
     """Working px under patches and inside the slide, each counted once.
+
+    They are swept from the first row down: no part of the grid is in memory but the cells given.
 
     Parameters
     ----------
@@ -167,126 +97,28 @@ def covered_px(grid: PatchGrid, rows, cols, width: int, height: int) -> int:
     int
         The area of their union; exact where the frame ends on whole working px.
     """
-    x, y = (np.asarray(cells) * grid.stride_px - grid.margin_px for cells in (cols, rows))
-    columns, lines = (np.union1d(starts, starts + grid.patch_px) for starts in (x, y))
-    covered = _parts_under(x, y, grid.patch_px, columns, lines)
-    across, down = (
-        np.diff(np.clip(edges, -start / grid.downsample, (end - start) / grid.downsample))
-        for edges, start, end in (
-            (columns, grid.bounds.x, width),
-            (lines, grid.bounds.y, height),
-        )
-    )
-    return round(float(down @ covered @ across))
+    if not len(rows):
+        return 0
+    order = np.argsort(rows, kind="stable")
+    rows, cols = np.asarray(rows, np.int64)[order], np.asarray(cols, np.int64)[order]
+    firsts = np.append(0, np.flatnonzero(np.diff(rows)) + 1)  # of each row
+    side, step, margin = grid.patch_px, grid.stride_px, grid.margin_px
+    y = rows[firsts] * step - margin
+    x = np.arange(cols.max() + 1) * step - margin + grid.bounds.x / grid.downsample
+    edges = np.union1d(y, y + side)
+    heights = np.diff((edges + grid.bounds.y / grid.downsample).clip(0, height / grid.downsample))
+    cols_at = dict(zip(y.tolist(), np.split(cols, firsts[1:]), strict=True))
+    held = np.zeros(len(x), np.int64)  # patches of each column that the sweep is within
+    area = 0.0
+    for edge, strip in zip(edges[:-1].tolist(), heights.tolist(), strict=True):
+        np.add.at(held, cols_at.get(edge, cols[:0]), 1)
+        np.add.at(held, cols_at.get(edge - side, cols[:0]), -1)
+        area += strip * _joint_length(x[held > 0], side, width / grid.downsample)
+    return round(area)
 
 
-def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, list[np.ndarray]]]:
-    """Read a slab's patches from top to bottom, each pixel under them once.
-
-    A band as wide as the slab moves down over it; what patches further down need of its pixels is
-    kept. It ends on edges of the slide's tiles, and only tiles under a patch are read: within a
-    slab none is decoded twice. Whatever the slab's size, some `BAND_PX` pixels are in memory.
-
-    Parameters
-    ----------
-    slide : Slide
-    grid : PatchGrid
-    slab : Slab
-
-    Yields
-    ------
-    positions : slice
-        Of the slab's cells, in their order.
-    patches : list of uint8 arrays, shape (patch_px, patch_px, 3)
-        Views of the band: they hold until the next are asked for, the last ones until another
-        slab is read.
-
-    Raises
-    ------
-    SlideReadError
-        While iterating: a part of the slab cannot be decoded.
-    """
-    side, step = grid.patch_px, grid.stride_px
-    y, x = ((cells - cells.min()) * step for cells in (slab.rows, slab.cols))
-    height, width = int(y.max()) + side, int(x.max()) + side
-    corner = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
-    columns, rows = slide.tile_edges(*corner, width, height, grid.downsample)
-    needed = _parts_under(x, y, side, columns, rows)
-    px = slide.as_read(grid.downsample)
-    least = side + step + int(np.diff(rows).max())  # so that it can end on an edge
-    band_rows = min(height, max(BAND_PX // width, least))
-    with _memory(band_rows, width, 3) as band:
-        first = top = end = 0  # the band holds the slab's px rows top to end
-        while first < len(y):
-            down, top = int(y[first]) - top, int(y[first])
-            for upper, lower, left, right in _runs(needed, columns, rows, top, end):
-                kept = slice(upper - top, lower - top), slice(left, right)
-                band[kept] = band[down:][kept]
-            start, end = max(top, end), _last(rows, top + side, top + len(band))
-            for upper, lower, left, right in _runs(needed, columns, rows, start, end):
-                slide.read(
-                    corner[0] + left * px,
-                    corner[1] + upper * px,
-                    right - left,
-                    lower - upper,
-                    px,
-                    out=band[upper - top : lower - top, left:right],
-                )
-            held = slice(first, int(np.searchsorted(y, end - side, side="right")))
-            corners = zip((y[held] - top).tolist(), x[held].tolist(), strict=True)
-            yield held, [band[row : row + side, col : col + side] for row, col in corners]
-            first = held.stop
-
-
-@contextmanager
-def _memory(*shape: int) -> Iterator[np.ndarray]:
-    """A uint8 array, in the memory of the last one where that is enough: new pages take time."""
-    try:
-        memory = _SPARE.pop()
-    except IndexError:
-        memory = np.empty(0, np.uint8)
-    if len(memory) < prod(shape):
-        memory = np.empty(prod(shape), np.uint8)
-    try:
-        yield memory[: prod(shape)].reshape(shape)
-    finally:
-        _SPARE[:] = [memory]
-
-
-def _parts_under(x, y, side: int, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Which parts lie under a patch: bool, one for each pair of row and column."""
-    corners = np.zeros((len(rows), len(columns)), np.int64)
-    upper, left = (np.searchsorted(*p, side="right") - 1 for p in ((rows, y), (columns, x)))
-    lower, right = (np.searchsorted(*p) for p in ((rows, y + side), (columns, x + side)))
-    for row, col, count in (
-        (upper, left, 1), (upper, right, -1), (lower, left, -1), (lower, right, 1)
-    ):  # fmt: skip
-        np.add.at(corners, (row, col), count)
-    return corners.cumsum(0).cumsum(1)[:-1, :-1] > 0
-
-
-def _last(edges: np.ndarray, lowest: int, highest: int) -> int:
-    """The last edge from `lowest` to `highest`; the former if there is none."""
-    return max(int(edges[np.searchsorted(edges, highest, side="right") - 1]), lowest)
-
-
-def _runs(
-    needed: np.ndarray, columns: np.ndarray, rows: np.ndarray, start: int, end: int
-) -> Iterator[tuple[int, int, int, int]]:
-    """Upper, lower, left and right px of the needed parts between two px rows, joined."""
-    if start >= end:
-        return
-    first, stop = np.searchsorted(rows, start, side="right") - 1, np.searchsorted(rows, end)
-    for _, alike in groupby(range(first, stop), key=lambda part: needed[part].tobytes()):
-        parts = list(alike)
-        upper, lower = max(int(rows[parts[0]]), start), min(int(rows[parts[-1] + 1]), end)
-        ends = np.flatnonzero(np.diff(needed[parts[0]], prepend=False, append=False))
-        for left, right in columns[ends].reshape(-1, 2).tolist():
-            yield upper, lower, left, right
-
-
-def _patch_corner(grid: PatchGrid, row: int, col: int) -> tuple[float, float]:
-    """Upper left corner of a patch, level-0 px, not rounded: `PatchGrid.patch_origins` rounds."""
-    x_px = col * grid.stride_px - grid.margin_px
-    y_px = row * grid.stride_px - grid.margin_px
-    return grid.bounds.x + x_px * grid.downsample, grid.bounds.y + y_px * grid.downsample
+def _joint_length(starts: np.ndarray, length: int, limit: float) -> float:
+    """Length from 0 to a limit under intervals of one length, ascending, that may overlap."""
+    ends = (starts + length).clip(0, limit)
+    begins = np.maximum(starts, np.append(0, ends[:-1]))
+    return float((ends - begins).clip(0).sum())

@@ -12,13 +12,11 @@ import openslide
 from PIL import Image
 
 from wsi_pipeline.errors import SlideError, SlideReadError
-from wsi_pipeline.geometry import Bounds
+from wsi_pipeline.slides.openslide_file import level0_mpp, open_file, scanned_bounds
 from wsi_pipeline.slides.tiles import WHITE, TiledLevel, TileError, difference, tiled_levels
 
 # Training draws from hundreds of slides in turn, and opening one takes milliseconds.
 OPEN_SLIDES = 64
-# Decoded tiles of all open slides together: OpenSlide's own default is 32 MB for each.
-TILE_CACHE = openslide.OpenSlideCache(64 << 20)
 # Level px asked of OpenSlide at once, a side: it cuts larger regions itself and then rounds the
 # pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
 # reduced.
@@ -35,10 +33,6 @@ LEAST_OF_TILE = 1 / 4
 LEVEL_TOLERANCE = 0.01
 # A level this near to the requested downsample is read as stored: under half a px over a block.
 SAME_DOWNSAMPLE = 1e-4
-MPP_ANISOTROPY = 0.05
-# The coarsest resolution that a file may state of itself. TIFF writers that know nothing of
-# microscopes state a printer's: 72 dpi is 353 um per px, 300 dpi is 85.
-COARSEST_STATED_MPP = 50.0
 # A target resolution may be this much finer than level 0: scanners' nominal 0.25 is 0.23 to 0.275.
 FINER_THAN_LEVEL0 = 0.1
 
@@ -99,14 +93,14 @@ class Slide:
 
     def __init__(self, path, mpp: float | None = None):
         self.path = Path(path)
-        self._handle = _open(self.path)
+        self._handle = open_file(self.path)
         properties = self._handle.properties
         self.vendor: str = properties[openslide.PROPERTY_NAME_VENDOR]
         self.size: tuple[int, int] = self._handle.dimensions
         self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
         self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
-        self.bounds = _bounds(properties, self.size)
-        self.mpp = _mpp(self.path, properties, mpp)
+        self.bounds = scanned_bounds(properties, self.size)
+        self.mpp = level0_mpp(self.path, properties, mpp)
         self._seen_px = 0
         self._counts = _Counts()
         self._levels: list[TiledLevel | str] | None = None
@@ -222,6 +216,38 @@ class Slide:
                     self._resample(block, level, *corner, scale)
         return pixels
 
+    def read_parts(
+        self, x: float, y: float, columns: np.ndarray, rows: np.ndarray, needed: np.ndarray,
+        downsample: float, out: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Read those parts of a region that are needed, together.
+
+        Parameters
+        ----------
+        x, y, downsample
+            As for `read`.
+        columns, rows : int64 arrays
+            The edges of its parts, from 0 to its width and height: those of `tile_edges`, so that
+            no tile is decoded for a part that is not needed.
+        needed : bool array, shape (len(rows) - 1, len(columns) - 1)
+        out : uint8 array, shape (height_px, width_px, 3)
+            The needed parts are filled; what the others hold afterwards is not defined.
+
+        Raises
+        ------
+        SlideReadError
+            As `read`.
+        """
+        level, scale = self.level_for(downsample)
+        if scale == 1:
+            left, top = (_nearest(start / self.level_downsamples[level]) for start in (x, y))
+            if self._decode(level, left, top, out, (columns + left, rows + top, needed)):
+                return
+        for row, col in np.argwhere(needed).tolist():
+            part = out[rows[row] : rows[row + 1], columns[col] : columns[col + 1]]
+            corner = x + columns[col] * downsample, y + rows[row] * downsample
+            self.read(*corner, *part.shape[1::-1], downsample, out=part)
+
     def thumbnail(self, max_px: int) -> tuple[np.ndarray, float]:
         """Read the bounds area, its longer side `max_px` or less.
 
@@ -315,13 +341,19 @@ class Slide:
         """The part of an array inside the level, and its corner, level px; the rest gets white."""
         x, y = max(x0, 0), max(y0, 0)
         width, height = self.level_sizes[level]
-        inside = pixels[y - y0 : max(height - y0, 0), x - x0 : max(width - x0, 0)]
-        if inside.shape != pixels.shape:
-            pixels[:] = WHITE
-        return inside, x, y
+        lines, columns = slice(y - y0, max(height - y0, 0)), slice(x - x0, max(width - x0, 0))
+        for outside in (
+            pixels[: lines.start], pixels[lines.stop :],
+            pixels[lines, : columns.start], pixels[lines, columns.stop :],
+        ):  # fmt: skip
+            outside[:] = WHITE
+        return pixels[lines, columns], x, y
 
-    def _decode(self, level, x0, y0, pixels) -> bool:
-        """Fill an array from tiles, or tell that OpenSlide has to, whatever is in it now."""
+    def _decode(self, level, x0, y0, pixels, parts=None) -> bool:
+        """Fill an array from tiles, or tell that OpenSlide has to, whatever is in it now.
+
+        Of `parts` only the needed ones: the edges of all, level px, and which are (`under`).
+        """
         inside, x, y = self._inside(level, x0, y0, pixels)
         asked_px = inside.shape[0] * inside.shape[1]
         with self._lock:
@@ -331,8 +363,9 @@ class Slide:
         tiles = self._tiles(level)
         if not isinstance(tiles, TiledLevel) or asked_px < LEAST_OF_TILE * prod(tiles.tile):
             return False
+        places = None if parts is None else tiles.under(*parts)
         try:
-            self._counts.decoded_px += tiles.read(x, y, inside)
+            self._counts.decoded_px += tiles.read(x, y, inside, places)
         except TileError:
             return False
         return True
@@ -375,7 +408,7 @@ class Slide:
         # The second handle is this call's own until it has served: another thread's failure on a
         # shared one would be taken for this region's.
         for shared in (self._handle, None):
-            handle = shared or _open(self.path)
+            handle = shared or open_file(self.path)
             try:
                 region = handle.read_region(location, level, size)
             except openslide.OpenSlideError as error:
@@ -419,57 +452,3 @@ def _nearest(position: float) -> int:
     With odd bounds every region of a level has them.
     """
     return math.floor(position + 0.5)
-
-
-def _open(path: Path) -> openslide.OpenSlide:
-    if not path.is_file():
-        raise SlideError(f"{path}: no such file")
-    try:
-        handle = openslide.OpenSlide(path)
-        handle.set_cache(TILE_CACHE)
-        return handle
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        hint = ""
-        if path.suffix.lower() in (".tif", ".tiff"):
-            hint = "; save an untiled TIFF again as a tiled, pyramidal one"
-        raise SlideError(f"{path}: not a format that OpenSlide reads{hint}") from error
-    except openslide.OpenSlideError as error:
-        raise SlideError(f"{path}: OpenSlide cannot open it: {error}") from error
-
-
-def _bounds(properties, size) -> Bounds:
-    names = (
-        openslide.PROPERTY_NAME_BOUNDS_X,
-        openslide.PROPERTY_NAME_BOUNDS_Y,
-        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
-        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
-    )
-    if all(name in properties for name in names):
-        return Bounds(*(int(properties[name]) for name in names))
-    return Bounds(0, 0, *size)
-
-
-def _mpp(path: Path, properties, given: float | None) -> float:
-    remedy = "give its um per level-0 px in the catalog's mpp column or the setting catalog.mpp"
-    if given is not None:
-        if not 0 < given < math.inf:
-            raise SlideError(f"{path}: mpp is given as {given}: it must be positive")
-        return float(given)
-    stated = [
-        properties.get(name)
-        for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
-    ]
-    if None in stated:
-        raise SlideError(f"{path}: the slide states no resolution; {remedy}")
-    mpp_x, mpp_y = map(float, stated)
-    if not (0 < mpp_x <= COARSEST_STATED_MPP and 0 < mpp_y <= COARSEST_STATED_MPP):
-        raise SlideError(
-            f"{path}: the slide states {mpp_x:g} x {mpp_y:g} um per px; a microscope's lies between"
-            f" 0 and {COARSEST_STATED_MPP:g}; {remedy}"
-        )
-    if max(mpp_x, mpp_y) > min(mpp_x, mpp_y) * (1 + MPP_ANISOTROPY):
-        raise SlideError(
-            f"{path}: the slide states {mpp_x:g} um per px in x and {mpp_y:g} in y, more than"
-            f" {MPP_ANISOTROPY:.0%} apart; {remedy}"
-        )
-    return math.sqrt(mpp_x * mpp_y)

@@ -9,12 +9,9 @@ cannot decode is for OpenSlide to judge.
 
 import os
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -22,10 +19,10 @@ import imagecodecs
 import numpy as np
 import simplejpeg
 import tifffile
-from dask.system import CPU_COUNT
 from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
 from wsi_pipeline.errors import SlideReadError
+from wsi_pipeline.slides.threads import in_threads
 
 # Of each channel: numpy fills arrays with one number 50 times as fast as with three.
 WHITE = 255
@@ -40,8 +37,6 @@ DETAILED_PROBES = 3
 SPREAD_PROBES = 3
 
 Decode = Callable[[bytes], np.ndarray]
-
-_chosen_threads: ContextVar[int] = ContextVar("threads that reads decode with", default=0)
 
 
 class TileError(Exception):
@@ -94,7 +89,9 @@ class TiledLevel:
     byte_counts: np.ndarray
     decode: Decode
 
-    def read(self, x: int, y: int, pixels: np.ndarray) -> int:
+    def read(
+        self, x: int, y: int, pixels: np.ndarray, places: Iterable[tuple[int, int]] | None = None
+    ) -> int:
         """Decode a region that lies inside the level, each of its tiles once.
 
         Parameters
@@ -104,11 +101,14 @@ class TiledLevel:
         pixels : uint8 array, shape (h, w, 3)
             Filled with the region's RGB, a view of a larger array if you like; white where the
             file leaves tiles out.
+        places : iterable of (int, int), optional
+            Rows and columns of the tiles to decode, of those that the region touches: all of them
+            unless given. What lies in others stays as it is.
 
         Returns
         -------
         int
-            Pixels that were decoded: those of all tiles that the region touches.
+            Pixels that were decoded: those of the tiles, less the ones that the file leaves out.
 
         Raises
         ------
@@ -117,27 +117,55 @@ class TiledLevel:
             be filled.
         """
         (height, width), (tile_width, tile_height) = pixels.shape[:2], self.tile
-        rows = range(y // tile_height, (y + height - 1) // tile_height + 1)
-        cols = range(x // tile_width, (x + width - 1) // tile_width + 1)
-        there = [place for place in product(rows, cols) if self.byte_counts[place]]
-        if len(there) < len(rows) * len(cols):
-            pixels[:] = WHITE
-        _in_shares(partial(self._decode_into, pixels, x, y), there)
-        return len(there) * tile_width * tile_height
+        if places is None:
+            rows = range(y // tile_height, (y + height - 1) // tile_height + 1)
+            cols = range(x // tile_width, (x + width - 1) // tile_width + 1)
+            places = product(rows, cols)
+        places = list(places)
+        in_threads(partial(self._fill, pixels, x, y), places)
+        there = sum(bool(self.byte_counts[place]) for place in places)
+        return there * tile_width * tile_height
 
-    def _decode_into(self, pixels: np.ndarray, x: int, y: int, place: tuple[int, int]) -> None:
-        """Decode the tile in row and column `place`, and copy what the region shows of it."""
+    def under(self, columns: np.ndarray, rows: np.ndarray, needed: np.ndarray) -> list[tuple]:
+        """Rows and columns of the level's tiles that hold a needed part of a region.
+
+        Parameters
+        ----------
+        columns, rows : int64 arrays
+            The edges of its parts, level px, ascending; some may lie outside the level.
+        needed : bool array, shape (len(rows) - 1, len(columns) - 1)
+
+        Returns
+        -------
+        list of (int, int)
+        """
+        held, first = [], []
+        for edges, side, count in zip(
+            (rows, columns), self.tile[::-1], self.byte_counts.shape, strict=True
+        ):
+            ends = np.clip([edges[0] // side, (edges[-1] - 1) // side + 1], 0, count)
+            start = side * np.arange(*ends)[:, None]
+            held.append((start < edges[1:]) & (edges[:-1] < start + side))
+            first.append(ends[0])
+        return [
+            tuple(place) for place in (np.argwhere(held[0] @ needed @ held[1].T) + first).tolist()
+        ]
+
+    def _fill(self, pixels: np.ndarray, x: int, y: int, place: tuple[int, int]) -> None:
+        """Fill what a region shows of the tile in row and column `place`."""
         (height, width), (tile_width, tile_height) = pixels.shape[:2], self.tile
+        top, left = place[0] * tile_height - y, place[1] * tile_width - x
+        shown = pixels[max(top, 0) : top + tile_height, max(left, 0) : left + tile_width]
+        if not self.byte_counts[place]:
+            shown[:] = WHITE
+            return
         try:
             stored = self.decode(self.file.read(self.offsets[place], self.byte_counts[place]))
         except Exception as error:  # whatever decoders raise; OpenSlide has the last word
             raise TileError(f"tile {place}: {error}") from error
         if stored.shape != (tile_height, tile_width, 3) or stored.dtype != np.uint8:
             raise TileError(f"tile {place} is {stored.shape}, {stored.dtype}")
-        top, left = place[0] * tile_height - y, place[1] * tile_width - x
-        pixels[max(top, 0) : top + tile_height, max(left, 0) : left + tile_width] = stored[
-            max(-top, 0) : height - top, max(-left, 0) : width - left
-        ]
+        shown[:] = stored[max(-top, 0) : height - top, max(-left, 0) : width - left]
 
 
 def tiled_levels(
@@ -275,34 +303,43 @@ def _decoder(page: tifffile.TiffPage) -> Decode:
     if page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR):
         raise TileError(f"its photometric interpretation is {page.photometric}")
     if page.compression == COMPRESSION.JPEG:
-        return partial(_decode_jpeg, _jpeg_start(page.jpegtables, page.photometric))
+        return _JpegDecoder(page.jpegtables, page.photometric)
     if page.compression == COMPRESSION.APERIO_JP2000_RGB:
         return imagecodecs.jpeg2k_decode
     raise TileError(f"its compression is {getattr(page.compression, 'name', page.compression)}")
 
 
-def _jpeg_start(tables: bytes | None, photometric: int) -> bytes:
-    """How a complete JPEG begins: TIFF keeps the tiles' shared tables and colour space apart."""
-    transform = b"\x01" if photometric == PHOTOMETRIC.YCBCR else b"\x00"
-    return START_OF_IMAGE + ADOBE + transform + (tables[2:-2] if tables else b"")
-
-
-def _decode_jpeg(start: bytes, data: bytes) -> np.ndarray:
-    """Decode a JPEG with the exact transforms, as OpenSlide does, and as strictly.
+class _JpegDecoder:
+    """Decodes JPEGs with the exact transforms, as OpenSlide does, and as strictly.
 
     Strict: a warning of libjpeg (bytes that make no sense, or too few) is an error.
+
+    Parameters
+    ----------
+    tables : bytes or None
+        TIFF keeps what the tiles share, and their colour space, apart from them.
+    photometric : int
     """
-    if data[:2] != START_OF_IMAGE:
-        raise TileError("no JPEG")
-    _check_transform(data, start[len(START_OF_IMAGE) + len(ADOBE)])
-    return simplejpeg.decode_jpeg(start + data[2:], "RGB", strict=True)
+
+    def __init__(self, tables: bytes | None, photometric: int):
+        self._transform = 1 if photometric == PHOTOMETRIC.YCBCR else 0
+        shared = tables[2:-2] if tables else b""
+        self._start = START_OF_IMAGE + ADOBE + bytes([self._transform]) + shared
+        self._head = START_OF_IMAGE + b"none yet"
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        if not data.startswith(self._head):  # that of the tile before: most often they are alike
+            self._head = _checked_head(data, self._transform)
+        return simplejpeg.decode_jpeg(self._start + data[2:], "RGB", strict=True)
 
 
-def _check_transform(data: bytes, transform: int) -> None:
-    """Refuse a JPEG that itself names another colour transform than the TIFF's page.
+def _checked_head(data: bytes, transform: int) -> bytes:
+    """What a JPEG begins with, unless it names another colour transform than the TIFF page.
 
     libjpeg would follow the JPEG; OpenSlide follows the page.
     """
+    if data[:2] != START_OF_IMAGE:
+        raise TileError("no JPEG")
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1] != START_OF_SCAN:
         marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
@@ -312,53 +349,4 @@ def _check_transform(data: bytes, transform: int) -> None:
         if marker == APP0 and content[:4] == b"JFIF" and transform == 0:
             raise TileError("it is a JFIF, which is YCbCr, and the page says RGB")
         at = end
-
-
-def decoding_threads() -> int:
-    """Threads that one read decodes with: as many as this process may use for arithmetic.
-
-    That is OMP_NUM_THREADS where it is set, as it is, most often to 1, in every Dask worker: there
-    each core has a task of its own; under `decoding_in`, what that says. It is never more than the
-    CPUs of this process.
-    """
-    if chosen := _chosen_threads.get():
-        return min(chosen, CPU_COUNT)
-    stated = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(int(stated), CPU_COUNT) if stated.isdecimal() and int(stated) else CPU_COUNT
-
-
-@contextmanager
-def decoding_in(threads: int) -> Iterator[None]:
-    """Let reads of this thread decode with so many threads; 0 changes nothing."""
-    token = _chosen_threads.set(threads or _chosen_threads.get())
-    try:
-        yield
-    finally:
-        _chosen_threads.reset(token)
-
-
-def _in_shares(work: Callable[[tuple[int, int]], None], items: list[tuple[int, int]]) -> None:
-    """Do the work on all items, in several threads if there are; the first error is raised.
-
-    No thread works on any more when this returns or raises.
-    """
-    shares = min(decoding_threads(), len(items))
-    if shares < 2:
-        _do_all(work, items)
-        return
-    pool = _pool(os.getpid())
-    futures = [pool.submit(_do_all, work, items[number::shares]) for number in range(shares)]
-    wait(futures)
-    for future in futures:
-        future.result()
-
-
-def _do_all(work, items) -> None:
-    for item in items:
-        work(item)
-
-
-@cache
-def _pool(_process: int) -> ThreadPoolExecutor:
-    """The threads of this process: a fork has none of its parent's."""
-    return ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="tiles")
+    return data[: at + 2]

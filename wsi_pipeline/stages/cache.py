@@ -5,16 +5,18 @@ Optional, between tile and train: docs/training.md says when it pays.
 
 import shutil
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from distributed import Client
 
 from wsi_pipeline.config import Config
-from wsi_pipeline.errors import RunError, SlideReadError
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.jobs.record import Record
 from wsi_pipeline.jobs.run import Outcome, Unit
+from wsi_pipeline.patches.bands import UnreadPatch, readable_patches
 from wsi_pipeline.patches.cache import (
     SCHEMA,
     SHARD,
@@ -26,8 +28,8 @@ from wsi_pipeline.patches.cache import (
     write_shard,
 )
 from wsi_pipeline.patches.index import read_index
-from wsi_pipeline.patches.slabs import Slab, read_patch, read_patches, slabs
-from wsi_pipeline.slides.reader import Slide, cached_slide
+from wsi_pipeline.patches.slabs import Slab, slabs
+from wsi_pipeline.slides.reader import cached_slide
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
     TRAINING_SPLITS,
@@ -39,6 +41,7 @@ from wsi_pipeline.stages.slab_stores import (
     all_unread,
     failure_texts,
     fill_stores,
+    old_stores,
     plan_store,
     slide_inputs,
 )
@@ -74,9 +77,11 @@ def cache_shard(slide_path: str, mpp: float, grid: PatchGrid, slab: Slab, store:
     dict
         ``patches`` (their number) and ``unread``: x, y, reason of those that cannot be decoded.
     """
-    unread: list[tuple[int, int, str]] = []
+    unread: list[UnreadPatch] = []
     slide = cached_slide(slide_path, mpp)
-    write_shard(store, slab.chunk, _patches(slide, grid, slab, unread))
+    patches = readable_patches(slide, grid, slab, unread, as_indexed=True)
+    cells = ((slab.rows[n], slab.cols[n], pixels) for n, pixels in patches)
+    write_shard(store, slab.chunk, cells)
     return {"patches": len(slab.rows), "unread": unread}
 
 
@@ -110,34 +115,6 @@ def cache_of(slide: dict) -> PatchCache:
             " run `wsi cache`, or set train.cache to false"
         )
     return cache
-
-
-def _patches(
-    slide: Slide, grid: PatchGrid, slab: Slab, unread: list[tuple[int, int, str]]
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Row, column and pixels of a slab's patches, as `read_patch` gives them; or into `unread`.
-
-    Where pixels come as stored each is read once. Resampled ones would differ in the last bit with
-    where a read begins: they are read patch by patch.
-    """
-    rows, cols, done = slab.rows.tolist(), slab.cols.tolist(), 0
-    if _is_stored(slide, grid.downsample):
-        try:
-            for found, pixels in read_patches(slide, grid, slab):
-                yield from zip(rows[found], cols[found], pixels, strict=True)
-                done = found.stop
-        except SlideReadError:
-            pass  # one by one, only those over the damaged tiles are lost
-    corners = np.stack(grid.patch_origins(rows, cols), axis=1).tolist()
-    for row, col, (x, y) in zip(rows[done:], cols[done:], corners[done:], strict=True):
-        try:
-            yield row, col, read_patch(slide, grid, x, y)
-        except SlideReadError as error:
-            unread.append((x, y, str(error)))
-
-
-def _is_stored(slide: Slide, downsample: float) -> bool:
-    return downsample in slide.level_downsamples and downsample == int(downsample)
 
 
 def _shard_units(plan: StorePlan) -> Iterator[Unit]:
@@ -181,16 +158,26 @@ def _labelled(index) -> tuple[PatchGrid, np.ndarray, np.ndarray]:
 
 
 def _check_room(config: Config, plans: list[StorePlan], folder: Path) -> None:
-    """Refuse what may not fit: the patches, uncompressed, of the shards that are not there."""
+    """Refuse what may not fit: the patches, uncompressed, of the shards that are not there.
+
+    A slide's old caches make room for it and for those after it, but not for those before.
+    """
     record = Record(config.out, CACHE_STAGES[1])
     waiting = [plan for plan in plans if not record.is_done(_finish_unit(plan, []), SCHEMA)]
-    needed = sum(map(_missing_bytes, waiting))
+    more = [_missing_bytes(plan) - _old_bytes(plan) for plan in waiting]
+    needed = max(accumulate(more), default=0)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
-            f"{folder}: the patches of {len(waiting)} slides may take {needed / 1e9:,.1f} GB, of"
-            f" which some half is needed when they are compressed; {free / 1e9:,.1f} GB are free"
+            f"{folder}: the patches of {len(waiting)} slides may take {needed / 1e9:,.1f} GB beside"
+            " the room of old caches that are deleted for them; compressed, patches take some half;"
+            f" {free / 1e9:,.1f} GB are free"
         )
+
+
+def _old_bytes(plan: StorePlan) -> int:
+    files = (file for store in old_stores(plan) for file in store.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in files)
 
 
 def _missing_bytes(plan: StorePlan) -> int:

@@ -8,8 +8,8 @@ import pandas as pd
 from wsi_pipeline.errors import CatalogError, RunError
 from wsi_pipeline.evaluation.uncertainty import REPLICATES, compare
 from wsi_pipeline.evaluation.weighted import Statistic, binary_statistic, froc_statistic
-from wsi_pipeline.stages.evaluate import read_patches
 from wsi_pipeline.stages.hits import FROC_MODES, load_froc_hits
+from wsi_pipeline.stages.scores import read_scores
 
 
 def run(first: Path, second: Path, *, replicates: int = REPLICATES, seed: int = 0) -> dict:
@@ -94,7 +94,7 @@ def _slides(folder: Path) -> pd.DataFrame:
 
 def _statistics(folder: Path) -> dict[str, Statistic]:
     metrics, slides = json.loads((folder / "metrics.json").read_text()), _slides(folder)
-    patches = read_patches(folder, slides["slide_id"].tolist())
+    patches = read_scores(folder, slides["slide_id"].tolist())
     return {
         "patch": binary_statistic(patches, metrics["patch"]["threshold"], "patches"),
         "slide": binary_statistic(slides, metrics["slide"]["threshold"], "slides"),

@@ -1,15 +1,12 @@
 """The evaluate stage: patch metrics, slide accuracy, FROC, each lesion, and the report."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from distributed import Client
 
 from wsi_pipeline.config import Config
@@ -28,10 +25,10 @@ from wsi_pipeline.evaluation.froc import (
 from wsi_pipeline.evaluation.lesions import found_or_missed
 from wsi_pipeline.evaluation.patch_level import patch_metrics
 from wsi_pipeline.evaluation.report import SlidePanel, write_report
-from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics, slide_scores
+from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics
 from wsi_pipeline.evaluation.uncertainty import froc_band, froc_intervals, intervals
 from wsi_pipeline.evaluation.weighted import binary_statistic
-from wsi_pipeline.files import replace_atomically, write_whole
+from wsi_pipeline.files import write_whole
 from wsi_pipeline.heatmaps.detect import component_detections, peak_detections
 from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
@@ -61,6 +58,7 @@ from wsi_pipeline.stages.run_directory import (
     read_model_card,
     tiled_slides,
 )
+from wsi_pipeline.stages.scores import read_scores, read_slide_scores, write_scores
 from wsi_pipeline.stages.status import failures_on_the_way, notes_by_slide
 
 SCHEMA_VERSION = 2
@@ -156,9 +154,9 @@ def score_slide(
 ) -> dict:  # fmt: skip
     """Look up each patch's probability, find and judge detections, draw the slide: a unit's work.
 
-    Writes, in `folder`: ``slides/SLIDE.parquet``, the index's columns and ``score`` (float32, NaN
-    where the patch could not be read); ``detections/SLIDE.csv``; ``hits/SLIDE.*``, see
-    `write_hits`; and ``slides/SLIDE.jpg``: the slide with its annotation beside its heatmap.
+    Writes, in `folder`: ``slides/SLIDE.parquet``, see `write_scores`; ``detections/SLIDE.csv``;
+    ``hits/SLIDE.*``, see `write_hits`; and ``slides/SLIDE.jpg``: the slide with its annotation
+    beside its heatmap.
 
     Returns
     -------
@@ -172,9 +170,8 @@ def score_slide(
             f"{heatmap}: made by model {probabilities.model} from other patches or another model"
             f" than today's ({model}): run the heatmap stage again"
         )
-    score = probabilities.at(patches.table["x"].to_numpy(), patches.table["y"].to_numpy())
-    with replace_atomically(_scores_path(folder, slide_id)) as part:
-        pq.write_table(patches.table.append_column("score", pa.array(score)), part)
+    scores = probabilities.at(patches.table["x"].to_numpy(), patches.table["y"].to_numpy())
+    write_scores(folder, slide_id, patches.table, scores)
     found = _detect(values, grid, **detections)
     write_detections(_detections_path(folder, slide_id), found)
     with Slide(path, mpp) as slide:
@@ -227,10 +224,6 @@ def _unit(slide, config: Config, card: dict, folder: Path, official_label: int) 
     return Unit(slide.slide_id, slide.slide_id, inputs, score_slide, arguments, output)
 
 
-def _scores_path(folder: Path, slide_id: str) -> Path:
-    return folder / "slides" / f"{slide_id}.parquet"
-
-
 def _picture_path(folder: Path, slide_id: str) -> Path:
     return folder / "slides" / f"{slide_id}.jpg"
 
@@ -257,9 +250,9 @@ def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
     labels = test.set_index("slide_id")["label"].astype(int)
     on_lesions = pc.list_value_length(pc.field("lesions")) > 0
     by_patch = lesion_scores(
-        read_patches(folder, slide_ids, ("lesions", "score"), on_lesions), lesion_ids
+        read_scores(folder, slide_ids, ("lesions", "score"), on_lesions), lesion_ids
     )
-    patches = read_patches(folder, slide_ids)
+    patches = read_scores(folder, slide_ids)
     drawn = test.loc[(test["label"] == 0) | (test["lesions"] > 0), "slide_id"].tolist()
     hits = {"lecture": lecture_hits(patches, by_patch, labels)}
     hits |= {mode: cohort_hits(folder / "hits", drawn, mode) for mode in MODES}
@@ -284,7 +277,7 @@ def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
 def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged, card: dict):
     """Put the figures together and write the report."""
     settings, model = config.evaluate, model_id(config.train.name, card["weights_sha256"])
-    slides = slides.assign(score=_slide_scores(folder, slides["slide_id"].tolist()))
+    slides = slides.assign(score=read_slide_scores(folder, slides["slide_id"].tolist()))
     by_split = {
         split: slides.loc[slides["split"] == split, ["slide_id", "label", "score"]]
         for split in SPLITS
@@ -353,47 +346,6 @@ def _metrics(
 
 def _patients(slides: pd.DataFrame) -> dict[str, str]:
     return dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
-
-
-def read_patches(
-    folder: Path,
-    slide_ids: Sequence[str],
-    columns: Sequence[str] = ("label", "score"),
-    where: pc.Expression | None = None,
-) -> pd.DataFrame:
-    """Read what `score_slide` wrote of the patches of some slides.
-
-    Parameters
-    ----------
-    folder : Path
-    slide_ids, columns : sequence of str
-    where : pyarrow.compute.Expression, optional
-        Which patches; all unless given.
-
-    Returns
-    -------
-    DataFrame
-        The `columns`, and ``slide_id`` (categorical, in the order given); the patches lie in this
-        order. Memory: some 10 bytes for each, with ``label`` and ``score``; a patch's list of
-        ``lesions`` takes 130 more.
-    """
-    tables = [
-        pq.read_table(_scores_path(folder, slide_id), columns=list(columns), filters=where)
-        for slide_id in slide_ids
-    ]
-    counts = [table.num_rows for table in tables]
-    table = pa.concat_tables(tables)
-    tables.clear()  # each column's pieces go as soon as they are joined
-    patches = table.to_pandas(split_blocks=True, self_destruct=True)
-    number = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    patches["slide_id"] = pd.Categorical.from_codes(number, list(slide_ids))
-    return patches
-
-
-def _slide_scores(folder: Path, slide_ids: Sequence[str]) -> np.ndarray:
-    """Each slide's score, float64, read from one slide's patches after the other."""
-    scores = [slide_scores([name], read_patches(folder, [name], ("score",))) for name in slide_ids]
-    return np.concatenate(scores)
 
 
 def _left_out(slide) -> list[str]:

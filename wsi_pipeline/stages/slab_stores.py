@@ -136,6 +136,15 @@ def fill_stores(
     return filled + run_units(client, finish_units, stage=finish, **common)
 
 
+def old_stores(plan: StorePlan) -> list[Path]:
+    """The slide's stores that give way to a planned one: `fill_stores` deletes them first.
+
+    One that is finished is among them: nothing may take it for the new one.
+    """
+    begun = plan.out.parent.glob(f".{plan.slide_id}-{'?' * HASH_DIGITS}.zarr")
+    return [store for store in (plan.out, *begun) if store != plan.part and store.exists()]
+
+
 def all_unread(results: list[dict]) -> list[list]:
     """What the slabs of a store could not decode: x, y, reason of each."""
     return [place for result in results for place in result["unread"]]
@@ -154,12 +163,10 @@ def refuse(reason: str) -> dict:
 def _units_or_refusal(
     plan: StorePlan, units_of: Callable[[StorePlan], Iterator[Unit]]
 ) -> Iterator[Unit]:
-    """Give a slide's units, or one that fails; stores of other inputs make room first."""
-    shutil.rmtree(plan.out, ignore_errors=True)  # nothing may take it for this one
-    for store in plan.out.parent.glob(f".{plan.slide_id}-{'?' * HASH_DIGITS}.zarr"):
-        if store != plan.part:
-            shutil.rmtree(store)
+    """Give a slide's units, or one that fails; its old stores make room first."""
     try:
+        for store in old_stores(plan):
+            shutil.rmtree(store)
         yield from units_of(plan)
     except (OSError, RunError) as error:  # an index is damaged; the disk is full
         arguments = {"reason": str(error)}

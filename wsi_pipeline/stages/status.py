@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.config import Config, load_config
+from wsi_pipeline.config import Config
+from wsi_pipeline.config_file import load_config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.jobs.record import Failure, read_done, read_failures
 from wsi_pipeline.stages.run_directory import (

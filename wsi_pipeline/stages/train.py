@@ -32,7 +32,7 @@ from wsi_pipeline.patches.augment import augment
 from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
-from wsi_pipeline.slides.tiles import decoding_in
+from wsi_pipeline.slides.threads import decoding_in
 from wsi_pipeline.stages.cache import cache_of
 from wsi_pipeline.stages.run_directory import (
     TRAINING_SPLITS,

@@ -1,9 +1,11 @@
 """Places of the run made by hand, see explain_run.py."""
 
+import shutil
+
 from explain_run import write_lesions
 
 from wsi_pipeline.stages.explain.places import annotated_patches, evaluated_places
-from wsi_pipeline.stages.run_directory import evaluation_folder
+from wsi_pipeline.stages.run_directory import evaluation_folder, index_path
 
 
 def places(run, top):
@@ -34,3 +36,15 @@ def test_patches_that_rank_are_those_partly_annotated(run):
     assert cells == {(3, 4), (4, 3), (4, 4), (1, 6)}
     assert annotated_patches(run, "net", 10, seed=0) == found
     assert annotated_patches(run, "net", 2, seed=0) == found[:2]
+
+
+def test_slides_take_turns_in_ranking(run):
+    """A second slide like the first: they come by turns, four of each."""
+    folder = evaluation_folder(run, "net")
+    shutil.copy(folder / "slides/s.parquet", folder / "slides/t.parquet")
+    shutil.copy(index_path(run, "s"), index_path(run, "t"))
+    (folder / "slides.csv").write_text("split,slide_id,label\ntest,t,1\ntest,s,1\ntrain,u,1\n")
+    for seed in range(5):
+        found = [place.slide_id for place in annotated_patches(run, "net", 3, seed)]
+        assert found == ["s", "t", "s"]
+    assert len(annotated_patches(run, "net", 10, seed=0)) == 8

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from explain_run import settings
 
 from wsi_pipeline.cli import main
-from wsi_pipeline.config import dump_config
+from wsi_pipeline.config_file import dump_config
 from wsi_pipeline.stages.explain import plan as plan_module
 
 

@@ -1,12 +1,11 @@
 """Places to explain: what the evaluation says is worth a look, or one that is asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from wsi_pipeline.config import TileConfig
 from wsi_pipeline.errors import ConfigError, RunError
@@ -19,6 +18,7 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
     slides_path,
 )
+from wsi_pipeline.stages.scores import read_scores
 
 KINDS = {
     "false-positive": "False positives",
@@ -171,14 +171,12 @@ def annotated_patches(run_dir: Path, model: str, count: int, seed: int) -> list[
     folder = evaluation_folder(run_dir, model)
     slides = _read_csv(folder / "slides.csv")
     tumour = slides[(slides["split"] == "test") & (slides["label"] == 1)]
-    tables = [_patches(folder, slide_id).assign(slide_id=slide_id) for slide_id in
-              sorted(tumour["slide_id"])]  # fmt: skip
-    if not tables:
+    if tumour.empty:
         return []
-    patches = pd.concat(tables, ignore_index=True)
+    patches = _patches(folder, sorted(tumour["slide_id"]))
     patches = patches[(patches["coverage"] > 0) & (patches["coverage"] < 1)]
     drawn = patches.sample(frac=1, random_state=derived_seed(seed, "explain/patches") % 2**32)
-    turn = drawn.groupby("slide_id").cumcount()
+    turn = drawn.groupby("slide_id", observed=True).cumcount()
     drawn = drawn.iloc[np.lexsort((drawn["slide_id"], turn))].head(count)
     return [_patch(run_dir, "asked", row.slide_id, row) for row in drawn.itertuples()]
 
@@ -226,20 +224,15 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"slide_id": str})
 
 
-def _patches(folder: Path, slide_id: str) -> pd.DataFrame:
-    """A slide's scored patches: ``x, y, coverage, lesions, score``."""
-    path = folder / "slides" / f"{slide_id}.parquet"
-    try:
-        table = pq.read_table(path, columns=["x", "y", "coverage", "lesions", "score"])
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: no readable scores: {error}; run the evaluate stage") from error
-    frame = table.to_pandas()
-    return frame[frame["score"].notna()]
+def _patches(folder: Path, slide_ids: Sequence[str]) -> pd.DataFrame:
+    """The scored patches of slides: ``x, y, coverage, lesions, score`` and ``slide_id``."""
+    patches = read_scores(folder, slide_ids, ("x", "y", "coverage", "lesions", "score"))
+    return patches[patches["score"].notna()]
 
 
 def _patch_at(run_dir: Path, folder: Path, slide_id: str, x: float, y: float) -> Place:
     """The grid patch that a detection comes from: its centre is the nearest."""
-    patches, grid = _patches(folder, slide_id), read_index(index_path(run_dir, slide_id)).grid
+    patches, grid = _patches(folder, [slide_id]), read_index(index_path(run_dir, slide_id)).grid
     centres = np.stack(grid.centre_pixels(*grid.cells_at(patches["x"], patches["y"])))
     distance = np.hypot(centres[0] - x, centres[1] - y)
     row = patches.iloc[np.lexsort((-patches["score"], distance))[0]]
@@ -248,7 +241,7 @@ def _patch_at(run_dir: Path, folder: Path, slide_id: str, x: float, y: float) ->
 
 def _of_lesions(run_dir: Path, folder: Path, kind: str, lesions: pd.DataFrame) -> Iterator[Place]:
     for lesion in lesions.itertuples():
-        patches = _patches(folder, lesion.slide_id)
+        patches = _patches(folder, [lesion.slide_id])
         of_lesion = patches[[lesion.lesion_id in ids for ids in patches["lesions"]]]
         if len(of_lesion):
             row = of_lesion.loc[of_lesion["score"].idxmax()]

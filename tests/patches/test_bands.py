@@ -1,0 +1,206 @@
+from contextlib import ExitStack
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from slide_files import ArraySlide, write_pyramid_tiff
+
+from wsi_pipeline.errors import SlideReadError
+from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.patches.bands import read_patch, read_patches, readable_patches
+from wsi_pipeline.patches.slabs import slabs
+from wsi_pipeline.slides.reader import Slide
+
+
+@pytest.fixture
+def grid():
+    return PatchGrid(Bounds(0, 0, 170, 100), 0.5, 1.0, patch_px=32, stride_px=16, inner_px=16)
+
+
+def all_cells(grid):
+    return np.divmod(np.arange(np.prod(grid.shape)), grid.shape[1])
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (100, 170, 3), np.uint8)
+
+
+def patches_of(slide, grid, slab):
+    """Copies of all patches, by position, and how many came at a time."""
+    found, counts = {}, []
+    for positions, patches in read_patches(slide, grid, slab):
+        found |= dict(
+            zip(range(positions.start, positions.stop), map(np.copy, patches), strict=True)
+        )
+        counts.append(len(patches))
+    return found, counts
+
+
+@pytest.mark.parametrize("tile_px", [None, 8, 20, 64])
+@pytest.mark.parametrize("band_px", [1, 6000, 1 << 20])
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize(("patch_px", "stride_px"), [(32, 16), (16, 16), (16, 24), (33, 7)])
+def test_every_patch_holds_its_own_pixels(
+    pixels, monkeypatch, tile_px, band_px, share, patch_px, stride_px
+):
+    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", band_px)
+    inner_px = min(patch_px, stride_px) - (patch_px - min(patch_px, stride_px)) % 2
+    grid = PatchGrid(Bounds(0, 0, 170, 100), 0.5, 1.0, patch_px, stride_px, inner_px)
+    rows, cols = np.nonzero(np.random.default_rng(1).random(grid.shape) < share)
+    (slab,) = slabs(grid, rows, cols, chunk=100)
+
+    found, _ = patches_of(ArraySlide(pixels, tile_px=tile_px), grid, slab)
+
+    white = np.pad(
+        pixels, ((grid.margin_px, 99), (grid.margin_px, 99), (0, 0)), constant_values=255
+    )
+    assert len(found) == len(slab.rows)
+    for position, (row, col) in enumerate(zip(slab.rows, slab.cols, strict=True)):
+        y, x = row * stride_px, col * stride_px
+        np.testing.assert_array_equal(found[position], white[y : y + patch_px, x : x + patch_px])
+
+
+def test_bands_end_on_edges_of_tiles_and_no_row_is_read_twice(pixels, grid, monkeypatch):
+    # 11 columns of patches are 10 * 16 + 32 = 192 px wide: 70 rows of px at a time, and the slab
+    # lies from y = -8 to 120.
+    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 192 * 70)
+    slide = ArraySlide(pixels, tile_px=20)
+    (slab,) = slabs(grid, *all_cells(grid), chunk=100)
+
+    _, counts = patches_of(slide, grid, slab)
+
+    # -8 + 70 = 62: the band ends at 60, which holds rows of patches from -8, 8 and 24 (to 56). The
+    # next begins at 40: 40 + 70 = 110, back to 100, with rows from 40 and 56; the last begins at
+    # 72. Of the tiles, each once, the first and last rows and columns are cut by the slab.
+    rows, columns = [-8, 0, 20, 40, 60, 80, 100, 120], [-8, *range(0, 181, 20), 184]
+    assert slide.reads == [
+        (x, y, right - x, lower - y)
+        for y, lower in pairwise(rows)
+        for x, right in pairwise(columns)
+    ]
+    assert counts == [33, 22, 22]
+
+
+def test_tiles_under_no_patch_are_not_read(pixels, grid):
+    slide = ArraySlide(pixels, tile_px=20)
+    (slab,) = slabs(grid, [1, 2, 1], [0, 0, 8], chunk=100)
+    patches_of(slide, grid, slab)
+    # Column 0 is px -8 to 24, to 40 by tiles; column 8 px 120 to 152, which the slab ends with.
+    # Row 1 is px 8 to 40, row 2 px 24 to 56, which the slab ends with: below 40 it is alone.
+    left, right = [(-8, 8), (0, 20), (20, 20)], [(120, 20), (140, 12)]
+    upper = [(8, 12), (20, 20)]
+    assert slide.reads == [
+        *((x, y, width, height) for y, height in upper for x, width in left + right),
+        *((x, 40, width, 16) for x, width in left),
+    ]
+
+
+def test_patches_overlap_in_memory_as_they_do_in_the_slide(pixels, grid):
+    (slab,) = slabs(grid, [2, 2], [5, 6], chunk=100)
+    ((_, (left, right)),) = read_patches(ArraySlide(pixels), grid, slab)
+    assert np.shares_memory(left[:, 16:], right[:, :16])
+    assert not np.shares_memory(left[:, :16], right)
+
+
+@pytest.fixture
+def tiled(tmp_path, monkeypatch):
+    """A function of a tile's side to a slide of 1280 px a side that is read by tiles."""
+    monkeypatch.setattr("wsi_pipeline.slides.reader.WORTH_TILES_PX", 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (1280, 1280, 3), np.uint8)
+    with ExitStack() as opened:
+        yield lambda tile_px: opened.enter_context(
+            Slide(write_pyramid_tiff(tmp_path / f"{tile_px}.tif", [pixels], tile=tile_px), 0.5)
+        )
+
+
+def large_slab(slide, downsample):
+    """All patches of a slide; a band holds just as many rows as it must."""
+    grid = PatchGrid(slide.bounds, 0.5, downsample, patch_px=128, stride_px=64, inner_px=64)
+    (slab,) = slabs(grid, *all_cells(grid), chunk=100)
+    return grid, slab
+
+
+@pytest.mark.parametrize("tile_px", [64, 128, 320, 640])
+def test_no_tile_of_a_slab_is_decoded_twice(tiled, monkeypatch, tile_px):
+    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    slide = tiled(tile_px)
+    slide.backend(0)  # which decodes some tiles to compare them
+    before = slide.decoded_px
+    _, counts = patches_of(slide, *large_slab(slide, 1.0))
+    assert len(counts) > 1
+    assert slide.decoded_px - before == 1280 * 1280  # each lies under several patches
+
+
+def test_a_resolution_almost_a_levels_shows_every_row_of_it(tiled, monkeypatch):
+    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    slide = tiled(64)
+    # 1000 px from the corner on, 1.00099 px to a px would be a whole px off.
+    monkeypatch.setattr("wsi_pipeline.slides.reader.SAME_DOWNSAMPLE", 1e-3)
+    grid, slab = large_slab(slide, 1.00099)
+    found, _ = patches_of(slide, grid, slab)
+    whole = slide.read(-32, -32, 1344, 1344)
+    for position, (row, col) in enumerate(zip(slab.rows, slab.cols, strict=True)):
+        y, x = row * 64, col * 64
+        np.testing.assert_array_equal(found[position], whole[y : y + 128, x : x + 128])
+
+
+@pytest.mark.parametrize("downsample", [1.03, 1.9])
+def test_resampled_patches_are_read_in_few_large_parts(tiled, monkeypatch, downsample):
+    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    slide = tiled(64)
+    slide.backend(0)
+    before = slide.decoded_px
+    grid, slab = large_slab(slide, downsample)
+    found, _ = patches_of(slide, grid, slab)
+    assert slide.decoded_px - before == 1280 * 1280
+    x, y = ((cells[7] * 64 - 32) * downsample for cells in (slab.cols, slab.rows))
+    single = read_patch(slide, grid, x, y)
+    np.testing.assert_allclose(found[7].astype(int), single, atol=1)
+
+
+def as_read_singly(slide, grid, corners):
+    return [read_patch(slide, grid, *corner) for corner in np.stack(corners, axis=1).tolist()]
+
+
+@pytest.mark.parametrize("downsample", [1.0, 1.37])
+def test_patches_as_indexed_start_at_the_rounded_corner_in_every_bit(tiled, downsample):
+    slide = tiled(64)
+    grid, slab = large_slab(slide, downsample)
+    read = readable_patches(slide, grid, slab, [], as_indexed=True)
+    found = [np.copy(pixels) for _, pixels in read]
+    expected = as_read_singly(slide, grid, grid.patch_origins(slab.rows, slab.cols))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("downsample", [1.0, 1.37])
+def test_where_reading_together_fails_patches_start_where_they_did_together(
+    tiled, monkeypatch, downsample
+):
+    def fails(*_):
+        raise SlideReadError("a tile is damaged")
+        yield
+
+    slide = tiled(64)
+    grid, slab = large_slab(slide, downsample)
+    x, y = ((cells * 64 - 32) * downsample for cells in (slab.cols, slab.rows))
+    expected = as_read_singly(slide, grid, (x, y))
+    monkeypatch.setattr("wsi_pipeline.patches.bands.read_patches", fails)
+    unread = []
+    found = [pixels for _, pixels in readable_patches(slide, grid, slab, unread)]
+    np.testing.assert_array_equal(found, expected)
+    assert unread == []
+
+
+def test_unread_patches_are_told_by_their_corners_in_the_index(tiled, monkeypatch):
+    def fails(*_, **__):
+        raise SlideReadError("a tile is damaged")
+
+    slide = tiled(64)
+    monkeypatch.setattr(slide, "read", fails)
+    grid = PatchGrid(slide.bounds, 0.5, 1.37, patch_px=128, stride_px=64, inner_px=64)
+    (slab,) = slabs(grid, [0, 0], [0, 1], chunk=100)
+    unread = []
+    assert list(readable_patches(slide, grid, slab, unread)) == []
+    # -32 * 1.37 = -43.84 and 32 * 1.37 = 43.84.
+    assert unread == [(-44, -44, "a tile is damaged"), (44, -44, "a tile is damaged")]

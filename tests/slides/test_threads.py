@@ -1,0 +1,76 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event, get_ident
+from time import sleep
+
+import pytest
+
+from wsi_pipeline.slides import threads
+
+
+@pytest.mark.parametrize(
+    ("stated", "count"), [("1", 1), ("3", 3), ("64", 4), ("2,1", 2), ("", 4), ("no", 4), ("0", 4)]
+)
+def test_decoding_threads_are_those_for_arithmetic(monkeypatch, stated, count):
+    monkeypatch.setattr(threads, "CPU_COUNT", 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    assert threads.decoding_threads() == count
+
+
+def test_a_thread_may_choose_with_how_many_it_decodes(monkeypatch):
+    monkeypatch.setattr(threads, "CPU_COUNT", 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with threads.decoding_in(3), ThreadPoolExecutor(1) as other:
+        assert threads.decoding_threads() == 3
+        assert other.submit(threads.decoding_threads).result() == 1
+        with threads.decoding_in(0):
+            assert threads.decoding_threads() == 3
+        with threads.decoding_in(64):
+            assert threads.decoding_threads() == 4
+    assert threads.decoding_threads() == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_each_item_is_worked_on_once_by_any_of_the_threads(monkeypatch, count):
+    monkeypatch.setattr(threads, "CPU_COUNT", 4)
+    done, workers = [], set()
+    together = Barrier(count)  # as many threads must be at work at once for the first to go on
+
+    def work(item):
+        if item < count:
+            together.wait(timeout=10)
+        workers.add(get_ident())
+        done.append(item)
+
+    with threads.decoding_in(count):
+        threads.in_threads(work, list(range(50)))
+    assert sorted(done) == list(range(50))
+    assert len(workers) == count and get_ident() in workers
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_error_is_raised_once_no_thread_works_any_more(monkeypatch, count):
+    monkeypatch.setattr(threads, "CPU_COUNT", 4)
+    at_work = set()
+
+    def work(item):
+        at_work.add(item)
+        sleep(0.001)
+        at_work.discard(item)
+        if item == 5:
+            raise ValueError("item 5")
+
+    with threads.decoding_in(count), pytest.raises(ValueError, match="item 5"):
+        threads.in_threads(work, list(range(50)))
+    assert not at_work
+
+
+def test_a_pool_that_is_busy_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(threads, "CPU_COUNT", 2)
+    release, done = Event(), []
+    pool = threads._pool(os.getpid())
+    busy = [pool.submit(release.wait, 10) for _ in range(pool._max_workers)]
+    with threads.decoding_in(2):
+        threads.in_threads(done.append, [1, 2, 3])
+    assert done == [1, 2, 3] and not any(future.done() for future in busy)
+    release.set()

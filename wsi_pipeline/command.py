@@ -1,0 +1,137 @@
+"""A command: alone in its folder, stages with one Dask client, their outcomes, an exit status."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from wsi_pipeline import __version__
+from wsi_pipeline.config import Config
+from wsi_pipeline.config_file import dump_config
+from wsi_pipeline.errors import ConfigError, RunError
+
+FAILED, WRONG = 1, 2
+"""Exit statuses: some slides failed; nothing could be done with these settings or files."""
+
+console = Console(stderr=True)
+
+
+def run_stages(
+    config: Config, stages: tuple[str, ...], plan: Callable[[], object] | None = None
+) -> NoReturn:
+    """Run stages with one Dask client and leave with the status that their failures call for.
+
+    Parameters
+    ----------
+    config : Config
+    stages : tuple of str
+        Modules of `wsi_pipeline.stages`, in this order. Without a model none follows training.
+    plan : callable, optional
+        What it returns is handed to each stage. What it refuses is refused before any worker is
+        there and any file but the lock is written.
+
+    Raises
+    ------
+    ConfigError, RunError
+        As `alone_in`, `plan` and the stages.
+    """
+    from wsi_pipeline.jobs.cluster import connect
+
+    outcomes = []
+    jobs = config.jobs
+    with alone_in(config.out):
+        options = {} if plan is None else {"plan": plan()}
+        _write_settings(config)
+        with connect(jobs.scheduler, workers=jobs.workers) as client:
+            for name in stages:
+                stage = import_module(f"wsi_pipeline.stages.{name}")
+                outcomes.append((name, stage.run(config, client, **options)))
+                if name == "train" and not outcomes[-1][1].results:
+                    break  # a failed slide stops nothing, but without a model there is no going on
+    _tell_results(config, outcomes)
+    finish(outcomes, config.out)
+
+
+def finish(outcomes: list[tuple], folder: Path) -> NoReturn:
+    """Say how each stage ended, and leave with the status that the failures call for.
+
+    Parameters
+    ----------
+    outcomes : list of (str, Outcome)
+        Names of stages and what became of their units.
+    folder : Path
+        Of ``failures.csv``.
+    """
+    failed = sum(outcome.failed for _, outcome in outcomes)
+    for name, outcome in outcomes:
+        console.print(
+            f"{name}: {outcome.done} done, {outcome.skipped} already done, {outcome.failed} failed"
+        )
+    if failed:
+        console.print(f"{failed} failed: see {folder / 'failures.csv'}", style="red", markup=False)
+    sys.exit(FAILED if failed else 0)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder of results: two commands in one would overwrite each other's records.
+
+    Raises
+    ------
+    RunError
+        If another command holds it.
+    ConfigError
+        If it cannot be made or written to.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"{folder}: another wsi command is at work in this directory") from None
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_settings(config: Config):
+    """Write the settings of a run beside its results."""
+    from wsi_pipeline.files import write_whole
+
+    try:
+        text = f"# wsi_pipeline {__version__}\n{dump_config(config)}"
+        write_whole(config.out / "config.yaml", text.encode())
+    except OSError as error:
+        raise _unwritable(config.out, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"out is {folder}: it cannot be written to: {error}")
+
+
+def _tell_results(config: Config, outcomes: list[tuple]):
+    """Say how slides were read, and where the page is that the last stage wrote."""
+    from wsi_pipeline.stages.run_directory import (
+        EXPLANATIONS_PAGE,
+        evaluation_folder,
+        explanation_folder,
+    )
+    from wsi_pipeline.stages.status import reading_summary
+
+    for name, outcome in outcomes:
+        if name == "heatmap" and (reading := reading_summary(outcome.results.values())):
+            console.print(f"heatmap: {reading}", markup=False, soft_wrap=True)
+    pages = {
+        "evaluate": evaluation_folder(config.out, config.train.name) / "report.html",
+        "explain": explanation_folder(config.out, config.train.name) / EXPLANATIONS_PAGE,
+    }
+    if outcomes[-1][0] in pages:
+        console.print(f"report: {pages[outcomes[-1][0]]}", markup=False, soft_wrap=True)

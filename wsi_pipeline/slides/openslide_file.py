@@ -1,0 +1,104 @@
+"""A slide's file as OpenSlide opens it, and what it states of itself: bounds and resolution."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import openslide
+
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.geometry import Bounds
+
+# Decoded tiles of all open slides together: OpenSlide's own default is 32 MB for each.
+TILE_CACHE = openslide.OpenSlideCache(64 << 20)
+# Resolutions in x and y may be this much apart.
+MPP_ANISOTROPY = 0.05
+# The coarsest resolution that a file may state of itself. TIFF writers that know nothing of
+# microscopes state a printer's: 72 dpi is 353 um per px, 300 dpi is 85.
+COARSEST_STATED_MPP = 50.0
+
+
+def open_file(path: Path) -> openslide.OpenSlide:
+    """Open a slide, its decoded tiles in the cache that all slides of the process share.
+
+    Raises
+    ------
+    SlideError
+        If the file is missing or OpenSlide cannot open it.
+    """
+    if not path.is_file():
+        raise SlideError(f"{path}: no such file")
+    try:
+        handle = openslide.OpenSlide(path)
+        handle.set_cache(TILE_CACHE)
+        return handle
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        hint = ""
+        if path.suffix.lower() in (".tif", ".tiff"):
+            hint = "; save an untiled TIFF again as a tiled, pyramidal one"
+        raise SlideError(f"{path}: not a format that OpenSlide reads{hint}") from error
+    except openslide.OpenSlideError as error:
+        raise SlideError(f"{path}: OpenSlide cannot open it: {error}") from error
+
+
+def scanned_bounds(properties: Mapping[str, str], size: tuple[int, int]) -> Bounds:
+    """The scanned part of the level-0 frame, px; all of it for formats that state none.
+
+    Parameters
+    ----------
+    properties : mapping of str to str
+        OpenSlide's.
+    size : (int, int)
+        Width and height of the frame, level-0 px.
+    """
+    names = (
+        openslide.PROPERTY_NAME_BOUNDS_X,
+        openslide.PROPERTY_NAME_BOUNDS_Y,
+        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+    )
+    if all(name in properties for name in names):
+        return Bounds(*(int(properties[name]) for name in names))
+    return Bounds(0, 0, *size)
+
+
+def level0_mpp(path: Path, properties: Mapping[str, str], given: float | None = None) -> float:
+    """Micrometres per level-0 px; the geometric mean where x and y differ a little.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    properties : mapping of str to str
+        OpenSlide's.
+    given : float, optional
+        Wins over what the file states.
+
+    Raises
+    ------
+    SlideError
+        If the resolution is neither stated plausibly nor given, or `given` is not positive.
+    """
+    remedy = "give its um per level-0 px in the catalog's mpp column or the setting catalog.mpp"
+    if given is not None:
+        if not 0 < given < math.inf:
+            raise SlideError(f"{path}: mpp is given as {given}: it must be positive")
+        return float(given)
+    stated = [
+        properties.get(name)
+        for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+    ]
+    if None in stated:
+        raise SlideError(f"{path}: the slide states no resolution; {remedy}")
+    mpp_x, mpp_y = map(float, stated)
+    if not (0 < mpp_x <= COARSEST_STATED_MPP and 0 < mpp_y <= COARSEST_STATED_MPP):
+        raise SlideError(
+            f"{path}: the slide states {mpp_x:g} x {mpp_y:g} um per px; a microscope's lies between"
+            f" 0 and {COARSEST_STATED_MPP:g}; {remedy}"
+        )
+    if max(mpp_x, mpp_y) > min(mpp_x, mpp_y) * (1 + MPP_ANISOTROPY):
+        raise SlideError(
+            f"{path}: the slide states {mpp_x:g} um per px in x and {mpp_y:g} in y, more than"
+            f" {MPP_ANISOTROPY:.0%} apart; {remedy}"
+        )
+    return math.sqrt(mpp_x * mpp_y)
