@@ -1,5 +1,8 @@
+import gc
 import re
+import weakref
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +141,25 @@ def test_one_batch_is_made_ahead_and_errors_come_in_their_place():
     with pytest.raises(RunError, match="after three"):
         found.extend(_in_a_thread(items()))
     assert found == [0, 1, 2]
+
+
+def test_an_error_leaves_nothing_to_the_garbage_collector(dataset):
+    """Loader processes end with their loader: were it in a cycle, they would at some later time."""
+
+    def items(held):
+        yield held
+        raise RunError("after one")
+
+    held = replace(dataset)
+    freed = weakref.ref(held)
+    gc.disable()
+    try:
+        with pytest.raises(RunError):
+            next(islice(_in_a_thread(items(held)), 1, None))
+        del held
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_a_second_iteration_is_refused_while_one_is_open(dataset):

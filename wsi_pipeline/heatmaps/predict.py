@@ -29,7 +29,8 @@ def predict_slab(
     grid : PatchGrid
     slab : Slab
     predict : callable
-        uint8 (N, patch_px, patch_px, 3) -> float32 (N,), in [0, 1].
+        uint8 (N, patch_px, patch_px, 3) -> float32 (N,), in [0, 1]. The patches' memory is used
+        again once it has returned.
     batch_size : int
         Largest N.
 

@@ -308,9 +308,12 @@ def _in_a_thread(items: Iterator[Item]) -> Generator[Item]:
     """The same items, each made in another thread while the one before it is in use."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item
+        try:
+            while (item := coming.result()) is not None:
+                coming = thread.submit(next, items, None)
+                yield item
+        finally:
+            del coming  # else an error and its frames, which hold the loader, would keep each other
 
 
 def _as_read(part: _ReadPart) -> _ReadPart:
