@@ -26,6 +26,8 @@ SECTIONS: dict[str, Callable[[bool], list[Row | Scale | str]]] = {
     "labelling": labelling.rows,
     "sampling": sampling.rows,
     "feed": feed.rows,
+    "training": feed.training_rows,
+    "model": heatmap.model_speed,
     "heatmap": heatmap.rows,
     "patchnet": patchnet.rows,
     "froc": froc.rows,

@@ -1,11 +1,13 @@
-"""The training feed: patches from slides and from the cache, the model alone, and both together."""
+"""The training feed: patches from slides and from the cache, alone and with a model in training."""
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -13,7 +15,7 @@ import pyarrow as pa
 import torch
 import zarr
 
-from benchmarks.measure import Row, compare, compare_rates, rate
+from benchmarks.measure import Row, busy_share, busy_text, compare, rate, row_of, watched_gpu
 from wsi_pipeline.config import AugmentConfig, TissueConfig
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.models.inference import normalise
@@ -33,10 +35,11 @@ from wsi_pipeline.stages.cache import cache_shard
 from wsi_pipeline.training.loop import fit
 
 PATCH_PX = 512
-MODEL_PX = 512 if torch.cuda.is_available() else 64
+GPU = torch.cuda.is_available()
+MODEL_PX = 512 if GPU else 64
 """VGG16 at 512 px takes a CPU a minute a batch: there the feed could not be seen."""
-STEPS = 40 if torch.cuda.is_available() else 4
-"""Of each epoch in which training is timed."""
+MODEL_BATCH = 32 if GPU else 16
+LOADER_WORKERS = max(1, (os.cpu_count() or 1) - 2) if GPU else 1
 JPEG_2000 = "luna/1065626.svs"
 MPP = 0.5
 BATCH = 16
@@ -44,28 +47,27 @@ AUGMENT, TISSUE = AugmentConfig().model_dump(), TissueConfig().model_dump()
 
 
 def rows(quick: bool) -> list[Row]:
-    """All rows of the training feed."""
-    return training_feed(quick)
-
-
-def training_feed(quick: bool) -> list[Row]:
-    """Images a second of the feed alone, of the model alone, and of both together."""
+    """Images a second of the feed alone."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = _phantoms(folder, 2 if quick else 4, 2048 if quick else 4096)
         sources = [("JPEG tiles at level 0", paths[0], 1.0), ("resampled", paths[0], 1.5)]
         if data := os.environ.get("WSI_TEST_DATA"):
             sources.append(("JPEG 2000", Path(data) / JPEG_2000, 1.0))
-        count = 40 if quick else 200
+        count = 20 if quick else 200
         with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # as in a loader process
             found = [_one_process(folder, *source, count) for source in sources]
             found.append(_by_zarr(folder, paths[0], count))
-        steps = 8 if quick else 40
-        return [
-            *found,
-            _loaders(folder, paths, steps),
-            *_with_model(folder, paths, *((2, 1) if quick else (STEPS, 3))),
-        ]
+        return [*found, _loaders(folder, paths, 8 if quick else 40)]
+
+
+def training_rows(quick: bool) -> list[Row]:
+    """Images a second of a model in training alone, with its feed, and of this feed alone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = _phantoms(folder, 2 if quick else 4, 4096 if GPU else 2048)
+        steps = (60 if quick else 250) if GPU else (1 if quick else 2)
+        return _with_model(folder, paths, steps, 1 if quick else 3 if GPU else 2)
 
 
 def _phantoms(folder: Path, count: int, side_px: int) -> list[Path]:
@@ -142,50 +144,66 @@ def _loaders(folder: Path, paths: list[Path], steps: int) -> Row:
     )  # fmt: skip
 
 
+class _Run(NamedTuple):
+    """Images a second of one run, and the share of its time in which the GPU was busy, or NaN."""
+
+    rate: float
+    busy: float = np.nan
+
+
 def _with_model(folder: Path, paths: list[Path], steps: int, repeats: int) -> list[Row]:
     """Training steps of VGG16 on batches from slides and from the cache, and on one in memory."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     dataset = _dataset(folder, paths, MODEL_PX)
-    settings = {"batch_size": BATCH, "workers": 1, "pin": device == "cuda"}
+    settings = {"batch_size": MODEL_BATCH, "workers": LOADER_WORKERS, "pin": GPU}
     cached = PatchLoader(dataset, **settings)
     slides = PatchLoader(replace(dataset, caches=None), **settings)
     one = next(slides.batches(0, 1))
-    validation = one[0], torch.arange(BATCH) % 2, one[2]  # both labels, always
-
-    def synthetic(first: int, count: int) -> list[Batch]:
-        return [one] * count
-
-    def train(batches: Callable) -> float:
-        """Images a second of a second epoch: the first one sets up device and loader."""
-        with tempfile.TemporaryDirectory() as out:
-            history = fit(
-                start_model("vgg16", "none"), train_batches=batches, prepare=_prepare,
-                validation_batches=lambda: [validation], folder=out, fingerprint="",
-                steps_per_epoch=steps, max_epochs=2, device=device,
-                save_best=lambda module, row: None,
-            )  # fmt: skip
-        return history["images_per_second"].iloc[1]
-
-    def feed(loader: PatchLoader) -> int:
-        return sum(len(labels) for _, labels, _ in loader.batches(0, 10 * steps))
-
-    feed(cached), feed(slides)
-    what, alone = f"VGG16 trained on {MODEL_PX} px patches ({device})", "on a batch in memory"
+    validation = one[0], torch.arange(MODEL_BATCH) % 2, one[2]  # both labels, always
+    train = partial(_train, validation=validation, steps=steps)
+    feed_steps = steps if GPU else 64
+    for loader in (slides, cached):
+        _feed(loader, feed_steps)
+    ways = {
+        "memory": lambda: train(lambda first, count: [one] * count),
+        "slides": lambda: train(slides.batches),
+        "cache": lambda: train(cached.batches),
+        "feed": lambda: _Run(rate(partial(_feed, slides, feed_steps))),
+    }
+    runs = [{name: way() for name, way in ways.items()} for _ in range(repeats)]
+    rates, busy = ({name: [run[name][i] for run in runs] for name in ways} for i in range(2))
+    device = "cuda" if GPU else "cpu"
+    model = f"VGG16 trained on {MODEL_PX} px patches ({device})"
+    alone = f"on a batch in memory{busy_text(busy['memory'])}"
+    feed = f"feed of {MODEL_PX} px patches from slides, {LOADER_WORKERS} loader processes"
     return [
-        compare_rates(
-            f"feed of {MODEL_PX} px patches from slides, 1 loader process",
-            f"VGG16 training {alone} ({device})", "images",
-            lambda: rate(partial(feed, slides)), partial(train, synthetic), repeats,
-        ),
-        compare_rates(
-            f"{what}, from slides", alone, "images",
-            partial(train, slides.batches), partial(train, synthetic), repeats,
-        ),
-        compare_rates(
-            f"{what}, from the cache", alone, "images",
-            partial(train, cached.batches), partial(train, synthetic), repeats,
+        row_of(feed, f"{model} {alone}", "images", rates["feed"], rates["memory"]),
+        *(
+            row_of(
+                f"{model}, from the {source}{busy_text(busy[source])}", alone, "images",
+                rates[source], rates["memory"],
+            )
+            for source in ("slides", "cache")
         ),
     ]  # fmt: skip
+
+
+def _feed(loader: PatchLoader, steps: int) -> int:
+    return sum(len(labels) for _, labels, _ in loader.batches(0, steps))
+
+
+def _train(batches: Callable, *, validation: Batch, steps: int) -> _Run:
+    """Train for a second epoch: the first one sets up device and loader."""
+    spans = []
+    with tempfile.TemporaryDirectory() as out, watched_gpu() as samples:
+        history = fit(
+            start_model("vgg16", "none"), train_batches=batches, prepare=_prepare,
+            validation_batches=lambda: [validation], folder=out, fingerprint="",
+            steps_per_epoch=steps, max_epochs=2, device="cuda" if GPU else "cpu",
+            save_best=lambda module, row: None,
+            on_progress=lambda now: spans.append((now["epoch"], time.perf_counter())),
+        )  # fmt: skip
+    times = [seconds for epoch, seconds in spans if epoch == 2]
+    return _Run(history["images_per_second"].iloc[1], busy_share(samples, times[0], times[-1]))
 
 
 def _prepare(images: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:

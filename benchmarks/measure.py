@@ -1,9 +1,19 @@
 """What benchmarks report: the rates of two pieces of work run in turn, or how a large job went."""
 
 import statistics
+import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import numpy as np
+
+from wsi_pipeline.jobs.cluster import visible_gpus
+
+SAMPLE_SECONDS = 0.2
+"""Between looks at a GPU; its driver's own figure is of the last 1/6 to 1 second."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +66,16 @@ def compare_rates(
     plain: Callable[[], float], repeats: int = 3,
 ) -> Row:  # fmt: skip
     """Run the two in turn; each returns how many units a second it did."""
-    rates = [(plain(), pipeline()) for _ in range(repeats)]
-    return Row(
-        what,
-        baseline,
-        unit,
-        statistics.median(ours for _, ours in rates),
-        statistics.median(theirs for theirs, _ in rates),
-        statistics.median(ours / theirs for theirs, ours in rates),
-    )
+    theirs, ours = zip(*((plain(), pipeline()) for _ in range(repeats)), strict=True)
+    return row_of(what, baseline, unit, ours, theirs)
+
+
+def row_of(
+    what: str, baseline: str, unit: str, ours: Sequence[float], theirs: Sequence[float]
+) -> Row:
+    """Units a second of runs in turn: the first of ours with the first of theirs, and so on."""
+    ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+    return Row(what, baseline, unit, statistics.median(ours), statistics.median(theirs), ratio)
 
 
 def rate(work: Callable[[], float]) -> float:
@@ -72,3 +83,64 @@ def rate(work: Callable[[], float]) -> float:
     started = time.perf_counter()
     done = work()
     return done / (time.perf_counter() - started)
+
+
+@contextmanager
+def watched_gpu() -> Iterator[list[tuple[float, float]]]:
+    """Sample the first visible GPU while the context is open; without a GPU, no samples.
+
+    Yields
+    ------
+    list of (seconds, share)
+        Grows: when (`time.perf_counter`), and the share of the time before in which a kernel of
+        any process ran (`nvidia-smi`'s ``utilization.gpu``: Dask's workers count, which a
+        profiler of one process would not see).
+    """
+    samples: list[tuple[float, float]] = []
+    ended = threading.Event()
+
+    def look(gpu: str) -> None:
+        while not ended.wait(SAMPLE_SECONDS):
+            told = subprocess.run(
+                ["nvidia-smi", "-i", gpu, "--query-gpu=utilization.gpu",
+                 "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True,
+            ).stdout  # fmt: skip
+            samples.append((time.perf_counter(), float(told) / 100))
+
+    watchers = [threading.Thread(target=look, args=(gpu,)) for gpu in visible_gpus()[:1]]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        for watcher in watchers:
+            watcher.join()
+
+
+def busy_share(samples: Iterable[tuple[float, float]], started: float, ended: float) -> float:
+    """Mean of samples in a span of time, each weighted by the time since the one before.
+
+    Parameters
+    ----------
+    samples : iterable of (seconds, share)
+        In order of time, see `watched_gpu`.
+    started, ended : float
+        Seconds of the same clock.
+
+    Returns
+    -------
+    float
+        0 to 1; NaN if no sample lies in the span.
+    """
+    within = [(seconds, share) for seconds, share in samples if started < seconds <= ended]
+    if not within:
+        return np.nan
+    times, shares = zip(*within, strict=True)
+    return float(np.average(shares, weights=np.diff([started, *times])))
+
+
+def busy_text(shares: Sequence[float]) -> str:
+    """The median of runs' shares, in words; nothing where there is no GPU."""
+    known = [share for share in shares if not np.isnan(share)]
+    return f"; the GPU busy {statistics.median(known):.0%} of the time" if known else ""

@@ -1,5 +1,8 @@
+import gc
 import re
+import weakref
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from wsi_pipeline.patches.cache import (
     open_cache,
     write_shard,
 )
-from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader
+from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader, _in_a_thread
 from wsi_pipeline.patches.index import PatchIndex
 from wsi_pipeline.patches.sampling import PatchPool, draw
 from wsi_pipeline.patches.slabs import slabs
@@ -96,10 +99,11 @@ def test_batches_hold_the_pixels_labels_and_numbers_of_the_draws(dataset, levels
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
 @pytest.mark.parametrize("workers", [1, 4])
 def test_loader_workers_change_nothing(dataset, workers):
-    settings = {"first_step": 0, "steps": 6, "batch_size": 8}
+    """Also to batches that are kept, while their block's memory is used for others."""
+    settings = {"first_step": 0, "steps": 18, "batch_size": 8}
     alone = list(batches(dataset, **settings))
     shared = list(batches(dataset, **settings, workers=workers))
-    assert len(shared) == 6
+    assert len(shared) == 18
     for one, other in zip(alone, shared, strict=True):
         assert_same(one, other)
 
@@ -118,6 +122,44 @@ def test_an_epoch_that_was_left_early_does_not_leak_into_the_next(dataset):
     [found] = loader.batches(5, 1)
     [expected] = batches(dataset, first_step=5, steps=1, batch_size=4)
     assert_same(found, expected)
+
+
+def test_one_batch_is_made_ahead_and_errors_come_in_their_place():
+    made = []
+
+    def items():
+        for number in range(3):
+            made.append(number)
+            yield number
+        raise RunError("after three")
+
+    ahead = _in_a_thread(items())
+    assert next(ahead) == 0
+    ahead.close()  # waits for the thread
+    assert made == [0, 1]
+    found = []
+    with pytest.raises(RunError, match="after three"):
+        found.extend(_in_a_thread(items()))
+    assert found == [0, 1, 2]
+
+
+def test_an_error_leaves_nothing_to_the_garbage_collector(dataset):
+    """Loader processes end with their loader: were it in a cycle, they would at some later time."""
+
+    def items(held):
+        yield held
+        raise RunError("after one")
+
+    held = replace(dataset)
+    freed = weakref.ref(held)
+    gc.disable()
+    try:
+        with pytest.raises(RunError):
+            next(islice(_in_a_thread(items(held)), 1, None))
+        del held
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_a_second_iteration_is_refused_while_one_is_open(dataset):
@@ -143,7 +185,7 @@ def test_workers_share_out_the_slides_of_a_block(dataset):
     assert len(first.slide) == len(second.slide) == 48
     drawn = draw(dataset.pool, seed=5, name="train", first=0, count=96)
     np.testing.assert_array_equal([*first.slide, *second.slide], np.sort(drawn.slide))
-    assert sorted([*first.number, *second.number]) == list(range(96))
+    assert sorted([*first.place, *second.place]) == list(range(96))
 
 
 @pytest.fixture(scope="module")

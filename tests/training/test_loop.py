@@ -17,7 +17,9 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.training.loop import best_epoch
+from wsi_pipeline.models.inference import normalise
+from wsi_pipeline.patches.augment import augment
+from wsi_pipeline.training.loop import _steps, best_epoch
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 tiny = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
@@ -356,3 +358,26 @@ def test_training_on_a_gpu_agrees_with_the_cpu(tmp_path, uninterrupted):
         uninterrupted[1].validation_loss.tolist(), rel=1e-3
     )
     assert next(module.parameters()).is_cuda
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_does_not_wait_for_the_gpu():
+    """torch raises where it would wait."""
+
+    def prepare(images, numbers):
+        colours = {"brightness": 0.25, "contrast": 0.25, "saturation": 0.25, "hue": 0.04}
+        images = augment(images, numbers, seed=0, flips=True, **colours)
+        return normalise(images, [0.5] * 3, [0.2] * 3)
+
+    module = tiny.TinyNet().cuda()
+    images, labels, numbers = tiny.batch(range(8))
+    batch = images.pin_memory(), labels.pin_memory(), numbers
+    optimizer = torch.optim.RMSprop(module.parameters(), momentum=0.9)
+    steps = _steps(module, optimizer, [batch] * 3, prepare, torch.device("cuda"), mixed=True)
+    next(steps)  # sets up what stays
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(steps)) == 2
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -29,7 +29,8 @@ def predict_slab(
     grid : PatchGrid
     slab : Slab
     predict : callable
-        uint8 (N, patch_px, patch_px, 3) -> float32 (N,), in [0, 1].
+        uint8 (N, patch_px, patch_px, 3) -> float32 (N,), in [0, 1]. The patches' memory is used
+        again once it has returned.
     batch_size : int
         Largest N.
 
@@ -49,10 +50,11 @@ def predict_slab(
 def _batches(
     patches: Iterator[tuple[int, np.ndarray]], batch_size: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Positions and pixels of a batch at a time: uint8 (N, H, W, 3)."""
+    """Positions and pixels of a batch at a time: uint8 (N, H, W, 3), in the memory of the last."""
     positions: list[int] = []
+    batch = None
     for position, patch in patches:
-        if not positions:
+        if batch is None:
             batch = np.empty((batch_size, *patch.shape), np.uint8)
         batch[len(positions)] = patch
         positions.append(position)

@@ -59,7 +59,17 @@ def normalise(
         values = colour.correct_gamma(values, gamma)
     if shades_of_gray is not None:
         values = colour.shades_of_gray(values, shades_of_gray)
-    return v2.functional.normalize(values, list(mean), list(std))
+    # Not by v2.functional.normalize: it sends both to the device anew, and waits for a GPU to come
+    # that far.
+    mean, std = (_of_channels(tuple(of_channel), values.device) for of_channel in (mean, std))
+    return (values - mean).div_(std)
+
+
+@cache
+@torch.inference_mode(False)
+def _of_channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """A value for each channel, shape (3, 1, 1), kept on the device."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def predictor(

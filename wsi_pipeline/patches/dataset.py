@@ -3,12 +3,14 @@
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +22,12 @@ from wsi_pipeline.patches.cache import PatchCache
 from wsi_pipeline.patches.sampling import PatchPool, draw
 from wsi_pipeline.slides.reader import cached_slide
 
+Item = TypeVar("Item")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Images uint8 (N, 3, P, P), labels 0 or 1 (N,), numbers of the draws int64 (N,)."""
+
+AHEAD = 2
+"""Blocks that are being read while one is in use."""
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +66,9 @@ class PatchLoader:
     As many batches as there are workers, a block, are read together: its draws, sorted by slide,
     are cut into a part for each worker. So a worker comes back to the same slides, and of a cohort
     of up to some 50 slides a worker each stays open (see `cached_slide`): reading from a slide
-    that is open takes a fraction of the time. Up to three blocks are in memory.
+    that is open takes a fraction of the time. Three blocks lie in memory that all the processes
+    share: each patch is decoded where it stays until a thread copies its batch out of there, while
+    the batch before is in use.
 
     Parameters
     ----------
@@ -96,16 +104,21 @@ class PatchLoader:
             raise ConfigError(
                 f"train.batch_size is {batch_size}: {world} processes cannot share it evenly"
             )
-        share = batch_size // world
-        self._draws = _BlockDraws(dataset, batch_size, rank * share, share, max(1, workers))
+        share, parts = batch_size // world, max(1, workers)
+        side = dataset.pool.grids[0].patch_px
+        pixels = torch.empty(1 + AHEAD, parts * share, side, side, 3, dtype=torch.uint8)
+        self._pixels = pixels.share_memory_() if workers else pixels
+        self._draws = _BlockDraws(dataset, batch_size, rank * share, share, parts)
         self._pin = pin
         self._on_unread = on_unread
         self._open = False
+        self._ahead = _in_a_thread if workers else iter
         self._loader = DataLoader(
-            _Reader(dataset),
+            _Reader(dataset, self._pixels),
             batch_sampler=self._draws,
             collate_fn=_as_read,
             num_workers=workers,
+            prefetch_factor=AHEAD if workers else None,  # of each process: a part of each block
             multiprocessing_context=_clean_processes() if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_read_in_one_thread,
@@ -144,33 +157,47 @@ class PatchLoader:
         self._open = True
         try:
             self._draws.steps = range(first_step, first_step + steps)
-            parts = iter(self._loader)
-            for block in self._draws.blocks():
-                patches, unread = _read(islice(parts, self._draws.parts))
-                for step in block:
-                    yield self._batch(self._draws.numbers(step), patches, unread)
+            with closing(self._batches()) as made, closing(self._ahead(made)) as ready:
+                for batch, unread in ready:
+                    for reason in unread:
+                        self._on_unread(reason)
+                    if len(unread) == self._draws.share:
+                        raise SlideReadError(
+                            f"none of the {len(unread)} patches of a batch: {unread[0]}"
+                        )
+                    yield batch
         finally:
             self._open = False
 
-    def _batch(self, drawn: range, patches: dict[int, tuple], unread: dict[int, str]) -> Batch:
-        """The batch of the draws with these numbers, in their order."""
-        for number in drawn:
-            if number in unread:
-                self._on_unread(unread[number])
-        numbers = [number for number in drawn if number in patches]
-        if not numbers:
-            reason = unread[drawn[0]]
-            raise SlideReadError(f"none of the {len(drawn)} patches of a batch: {reason}")
-        images, labels = zip(*(patches[number] for number in numbers), strict=True)
-        whole = torch.empty(len(images), *images[0].shape, dtype=torch.uint8, pin_memory=self._pin)
-        torch.stack(images, out=whole)
-        return whole.permute(0, 3, 1, 2), torch.tensor(labels), torch.tensor(numbers)
+    def _batches(self) -> Generator[tuple[Batch, list[str]]]:
+        """Each step's batch, and why patches are missing from it."""
+        parts, share = iter(self._loader), self._draws.share
+        for slot, block in self._draws.blocks():
+            labels, unread = _read(islice(parts, self._draws.parts))
+            for i, step in enumerate(block):
+                places = range(i * share, (i + 1) * share)
+                kept = np.array([place for place in places if place not in unread], np.int64)
+                images = self._copied(self._pixels[slot], kept).permute(0, 3, 1, 2)
+                numbers = torch.from_numpy(kept - places.start + self._draws.numbers(step).start)
+                missing = [unread[place] for place in places if place in unread]
+                yield (images, self._copied(labels, kept), numbers), missing
+
+    def _copied(self, of_block: torch.Tensor, places: np.ndarray) -> torch.Tensor:
+        """What is at some places of a block, copied."""
+        copy = of_block.new_empty(len(places), *of_block.shape[1:], pin_memory=self._pin)
+        # By numpy: torch would share it out to threads, on cores that loader processes need.
+        np.take(of_block.numpy(), places, axis=0, out=copy.numpy(), mode="clip")
+        return copy
 
 
 class _Part(NamedTuple):
-    """Draws for one worker to read: arrays, shape (n,)."""
+    """Draws for one worker to read: arrays, shape (n,).
 
-    number: np.ndarray
+    Their pixels go to the block's slot, each to the place of its draw among the block's.
+    """
+
+    slot: int
+    place: np.ndarray
     label: np.ndarray
     slide: np.ndarray
     x: np.ndarray
@@ -178,21 +205,16 @@ class _Part(NamedTuple):
 
 
 class _ReadPart(NamedTuple):
-    """What a worker has read: uint8 (n, P, P, 3), and of each patch its draw's number and label.
+    """Places and labels of a part's draws, and by place why some cannot be decoded.
 
-    Or the error that stopped it: raised there, it would come with the worker's traceback as text.
+    Or the error that stopped the worker: raised there, it would come with the worker's traceback
+    as text.
     """
 
-    images: torch.Tensor
-    number: list[int]
-    label: list[float]
-    unread: list[tuple[int, str]]
+    place: np.ndarray
+    label: np.ndarray
+    unread: dict[int, str]
     error: WsiError | None = None
-
-    def patches(self) -> Iterator[tuple[int, tuple[torch.Tensor, float]]]:
-        """Number of each draw, and its pixels and label."""
-        images = self.images[: len(self.number)]
-        return zip(self.number, zip(images, self.label, strict=True), strict=True)
 
 
 @dataclass
@@ -209,9 +231,15 @@ class _BlockDraws:
     parts: int
     steps: range = range(0)
 
-    def blocks(self) -> Iterator[range]:
-        """The steps of each block."""
-        return (self.steps[i : i + self.parts] for i in range(0, len(self.steps), self.parts))
+    def blocks(self) -> Iterator[tuple[int, range]]:
+        """The slot of each block, and its steps.
+
+        Of the block that comes to the same slot, no part is given out before the first part of
+        the block after this one is asked for.
+        """
+        for first in range(0, len(self.steps), self.parts):
+            slot = first // self.parts % (1 + AHEAD)
+            yield slot, self.steps[first : first + self.parts]
 
     def numbers(self, step: int) -> range:
         """Numbers of a step's draws."""
@@ -219,44 +247,42 @@ class _BlockDraws:
         return range(first, first + self.share)
 
     def __iter__(self) -> Iterator[_Part]:
-        return (part for block in self.blocks() for part in self._parts(block))
+        return (part for block in self.blocks() for part in self._parts(*block))
 
-    def _parts(self, block: range) -> Iterator[_Part]:
+    def _parts(self, slot: int, block: range) -> Iterator[_Part]:
         data, drawn = self.dataset, []
         for step in block:
             numbers = self.numbers(step)
             draws = draw(
                 data.pool, seed=data.seed, name=data.name, first=numbers[0], count=len(numbers)
             )
-            drawn.append((np.array(numbers), draws.label, draws.slide, draws.x, draws.y))
-        columns = _Part(*map(np.concatenate, zip(*drawn, strict=True)))
-        by_slide = np.argsort(columns.slide, kind="stable")
-        for chosen in np.array_split(by_slide, self.parts):
-            yield _Part(*(column[chosen] for column in columns))
+            drawn.append((draws.label, draws.slide, draws.x, draws.y))
+        label, slide, x, y = map(np.concatenate, zip(*drawn, strict=True))
+        by_slide = np.argsort(slide, kind="stable")
+        for place in np.array_split(by_slide, self.parts):
+            yield _Part(slot, place, label[place], slide[place], x[place], y[place])
 
 
 class _Reader(Dataset):
     """What travels to a loader process: it opens the slides itself."""
 
-    def __init__(self, dataset: PatchDataset):
+    def __init__(self, dataset: PatchDataset, pixels: torch.Tensor):
         self.slides = dataset.slides
         self.grids = dataset.pool.grids
         self.caches = dataset.caches
+        self.pixels = pixels
 
     def __getitems__(self, part: _Part) -> _ReadPart:
-        side = self.grids[0].patch_px
-        images = torch.empty(len(part.number), side, side, 3, dtype=torch.uint8)
-        read, unread = [], []
-        for number, label, *place in zip(*(column.tolist() for column in part), strict=True):
+        pixels, unread = self.pixels[part.slot].numpy(), {}
+        columns = (part.place, part.slide, part.x, part.y)
+        for place, *patch in zip(*(column.tolist() for column in columns), strict=True):
             try:
-                self._read(*place, out=images[len(read)].numpy())
-                read.append((number, float(label)))
+                self._read(*patch, out=pixels[place])
             except SlideReadError as error:
-                unread.append((number, str(error)))
+                unread[place] = str(error)
             except WsiError as error:
-                return _ReadPart(torch.empty(0), [], [], [], error)
-        numbers, labels = zip(*read, strict=True) if read else ((), ())
-        return _ReadPart(images, list(numbers), list(labels), unread)
+                return _ReadPart(part.place, part.label, unread, error)
+        return _ReadPart(part.place, part.label, unread)
 
     def _read(self, slide: int, x: int, y: int, out: np.ndarray) -> None:
         if self.caches is None:
@@ -265,15 +291,29 @@ class _Reader(Dataset):
             self.caches[slide].read(x, y, out)
 
 
-def _read(parts: Iterable[_ReadPart]) -> tuple[dict[int, tuple], dict[int, str]]:
-    """Of a block's draws, by number: pixels and label, or why they cannot be decoded."""
-    patches, unread = {}, {}
+def _read(parts: Iterable[_ReadPart]) -> tuple[torch.Tensor, dict[int, str]]:
+    """Of a block's draws, by place: labels (float32), and why some cannot be decoded."""
+    places, labels, unread = [], [], {}
     for part in parts:
         if part.error is not None:
             raise part.error
-        patches.update(part.patches())
-        unread.update(part.unread)
-    return patches, unread
+        places.append(part.place)
+        labels.append(part.label)
+        unread |= part.unread
+    in_order = np.concatenate(labels)[np.argsort(np.concatenate(places))]
+    return torch.from_numpy(in_order.astype(np.float32)), unread
+
+
+def _in_a_thread(items: Iterator[Item]) -> Generator[Item]:
+    """The same items, each made in another thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        try:
+            while (item := coming.result()) is not None:
+                coming = thread.submit(next, items, None)
+                yield item
+        finally:
+            del coming  # else an error and its frames, which hold the loader, would keep each other
 
 
 def _as_read(part: _ReadPart) -> _ReadPart:

@@ -251,12 +251,14 @@ def _steps(module, optimizer, batches, prepare, device, mixed):
 def _predict(module, batches, prepare, device, mixed) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of the validation set, float64: all processes' shares together."""
     module.eval()
-    columns = [np.empty((2, 0))]
+    logits, labels = [torch.empty(0, device=device)], [torch.empty(0)]
     with torch.inference_mode():
-        for images, labels, _ in batches:
-            logits = _logits(module, prepare(_to(device, images), None), mixed)
-            columns.append(np.stack([logits.cpu(), labels]).astype(np.float64))
-    logits, labels = np.concatenate(gather(columns), axis=1)
+        for images, of_batch, _ in batches:
+            logits.append(_logits(module, prepare(_to(device, images), None), mixed))
+            labels.append(of_batch)
+        # At the end: to fetch logits is to wait for the device.
+        columns = np.stack([torch.cat(logits).cpu(), torch.cat(labels)]).astype(np.float64)
+    logits, labels = np.concatenate(gather([columns]), axis=1)
     return logits, labels
 
 
