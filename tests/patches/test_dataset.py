@@ -1,6 +1,7 @@
 import gc
 import re
 import weakref
+from collections import namedtuple
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -97,6 +98,17 @@ def test_batches_hold_the_pixels_labels_and_numbers_of_the_draws(dataset, levels
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
+def test_too_little_shared_memory_is_refused_before_anything_starts(dataset, monkeypatch):
+    needed = 3 * (2 * 8) * 32 * 32 * 3  # blocks of two batches of 8; bytes of a patch of 32 px
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(needed))
+    PatchLoader(dataset, batch_size=8, workers=2)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(needed - 1))
+    with pytest.raises(ConfigError, match="train.loader_workers is 2: the blocks"):
+        PatchLoader(dataset, batch_size=8, workers=2)
+    PatchLoader(dataset, batch_size=8)  # takes none
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_loader_workers_change_nothing(dataset, workers):
     """Also to batches that are kept, while their block's memory is used for others."""

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -28,6 +29,8 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 AHEAD = 2
 """Blocks that are being read while one is in use."""
+
+SHARED_MEMORY = Path("/dev/shm")
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +89,7 @@ class PatchLoader:
     Raises
     ------
     ConfigError
-        If the ranks cannot share a batch evenly.
+        If the ranks cannot share a batch evenly, or there is too little shared memory.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class PatchLoader:
             )
         share, parts = batch_size // world, max(1, workers)
         side = dataset.pool.grids[0].patch_px
+        if workers:
+            _check_room((1 + AHEAD) * parts * share * side * side * 3, workers)
         pixels = torch.empty(1 + AHEAD, parts * share, side, side, 3, dtype=torch.uint8)
         self._pixels = pixels.share_memory_() if workers else pixels
         self._draws = _BlockDraws(dataset, batch_size, rank * share, share, parts)
@@ -319,6 +324,17 @@ def _in_a_thread(items: Iterator[Item]) -> Generator[Item]:
 def _as_read(part: _ReadPart) -> _ReadPart:
     """Parts come whole from the reader: nothing is left to collate."""
     return part
+
+
+def _check_room(needed: int, workers: int) -> None:
+    """Refuse what does not fit into shared memory: beyond its end the system kills processes."""
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
+    if needed > free:
+        raise ConfigError(
+            f"train.loader_workers is {workers}: the blocks they read into take"
+            f" {needed / 1e6:,.0f} MB of shared memory, and {free / 1e6:,.0f} MB are free in"
+            f" {SHARED_MEMORY}; set fewer, or give it more (a container's --shm-size)"
+        )
 
 
 def _clean_processes() -> BaseContext:
