@@ -10,6 +10,7 @@ each several loader processes.
 
 import sys
 
+from wsi_pipeline.command import alone_in, write_settings
 from wsi_pipeline.config_file import load_config
 from wsi_pipeline.jobs.cluster import GPU, connect, has_resource
 from wsi_pipeline.stages import evaluate, heatmap, tile, train
@@ -18,7 +19,8 @@ from wsi_pipeline.stages import evaluate, heatmap, tile, train
 def main(path: str) -> int:
     """Run the stages; 1 if any slide failed."""
     config = load_config(path, train={"loader_workers": 8})
-    with connect(workers=config.jobs.workers) as client:
+    with alone_in(config.out), connect(workers=config.jobs.workers) as client:
+        write_settings(config)
         if not has_resource(client, GPU):
             sys.exit("no GPU was found on this machine: use workflows/laptop.py")
         outcomes = [stage.run(config, client) for stage in (tile, train, heatmap, evaluate)]

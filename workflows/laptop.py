@@ -8,6 +8,7 @@ is to be left out, repeated, or put between steps of your own.
 
 import sys
 
+from wsi_pipeline.command import alone_in, write_settings
 from wsi_pipeline.config_file import load_config
 from wsi_pipeline.jobs.cluster import connect
 from wsi_pipeline.stages import evaluate, heatmap, tile, train
@@ -16,7 +17,11 @@ from wsi_pipeline.stages import evaluate, heatmap, tile, train
 def main(path: str) -> int:
     """Run the stages; 1 if any slide failed."""
     config = load_config(path)
-    with connect(config.jobs.scheduler, workers=config.jobs.workers) as client:
+    with (
+        alone_in(config.out),
+        connect(config.jobs.scheduler, workers=config.jobs.workers) as client,
+    ):
+        write_settings(config)
         outcomes = [stage.run(config, client) for stage in (tile, train, heatmap, evaluate)]
     return int(any(outcome.failed for outcome in outcomes))
 

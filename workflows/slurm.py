@@ -14,6 +14,7 @@ import sys
 
 from dask_jobqueue import SLURMCluster
 
+from wsi_pipeline.command import alone_in, write_settings
 from wsi_pipeline.config import Config
 from wsi_pipeline.config_file import load_config
 from wsi_pipeline.jobs.cluster import GPU_THREADS, connect
@@ -32,9 +33,11 @@ def main() -> int:
     parser.add_argument("--queue")
     options = parser.parse_args()
     config = load_config(options.config)
-    failed = _on_nodes(config, CPU_JOB, options.cpu_jobs, options.queue, [tile])
-    failed += _on_nodes(config, GPU_JOB, options.gpu_jobs, options.queue, [train, heatmap])
-    failed += _on_nodes(config, CPU_JOB, options.cpu_jobs, options.queue, [evaluate])
+    with alone_in(config.out):
+        write_settings(config)
+        failed = _on_nodes(config, CPU_JOB, options.cpu_jobs, options.queue, [tile])
+        failed += _on_nodes(config, GPU_JOB, options.gpu_jobs, options.queue, [train, heatmap])
+        failed += _on_nodes(config, CPU_JOB, options.cpu_jobs, options.queue, [evaluate])
     return int(failed > 0)
 
 

@@ -46,7 +46,7 @@ def run_stages(
     jobs = config.jobs
     with alone_in(config.out):
         options = {} if plan is None else {"plan": plan()}
-        _write_settings(config)
+        write_settings(config)
         with connect(jobs.scheduler, workers=jobs.workers) as client:
             for name in stages:
                 stage = import_module(f"wsi_pipeline.stages.{name}")
@@ -102,8 +102,14 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _write_settings(config: Config):
-    """Write the settings of a run beside its results."""
+def write_settings(config: Config) -> None:
+    """Write the settings of a run beside its results, where `wsi status` looks for them.
+
+    Raises
+    ------
+    ConfigError
+        If they cannot be written.
+    """
     from wsi_pipeline.files import write_whole
 
     try:

@@ -30,9 +30,7 @@ def patches_of(slide, grid, slab):
     """Copies of all patches, by position, and how many came at a time."""
     found, counts = {}, []
     for positions, patches in read_patches(slide, grid, slab):
-        found |= dict(
-            zip(range(positions.start, positions.stop), map(np.copy, patches), strict=True)
-        )
+        found |= dict(zip(positions.tolist(), map(np.copy, patches), strict=True))
         counts.append(len(patches))
     return found, counts
 
@@ -185,7 +183,7 @@ def test_where_reading_together_fails_patches_start_where_they_did_together(
     grid, slab = large_slab(slide, downsample)
     x, y = ((cells * 64 - 32) * downsample for cells in (slab.cols, slab.rows))
     expected = as_read_singly(slide, grid, (x, y))
-    monkeypatch.setattr("wsi_pipeline.patches.bands.read_patches", fails)
+    monkeypatch.setattr("wsi_pipeline.patches.bands.read_boxes", fails)
     unread = []
     found = [pixels for _, pixels in readable_patches(slide, grid, slab, unread)]
     np.testing.assert_array_equal(found, expected)

@@ -104,7 +104,7 @@ def test_too_little_shared_memory_is_refused_before_anything_starts(dataset, mon
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(needed))
     PatchLoader(dataset, batch_size=8, workers=2)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(needed - 1))
-    with pytest.raises(ConfigError, match="train.loader_workers is 2: the blocks"):
+    with pytest.raises(ConfigError, match="loader_workers is 2: the blocks they read into"):
         PatchLoader(dataset, batch_size=8, workers=2)
     PatchLoader(dataset, batch_size=8)  # takes none
 

@@ -8,6 +8,15 @@ import pytest
 from wsi_pipeline.slides import threads
 
 
+@pytest.fixture(autouse=True)
+def own_pool():
+    """Of as many threads as a test says there are cores."""
+    threads._pool.cache_clear()
+    yield
+    threads._pool(os.getpid()).shutdown()
+    threads._pool.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("stated", "count"), [("1", 1), ("3", 3), ("64", 4), ("2,1", 2), ("", 4), ("no", 4), ("0", 4)]
 )

@@ -6,12 +6,11 @@ all indexed ones. A chunk's task gets the coarse cells that touch it and finds i
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.patches.bands import UnreadPatch, readable_patches
+from wsi_pipeline.patches.bands import UnreadPatch, readable_boxes
 from wsi_pipeline.patches.slabs import Slab, by_chunk, slabs
 
 DensePredict = Callable[[np.ndarray], np.ndarray]
@@ -91,11 +90,10 @@ def predict_pixels(
 ) -> tuple[np.ndarray, list[UnreadPatch]]:
     """Predict the pixels of a chunk, the slide's pixels read once.
 
-    What is read are the blocks (see `BLOCK`) that hold a wanted pixel, in bands as patches are
-    (see `read_patches`): tiles under none of them are not decoded, and memory does not grow with
-    the chunk's height. `predict` gets them one by one, each cut to its own wanted pixels. Where the
-    read fails the blocks left are read one by one, so that only those over the damaged tiles are
-    lost.
+    The wanted pixels of a block (see `BLOCK`) are predicted together, from the box around their
+    patches. Boxes are read in bands (see `read_boxes`): tiles under none of them are not decoded,
+    and memory does not grow with the chunk's height. Where that fails the boxes left are read one
+    by one, so that only those over the damaged tiles are lost.
 
     A pixel's value depends on its patch alone: how the slide is divided into chunks and blocks
     changes it by the rounding of float32 at the most, as far as `Slide.read` does not depend on
@@ -115,29 +113,25 @@ def predict_pixels(
     values : float32 array, shape (N,)
         In the order of the slab's cells; NaN where the block could not be read.
     unread : list of UnreadPatch
-        The blocks that could not be read: the corner of their first patch, wanted or not.
+        The boxes that could not be read: their corner.
     """
     first_row, first_col = int(slab.rows.min()), int(slab.cols.min())
     values = np.full((slab.rows.max() - first_row + 1, slab.cols.max() - first_col + 1), np.nan)
-    side, step = grid.patch_px, grid.stride_px
     blocks = slabs(grid, slab.rows, slab.cols, BLOCK)
-    together = Slab(slab.chunk, *np.transpose([block.chunk for block in blocks]))
+    boxes = np.array([_box(grid, block) for block in blocks])
     unread: list[UnreadPatch] = []
-    for position, pixels in readable_patches(slide, _of_blocks(grid), together, unread):
+    for position, pixels in readable_boxes(slide, grid, boxes, unread):
         block = blocks[position]
-        rows, cols = block.rows % BLOCK, block.cols % BLOCK
-        y, x = (slice(part.min() * step, part.max() * step + side) for part in (rows, cols))
-        found = predict(pixels[y, x])[rows - rows.min(), cols - cols.min()]
+        found = predict(pixels)[block.rows - block.rows.min(), block.cols - block.cols.min()]
         values[block.rows - first_row, block.cols - first_col] = found
     return values[slab.rows - first_row, slab.cols - first_col].astype(np.float32), unread
 
 
-def _of_blocks(grid: PatchGrid) -> PatchGrid:
-    """A grid whose patches are what `BLOCK` x `BLOCK` patches of another cover."""
-    more_px = (BLOCK - 1) * grid.stride_px
-    return replace(
-        grid,
-        patch_px=grid.patch_px + more_px,
-        stride_px=BLOCK * grid.stride_px,
-        inner_px=grid.inner_px + more_px,
-    )
+def _box(grid: PatchGrid, block: Slab) -> list[int]:
+    """Around the patches of a block: x, y, width and height, working px."""
+    col, row = int(block.cols.min()), int(block.rows.min())
+    sizes = int(block.cols.max()) - col, int(block.rows.max()) - row
+    return [
+        *(first * grid.stride_px - grid.margin_px for first in (col, row)),
+        *(more * grid.stride_px + grid.patch_px for more in sizes),
+    ]

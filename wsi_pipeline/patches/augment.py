@@ -72,6 +72,8 @@ def augment(
     """
     if not 1 <= zoom < math.inf:
         raise ConfigError(f"zoom is {zoom}: it must be a finite factor of 1 or more")
+    if not len(images):
+        return images
     jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
     strengths = (brightness, contrast, saturation, hue)
     # torch's own generator is the one that torchvision draws from. The CPU's alone is seeded here

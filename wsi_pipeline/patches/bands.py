@@ -1,4 +1,4 @@
-"""Reading patches that overlap: each pixel once, in bands that move down a slab."""
+"""Reading boxes that overlap, patches most often: each pixel once, in bands that move down."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,101 +54,146 @@ def read_patch(
     return slide.read(x, y, grid.patch_px, grid.patch_px, grid.downsample, out=out)
 
 
-def read_patches(slide, grid: PatchGrid, slab: Slab) -> Iterator[tuple[slice, list[np.ndarray]]]:
-    """Read a slab's patches from top to bottom, each pixel under them once.
+def read_patches(
+    slide, grid: PatchGrid, slab: Slab
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Read a slab's patches from top to bottom, each pixel under them once: see `read_boxes`."""
+    return read_boxes(slide, grid, _patch_boxes(grid, slab))
 
-    A band as wide as the slab moves down over it; what patches further down need of its pixels is
-    kept. It ends on edges of the slide's tiles, and only tiles under a patch are read: within a
-    slab none is decoded twice. Whatever the slab's size, some `BAND_PX` pixels are in memory.
+
+def read_boxes(
+    slide, grid: PatchGrid, boxes: np.ndarray
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Read boxes from top to bottom, each pixel under them once.
+
+    A band as wide as all of them moves down; what boxes further down need of its pixels is kept. It
+    ends on edges of the slide's tiles, and only tiles under a box are read, none of them twice.
+    However far down they reach, some `BAND_PX` pixels are in memory.
 
     Parameters
     ----------
     slide : Slide
     grid : PatchGrid
-    slab : Slab
+    boxes : int64 array, shape (N, 4)
+        x, y, width and height, working px from the corner of the grid's bounds; N >= 1.
 
     Yields
     ------
-    positions : slice
-        Of the slab's cells, in their order.
-    patches : list of uint8 arrays, shape (patch_px, patch_px, 3)
-        Views of the band: they hold until the next are asked for, the last ones until another
-        slab is read.
+    positions : int64 array
+        Among the boxes; over all yields, in the order of their y.
+    pixels : list of uint8 arrays, shape (height, width, 3)
+        Views of the band: they hold until the next are asked for, the last ones until boxes are
+        read anew.
 
     Raises
     ------
     SlideReadError
-        While iterating: a part of the slab cannot be decoded.
+        While iterating: a part of them cannot be decoded.
     """
-    side, step = grid.patch_px, grid.stride_px
-    y, x = ((cells - cells.min()) * step for cells in (slab.rows, slab.cols))
-    height, width = int(y.max()) + side, int(x.max()) + side
-    left, upper = _patch_corner(grid, int(slab.rows.min()), int(slab.cols.min()))
+    order = _downwards(boxes)
+    corner = boxes[:, :2].min(0)
+    x, y, right, bottom = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])[order].T
+    x, y, right, bottom = x - corner[0], y - corner[1], right - corner[0], bottom - corner[1]
+    height, width, tallest = int(bottom.max()), int(right.max()), int(boxes[:, 3].max())
+    left, upper = _level0(grid, corner).tolist()
     columns, rows = slide.tile_edges(left, upper, width, height, grid.downsample)
-    needed = _parts_under(x, y, side, columns, rows)
+    needed = _parts_under(x, y, right, bottom, columns, rows)
     px = slide.as_read(grid.downsample)
-    least = side + step + int(np.diff(rows).max())  # so that it can end on an edge
+    least = tallest + grid.stride_px + int(np.diff(rows).max())  # so that it can end on an edge
     band_rows = min(height, max(BAND_PX // width, least))
+    reached = np.maximum.accumulate(bottom)
     with _memory(band_rows, width, 3) as band:
-        first = top = end = 0  # the band holds the slab's px rows top to end
+        first = top = end = 0  # the band holds px rows top to end
         while first < len(y):
             down, top = int(y[first]) - top, int(y[first])
             if top < end:
                 _, kept = _between(rows, needed, top, end)
                 _move_up(band, down, end - top, columns, kept.any(0))
-            start, end = max(top, end), _last(rows, top + side, top + len(band))
+            lowest = min(top + tallest, height)
+            start, end = max(top, end), _last(rows, lowest, top + len(band))
             if start < end:
                 lines, new = _between(rows, needed, start, end)
-                corner = left, upper + start * px
-                slide.read_parts(
-                    *corner, columns, lines, new, px, out=band[start - top : end - top]
-                )
-            held = slice(first, int(np.searchsorted(y, end - side, side="right")))
-            corners = zip((y[held] - top).tolist(), x[held].tolist(), strict=True)
-            yield held, [band[row : row + side, col : col + side] for row, col in corners]
+                at = left, upper + start * px
+                slide.read_parts(*at, columns, lines, new, px, out=band[start - top : end - top])
+            held = slice(first, int(np.searchsorted(reached, end, side="right")))
+            parts = np.stack([y - top, bottom - top, x, right], axis=1)[held].tolist()
+            yield order[held], [band[a:b, c:d] for a, b, c, d in parts]
             first = held.stop
 
 
 def readable_patches(
     slide, grid: PatchGrid, slab: Slab, unread: list[UnreadPatch], *, as_indexed: bool = False
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Read a slab's patches, each pixel once; where that fails, those left one by one.
+    """Read a slab's patches as `readable_boxes` does.
 
     Parameters
     ----------
-    slide : Slide
-    grid : PatchGrid
-    slab : Slab
-    unread : list of UnreadPatch
-        Those that cannot be decoded are appended.
     as_indexed : bool
         Whether patches must be, in every bit, what `read_patch` gives at their corners in the patch
         index, which are rounded. Resampled ones are then read one by one from the start, since
         they differ a little with where a read begins. Those stored at a whole-number downsample
         have whole corners and are the same in any case.
+    """
+    boxes, singly = _patch_boxes(grid, slab), as_indexed and not _is_stored(slide, grid.downsample)
+    return readable_boxes(slide, grid, boxes, unread, singly=singly)
+
+
+def readable_boxes(
+    slide, grid: PatchGrid, boxes: np.ndarray, unread: list[UnreadPatch], *, singly: bool = False
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Read boxes, each pixel once; where that fails, those left one by one.
+
+    Parameters
+    ----------
+    slide : Slide
+    grid : PatchGrid
+    boxes : int64 array, shape (N, 4)
+        As for `read_boxes`.
+    unread : list of UnreadPatch
+        Those that cannot be decoded are appended.
+    singly : bool
+        One by one from the start, each from its corner rounded to whole level-0 px.
 
     Yields
     ------
     position : int
-        Among the slab's cells; ascending.
-    pixels : uint8 array, shape (patch_px, patch_px, 3)
+        Among the boxes, in the order of their y.
+    pixels : uint8 array, shape (height, width, 3)
         Holds until the next is asked for.
     """
-    indexed = np.stack(grid.patch_origins(slab.rows, slab.cols), axis=1).tolist()
-    corners, done = indexed, 0
-    if not as_indexed or _is_stored(slide, grid.downsample):
-        corners = np.stack(_patch_corner(grid, slab.rows, slab.cols), axis=1).tolist()
+    exact = _level0(grid, boxes[:, :2])
+    rounded = np.round(exact).astype(np.int64)
+    done = 0
+    if not singly:
         try:
-            for positions, patches in read_patches(slide, grid, slab):
-                yield from zip(range(positions.start, positions.stop), patches, strict=True)
-                done = positions.stop
+            for positions, pixels in read_boxes(slide, grid, boxes):
+                yield from zip(positions.tolist(), pixels, strict=True)
+                done += len(positions)
         except SlideReadError:
             pass  # one by one, only those over the damaged tiles are lost
-    for position in range(done, len(corners)):
+    corners, sizes = (rounded if singly else exact).tolist(), boxes[:, 2:].tolist()
+    for position in _downwards(boxes)[done:].tolist():
         try:
-            yield position, read_patch(slide, grid, *corners[position])
+            pixels = slide.read(*corners[position], *sizes[position], grid.downsample)
         except SlideReadError as error:
-            unread.append(UnreadPatch(*indexed[position], str(error)))
+            unread.append(UnreadPatch(*rounded[position].tolist(), str(error)))
+        else:
+            yield position, pixels
+
+
+def _patch_boxes(grid: PatchGrid, slab: Slab) -> np.ndarray:
+    corners = np.stack([slab.cols, slab.rows], axis=1) * grid.stride_px - grid.margin_px
+    return np.hstack([corners, np.full_like(corners, grid.patch_px)])
+
+
+def _downwards(boxes: np.ndarray) -> np.ndarray:
+    """Positions of boxes in the order of their y."""
+    return np.argsort(boxes[:, 1], kind="stable")
+
+
+def _level0(grid: PatchGrid, corners: np.ndarray) -> np.ndarray:
+    """Level-0 px of x, y in working px, not rounded: `PatchGrid.patch_origins` rounds."""
+    return np.array([grid.bounds.x, grid.bounds.y]) + corners * grid.downsample
 
 
 def _is_stored(slide, downsample: float) -> bool:
@@ -171,14 +216,19 @@ def _memory(*shape: int) -> Iterator[np.ndarray]:
         _SPARE[:] = [memory]
 
 
-def _parts_under(x, y, side: int, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Which parts lie under a patch: bool, one for each pair of row and column."""
+def _parts_under(x, y, right, bottom, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Which parts lie under a box: bool, one for each pair of row and column."""
     corners = np.zeros((len(rows), len(columns)), np.int64)
-    upper, left = (np.searchsorted(*p, side="right") - 1 for p in ((rows, y), (columns, x)))
-    lower, right = (np.searchsorted(*p) for p in ((rows, y + side), (columns, x + side)))
+    first_row, first_col = (
+        np.searchsorted(*p, side="right") - 1 for p in ((rows, y), (columns, x))
+    )
+    end_row, end_col = np.searchsorted(rows, bottom), np.searchsorted(columns, right)
     for row, col, count in (
-        (upper, left, 1), (upper, right, -1), (lower, left, -1), (lower, right, 1)
-    ):  # fmt: skip
+        (first_row, first_col, 1),
+        (first_row, end_col, -1),
+        (end_row, first_col, -1),
+        (end_row, end_col, 1),
+    ):
         np.add.at(corners, (row, col), count)
     return corners.cumsum(0).cumsum(1)[:-1, :-1] > 0
 
@@ -213,10 +263,3 @@ def _move_up(
             for left in range(start, right, MOVED_PX)
         ],
     )
-
-
-def _patch_corner(grid: PatchGrid, row, col) -> tuple:
-    """Upper left x and y of patches, level-0 px, not rounded: `PatchGrid.patch_origins` rounds."""
-    x_px = col * grid.stride_px - grid.margin_px
-    y_px = row * grid.stride_px - grid.margin_px
-    return grid.bounds.x + x_px * grid.downsample, grid.bounds.y + y_px * grid.downsample

@@ -110,7 +110,8 @@ class PatchLoader:
         share, parts = batch_size // world, max(1, workers)
         side = dataset.pool.grids[0].patch_px
         if workers:
-            _check_room((1 + AHEAD) * parts * share * side * side * 3, workers)
+            beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's, on this machine
+            _check_room(beside * (1 + AHEAD) * parts * share * side * side * 3, workers)
         pixels = torch.empty(1 + AHEAD, parts * share, side, side, 3, dtype=torch.uint8)
         self._pixels = pixels.share_memory_() if workers else pixels
         self._draws = _BlockDraws(dataset, batch_size, rank * share, share, parts)
@@ -123,6 +124,7 @@ class PatchLoader:
             batch_sampler=self._draws,
             collate_fn=_as_read,
             num_workers=workers,
+            in_order=True,  # `_BlockDraws.blocks` relies on it
             prefetch_factor=AHEAD if workers else None,  # of each process: a part of each block
             multiprocessing_context=_clean_processes() if workers else None,
             persistent_workers=workers > 0,
@@ -178,7 +180,7 @@ class PatchLoader:
         """Each step's batch, and why patches are missing from it."""
         parts, share = iter(self._loader), self._draws.share
         for slot, block in self._draws.blocks():
-            labels, unread = _read(islice(parts, self._draws.parts))
+            labels, unread = _read(slot, islice(parts, self._draws.parts))
             for i, step in enumerate(block):
                 places = range(i * share, (i + 1) * share)
                 kept = np.array([place for place in places if place not in unread], np.int64)
@@ -210,12 +212,13 @@ class _Part(NamedTuple):
 
 
 class _ReadPart(NamedTuple):
-    """Places and labels of a part's draws, and by place why some cannot be decoded.
+    """Slot, places and labels of a part's draws, and by place why some cannot be decoded.
 
     Or the error that stopped the worker: raised there, it would come with the worker's traceback
     as text.
     """
 
+    slot: int
     place: np.ndarray
     label: np.ndarray
     unread: dict[int, str]
@@ -286,8 +289,8 @@ class _Reader(Dataset):
             except SlideReadError as error:
                 unread[place] = str(error)
             except WsiError as error:
-                return _ReadPart(part.place, part.label, unread, error)
-        return _ReadPart(part.place, part.label, unread)
+                return _ReadPart(part.slot, part.place, part.label, unread, error)
+        return _ReadPart(part.slot, part.place, part.label, unread)
 
     def _read(self, slide: int, x: int, y: int, out: np.ndarray) -> None:
         if self.caches is None:
@@ -296,12 +299,14 @@ class _Reader(Dataset):
             self.caches[slide].read(x, y, out)
 
 
-def _read(parts: Iterable[_ReadPart]) -> tuple[torch.Tensor, dict[int, str]]:
+def _read(slot: int, parts: Iterable[_ReadPart]) -> tuple[torch.Tensor, dict[int, str]]:
     """Of a block's draws, by place: labels (float32), and why some cannot be decoded."""
     places, labels, unread = [], [], {}
     for part in parts:
         if part.error is not None:
             raise part.error
+        if part.slot != slot:  # its pixels lie where another block's are looked for
+            raise RuntimeError(f"a part of slot {part.slot} came with the block of slot {slot}")
         places.append(part.place)
         labels.append(part.label)
         unread |= part.unread

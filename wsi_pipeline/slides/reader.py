@@ -335,7 +335,9 @@ class Slide:
         """Fill an array with OpenSlide's level px from (x0, y0) on, white outside the level."""
         inside, x, y = self._inside(level, x0, y0, pixels)
         inside[:] = self._over_white(level, x, y, *inside.shape[1::-1])
-        self._counts.painted_px += inside.shape[0] * inside.shape[1]
+        painted_px = inside.shape[0] * inside.shape[1]
+        self._counts.painted_px += painted_px
+        self._saw(painted_px)
 
     def _inside(self, level, x0, y0, pixels) -> tuple[np.ndarray, int, int]:
         """The part of an array inside the level, and its corner, level px; the rest gets white."""
@@ -356,9 +358,7 @@ class Slide:
         """
         inside, x, y = self._inside(level, x0, y0, pixels)
         asked_px = inside.shape[0] * inside.shape[1]
-        with self._lock:
-            self._seen_px += asked_px
-        if not asked_px or not self._is_worth():
+        if not asked_px or not self._is_worth(asked_px):
             return False
         tiles = self._tiles(level)
         if not isinstance(tiles, TiledLevel) or asked_px < LEAST_OF_TILE * prod(tiles.tile):
@@ -368,10 +368,15 @@ class Slide:
             self._counts.decoded_px += tiles.read(x, y, inside, places)
         except TileError:
             return False
+        self._saw(asked_px)
         return True
 
-    def _is_worth(self, more_px: int = 0) -> bool:
-        """Whether enough is read of this slide, by now, to find out where its tiles are."""
+    def _saw(self, px: int) -> None:
+        with self._lock:
+            self._seen_px += px
+
+    def _is_worth(self, more_px: int) -> bool:
+        """Whether enough is read of this slide, with these, to find out where its tiles are."""
         return self._seen_px + more_px >= WORTH_TILES_PX
 
     def _tiles(self, level) -> TiledLevel | str:

@@ -1,7 +1,7 @@
 """The threads that reading uses: decoding and copying pixels leave the interpreter free."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -42,12 +42,13 @@ def in_threads(work: Callable[[Item], None], items: list[Item]) -> None:
     """Do the work on all items, in as many threads as `decoding_threads` says.
 
     Each thread takes the next item when it is done with one, so that none waits for a slower one.
-    This thread is one of them, and none works on any more when this returns or raises.
+    This thread is one of them, and none works on any more when this returns or raises. After an
+    error none takes another item.
 
     Raises
     ------
     Exception
-        The first error that the work raised.
+        An error that the work raised.
     """
     left = iter(items)  # of a list: threads may share it
     others = min(decoding_threads(), len(items)) - 1
@@ -61,9 +62,14 @@ def in_threads(work: Callable[[Item], None], items: list[Item]) -> None:
             future.result()
 
 
-def _do_all(work: Callable[[Item], None], left: Iterable[Item]) -> None:
-    for item in left:
-        work(item)
+def _do_all(work: Callable[[Item], None], left: Iterator[Item]) -> None:
+    try:
+        for item in left:
+            work(item)
+    except BaseException:
+        for _ in left:
+            pass
+        raise
 
 
 @cache

@@ -349,4 +349,6 @@ def _checked_head(data: bytes, transform: int) -> bytes:
         if marker == APP0 and content[:4] == b"JFIF" and transform == 0:
             raise TileError("it is a JFIF, which is YCbCr, and the page says RGB")
         at = end
+    if data[at : at + 2] != bytes([0xFF, START_OF_SCAN]):
+        raise TileError("its head has no end")
     return data[: at + 2]
