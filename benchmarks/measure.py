@@ -92,20 +92,24 @@ def watched_gpu() -> Iterator[list[tuple[float, float]]]:
     Yields
     ------
     list of (seconds, share)
-        Grows: when (`time.perf_counter`), and the share of the time before in which a kernel of
-        any process ran (`nvidia-smi`'s ``utilization.gpu``: Dask's workers count, which a
-        profiler of one process would not see).
+        When (`time.perf_counter`), and the share of the time before in which a kernel of any
+        process ran (`nvidia-smi`'s ``utilization.gpu``: Dask's workers count, which a profiler of
+        one process would not see). Grows; empty for good where the driver gives no figure.
     """
     samples: list[tuple[float, float]] = []
     ended = threading.Event()
 
     def look(gpu: str) -> None:
-        while not ended.wait(SAMPLE_SECONDS):
-            told = subprocess.run(
-                ["nvidia-smi", "-i", gpu, "--query-gpu=utilization.gpu",
-                 "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True,
-            ).stdout  # fmt: skip
-            samples.append((time.perf_counter(), float(told) / 100))
+        try:
+            while not ended.wait(SAMPLE_SECONDS):
+                told = subprocess.run(
+                    ["nvidia-smi", "-i", gpu, "--query-gpu=utilization.gpu",
+                     "--format=csv,noheader,nounits"],
+                    capture_output=True, text=True, check=True, timeout=10,
+                ).stdout  # fmt: skip
+                samples.append((time.perf_counter(), float(told) / 100))
+        except (OSError, subprocess.SubprocessError, ValueError):  # "[N/A]": of a part of a GPU
+            samples.clear()
 
     watchers = [threading.Thread(target=look, args=(gpu,)) for gpu in visible_gpus()[:1]]
     for watcher in watchers:
@@ -143,4 +147,4 @@ def busy_share(samples: Iterable[tuple[float, float]], started: float, ended: fl
 def busy_text(shares: Sequence[float]) -> str:
     """The median of runs' shares, in words; nothing where there is no GPU."""
     known = [share for share in shares if not np.isnan(share)]
-    return f"; the GPU busy {statistics.median(known):.0%} of the time" if known else ""
+    return f"; kernels ran {statistics.median(known):.0%} of the time" if known else ""

@@ -14,7 +14,7 @@ def test_a_sample_counts_by_the_time_since_the_one_before_it():
 
 def test_without_samples_there_is_no_share_and_nothing_to_tell():
     assert busy_text([busy_share([(1.0, 0.5)], 2.0, 3.0)] * 2) == ""
-    assert busy_text([0.5, float("nan"), 0.929, 0.95]) == "; the GPU busy 93% of the time"
+    assert busy_text([0.5, float("nan"), 0.929, 0.95]) == "; kernels ran 93% of the time"
 
 
 def test_a_row_has_the_median_ratio_of_pairs_not_the_ratio_of_medians():

@@ -114,13 +114,24 @@ def test_values_are_those_of_the_whole_slide_evaluated_at_once(pixels, patch_px,
     assert values[found].std() > 1e-3
 
 
-def test_only_tiles_under_a_block_with_a_wanted_pixel_are_read(pixels):
+def test_only_tiles_under_wanted_patches_are_read(pixels):
     grid = COARSE.finer(17, 1)  # margin 8
     slide = ArraySlide(pixels, tile_px=20)
     heatmap_of(slide, grid, (np.array([0, 3]), np.array([0, 3])), 128, centre_value(17, 1)[0])
-    # Pixels 0 to 24 and 72 to 96: the first block is px -8 to 40, the third 56 to 104. Tiles of
-    # 20 px end at 40, the last before 56 begins there.
-    assert sum(width * height for *_, width, height in slide.reads) == 48 * 48 + 64 * 64
+    # Pixels 0 to 24 lie in px -8 to 32, whose last tile of 20 px ends at 40; pixels 72 to 96 in px
+    # 64 to 104, whose first tile begins at 60.
+    assert sum(width * height for *_, width, height in slide.reads) == 48 * 48 + 44 * 44
+
+
+def test_damage_beside_the_wanted_patches_costs_nothing(pixels):
+    grid = COARSE.finer(17, 1)
+    cells = np.array([0, 3]), np.array([0, 3])
+    sound = heatmap_of(ArraySlide(pixels), grid, cells, 128, centre_value(17, 1)[0])
+    # Between the two boxes, -8 to 32 and 64 to 104, and within the blocks of 32 heatmap px.
+    damaged = ArraySlide(pixels, unreadable=(34, 34, 38, 38))
+    found = heatmap_of(damaged, grid, cells, 128, centre_value(17, 1)[0])
+    assert found[1] == sound[1] == []
+    np.testing.assert_array_equal(found[0], sound[0])
 
 
 def test_memory_does_not_grow_with_the_height_of_a_chunk(monkeypatch):

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
 
@@ -7,9 +8,10 @@ from slide_files import ArraySlide, write_pyramid_tiff
 
 from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.bands import read_patch, read_patches, readable_patches
+from wsi_pipeline.patches.bands import read_boxes, read_patch, read_patches, readable_patches
 from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.slides.reader import Slide
+from wsi_pipeline.slides.threads import decoding_in
 
 
 @pytest.fixture
@@ -35,14 +37,16 @@ def patches_of(slide, grid, slab):
     return found, counts
 
 
+@pytest.mark.parametrize("moved_px", [7, 2048])
 @pytest.mark.parametrize("tile_px", [None, 8, 20, 64])
 @pytest.mark.parametrize("band_px", [1, 6000, 1 << 20])
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize(("patch_px", "stride_px"), [(32, 16), (16, 16), (16, 24), (33, 7)])
 def test_every_patch_holds_its_own_pixels(
-    pixels, monkeypatch, tile_px, band_px, share, patch_px, stride_px
+    pixels, monkeypatch, tile_px, band_px, moved_px, share, patch_px, stride_px
 ):
     monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", band_px)
+    monkeypatch.setattr("wsi_pipeline.patches.bands.MOVED_PX", moved_px)
     inner_px = min(patch_px, stride_px) - (patch_px - min(patch_px, stride_px)) % 2
     grid = PatchGrid(Bounds(0, 0, 170, 100), 0.5, 1.0, patch_px, stride_px, inner_px)
     rows, cols = np.nonzero(np.random.default_rng(1).random(grid.shape) < share)
@@ -57,6 +61,37 @@ def test_every_patch_holds_its_own_pixels(
     for position, (row, col) in enumerate(zip(slab.rows, slab.cols, strict=True)):
         y, x = row * stride_px, col * stride_px
         np.testing.assert_array_equal(found[position], white[y : y + patch_px, x : x + patch_px])
+
+
+def test_threads_read_bands_at_once(pixels, grid, monkeypatch):
+    """Each has memory of its own, though what a band leaves serves the next of any thread."""
+    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    monkeypatch.setattr("wsi_pipeline.patches.bands.MOVED_PX", 7)
+    (slab,) = slabs(grid, *all_cells(grid), chunk=100)
+    expected, _ = patches_of(ArraySlide(pixels, tile_px=20), grid, slab)
+
+    def read(_):
+        with decoding_in(2):
+            return patches_of(ArraySlide(pixels, tile_px=20), grid, slab)[0]
+
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(read, range(40)):
+            np.testing.assert_equal(found, expected)
+
+
+def test_boxes_of_any_size_are_read_downwards(pixels, grid, monkeypatch):
+    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    rng = np.random.default_rng(4)
+    boxes = np.stack([*rng.integers(-9, 60, (2, 30)), *rng.integers(1, 50, (2, 30))], axis=1)
+    white = np.pad(pixels, ((9, 99), (9, 99), (0, 0)), constant_values=255)
+    order, yields = [], 0
+    for positions, found in read_boxes(ArraySlide(pixels, tile_px=16), grid, boxes):
+        yields += 1
+        order.extend(positions.tolist())
+        for (x, y, width, height), box in zip(boxes[positions], found, strict=True):
+            expected = white[y + 9 : y + 9 + height, x + 9 : x + 9 + width]
+            np.testing.assert_array_equal(box, expected)
+    assert order == np.argsort(boxes[:, 1], kind="stable").tolist() and yields > 1
 
 
 def test_bands_end_on_edges_of_tiles_and_no_row_is_read_twice(pixels, grid, monkeypatch):

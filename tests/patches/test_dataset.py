@@ -97,7 +97,6 @@ def test_batches_hold_the_pixels_labels_and_numbers_of_the_draws(dataset, levels
         np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
 def test_too_little_shared_memory_is_refused_before_anything_starts(dataset, monkeypatch):
     needed = 3 * (2 * 8) * 32 * 32 * 3  # blocks of two batches of 8; bytes of a patch of 32 px
     usage = namedtuple("usage", "free")
@@ -109,6 +108,7 @@ def test_too_little_shared_memory_is_refused_before_anything_starts(dataset, mon
     PatchLoader(dataset, batch_size=8)  # takes none
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
 @pytest.mark.parametrize("workers", [1, 4])
 def test_loader_workers_change_nothing(dataset, workers):
     """Also to batches that are kept, while their block's memory is used for others."""

@@ -60,9 +60,10 @@ def test_each_item_is_worked_on_once_by_any_of_the_threads(monkeypatch, count):
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_error_is_raised_once_no_thread_works_any_more(monkeypatch, count):
     monkeypatch.setattr(threads, "CPU_COUNT", 4)
-    at_work = set()
+    at_work, begun = set(), []
 
     def work(item):
+        begun.append(item)
         at_work.add(item)
         sleep(0.001)
         at_work.discard(item)
@@ -70,8 +71,9 @@ def test_an_error_is_raised_once_no_thread_works_any_more(monkeypatch, count):
             raise ValueError("item 5")
 
     with threads.decoding_in(count), pytest.raises(ValueError, match="item 5"):
-        threads.in_threads(work, list(range(50)))
+        threads.in_threads(work, list(range(500)))
     assert not at_work
+    assert len(begun) < 100  # those at work then, and none after them
 
 
 def test_a_pool_that_is_busy_is_not_waited_for(monkeypatch):

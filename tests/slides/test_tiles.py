@@ -467,6 +467,18 @@ def test_a_tile_that_names_another_colour_space_than_the_page_is_openslides(
         assert_same_everywhere(slide, 0)
 
 
+def test_a_tile_that_is_cut_off_does_not_loosen_the_check_of_the_next(picture):
+    decode = tiles._JpegDecoder(None, tifffile.PHOTOMETRIC.YCBCR)
+    jpeg = imagecodecs.jpeg8_encode(picture)
+    contradicts = jpeg[:2] + ADOBE + b"\x00" + jpeg[2:]
+    for length in (2, 3, 40):
+        with pytest.raises(tiles.TileError, match="no end"):
+            decode(jpeg[:length])
+        with pytest.raises(tiles.TileError, match="Adobe marker contradicts"):
+            decode(contradicts)
+    assert decode(jpeg).shape == picture.shape
+
+
 def test_a_tile_that_names_the_colour_space_of_the_page_is_decoded(tmp_path, picture):
     marked = {7: ADOBE + b"\x01", 8: JFIF}
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture], marked=marked)) as slide:

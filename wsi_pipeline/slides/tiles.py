@@ -341,7 +341,7 @@ def _checked_head(data: bytes, transform: int) -> bytes:
     if data[:2] != START_OF_IMAGE:
         raise TileError("no JPEG")
     at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1] != START_OF_SCAN:
+    while len(data) > at + 1 and data[at] == 0xFF and data[at + 1] != START_OF_SCAN:
         marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
         content = data[at + 4 : end]
         if marker == APP14 and content[:5] == b"Adobe" and content[11:12] != bytes([transform]):
