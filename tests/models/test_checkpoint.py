@@ -144,6 +144,7 @@ def test_a_damaged_card_is_refused(folder, text):
         ({"patch_px": "wide"}, "patch_px"),
         ({"gamma": "bright"}, "gamma"),
         ({"colour": "red"}, "colour"),
+        ({"std": [0.2, 0.0, 0.2]}, "std"),
     ],
 )
 def test_a_card_that_cannot_be_followed_is_refused(folder, values, message):
