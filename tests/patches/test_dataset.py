@@ -277,6 +277,7 @@ def test_open_files_are_bounded_however_many_slides_are_drawn_from(levels, tmp_p
     )
     dataset = PatchDataset(pool, [(path, 0.5) for path in paths], seed=5, name="train")
     reader._cached.cache_clear()
+    gc.collect()  # else what other tests left open may be closed meanwhile
     before = open_files()
     held = []
     for _ in batches(dataset, first_step=0, steps=16, batch_size=32):
