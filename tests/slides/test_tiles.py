@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import imagecodecs
 import numpy as np
@@ -352,7 +353,13 @@ def test_pages_of_one_size_are_left_to_openslide(tmp_path, picture):
 
 def test_a_difference_leaves_the_level_to_openslide(tmp_path, monkeypatch, picture):
     decode = tiles.simplejpeg.decode_jpeg
-    monkeypatch.setattr(tiles.simplejpeg, "decode_jpeg", lambda *of, **how: decode(*of, **how) ^ 1)
+
+    def slightly_other(*of, buffer, **how):
+        decode(*of, buffer=buffer, **how)
+        buffer ^= 1
+        return buffer
+
+    monkeypatch.setattr(tiles.simplejpeg, "decode_jpeg", slightly_other)
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
         assert slide.backend(0).startswith("openslide: the tile at level px (")
         assert slide.backend(0).endswith("differs from OpenSlide's by up to 1")
@@ -407,6 +414,16 @@ def test_the_parts_that_are_needed_are_read_and_no_others(
         if by_tiles and downsample == 1:
             assert 0 < touched < needed.size
             assert slide.decoded_px - before == touched * 64 * 64
+
+
+def test_a_few_neighbours_are_copied_together():
+    """A row of ten tiles: the first is cut by the region, the sixth is not in the file."""
+    there = {(2, col): col != 5 for col in range(10)} | {(3, 0): True, (3, 2): True, (4, 3): True}
+    groups = tiles._neighbours(there, range(1, 20))
+    assert [[col for _, col in group] for group in groups] == [
+        [0], [1, 2, 3, 4], [5], [6, 7, 8, 9], [0], [2], [3],
+    ]  # fmt: skip
+    assert [place for group in groups for place in group] == list(there)
 
 
 def test_parts_larger_than_tiles_are_read_whole(tmp_path, monkeypatch, picture):
@@ -468,7 +485,8 @@ def test_a_tile_that_names_another_colour_space_than_the_page_is_openslides(
 
 
 def test_a_tile_that_is_cut_off_does_not_loosen_the_check_of_the_next(picture):
-    decode = tiles._JpegDecoder(None, tifffile.PHOTOMETRIC.YCBCR)
+    decoder = tiles._JpegDecoder(None, tifffile.PHOTOMETRIC.YCBCR)
+    decode = partial(decoder, memory=np.empty_like(picture))
     jpeg = imagecodecs.jpeg8_encode(picture)
     contradicts = jpeg[:2] + ADOBE + b"\x00" + jpeg[2:]
     for length in (2, 3, 40):

@@ -8,6 +8,7 @@ cannot decode is for OpenSlide to judge.
 """
 
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,7 +37,15 @@ START_OF_SCAN, APP0, APP14 = 0xDA, 0xE0, 0xEE
 DETAILED_PROBES = 3
 SPREAD_PROBES = 3
 
-Decode = Callable[[bytes], np.ndarray]
+# Neighbours in a row that are decoded before they are copied: longer lines are copied faster, and
+# what they were decoded to should still be in the core's cache.
+NEIGHBOURS = 4
+
+Decode = Callable[[bytes, np.ndarray], np.ndarray]
+
+
+_OWN = threading.local()
+"""The memory that each thread decodes into."""
 
 
 class TileError(Exception):
@@ -79,7 +88,8 @@ class TiledLevel:
     offsets, byte_counts : int64 arrays, shape (rows, columns)
         Of each tile; a count of 0 is a tile that the file leaves out.
     decode : callable
-        A tile's bytes to uint8 RGB; raises what it likes on bytes that are not quite right.
+        A tile's bytes to uint8 RGB, in the memory of the array given with them; raises what it
+        likes on bytes that are not quite right.
     """
 
     file: TiffFile
@@ -121,10 +131,10 @@ class TiledLevel:
             rows = range(y // tile_height, (y + height - 1) // tile_height + 1)
             cols = range(x // tile_width, (x + width - 1) // tile_width + 1)
             places = product(rows, cols)
-        places = list(places)
-        in_threads(partial(self._fill, pixels, x, y), places)
-        there = sum(bool(self.byte_counts[place]) for place in places)
-        return there * tile_width * tile_height
+        whole = range(-(-x // tile_width), (x + width) // tile_width)
+        there = {place: bool(self.byte_counts[place]) for place in places}
+        in_threads(partial(self._fill, pixels, x, y), _neighbours(there, whole))
+        return sum(there.values()) * tile_width * tile_height
 
     def under(self, columns: np.ndarray, rows: np.ndarray, needed: np.ndarray) -> list[tuple]:
         """Rows and columns of the level's tiles that hold a needed part of a region.
@@ -151,21 +161,53 @@ class TiledLevel:
             tuple(place) for place in (np.argwhere(held[0] @ needed @ held[1].T) + first).tolist()
         ]
 
-    def _fill(self, pixels: np.ndarray, x: int, y: int, place: tuple[int, int]) -> None:
-        """Fill what a region shows of the tile in row and column `place`."""
+    def _fill(self, pixels: np.ndarray, x: int, y: int, places: list[tuple[int, int]]) -> None:
+        """Fill what a region shows of neighbouring tiles."""
         (height, width), (tile_width, tile_height) = pixels.shape[:2], self.tile
-        top, left = place[0] * tile_height - y, place[1] * tile_width - x
-        shown = pixels[max(top, 0) : top + tile_height, max(left, 0) : left + tile_width]
-        if not self.byte_counts[place]:
-            shown[:] = WHITE
+        top, left = places[0][0] * tile_height - y, places[0][1] * tile_width - x
+        lines = slice(max(-top, 0), height - top)
+        shown = pixels[max(top, 0) : top + tile_height]
+        if len(places) == 1:
+            shown = shown[:, max(left, 0) : left + tile_width]
+            if not self.byte_counts[places[0]]:
+                shown[:] = WHITE
+                return
+            (stored,) = self._decoded(places)
+            shown[:] = stored[lines, max(-left, 0) : width - left]
             return
-        try:
-            stored = self.decode(self.file.read(self.offsets[place], self.byte_counts[place]))
-        except Exception as error:  # whatever decoders raise; OpenSlide has the last word
-            raise TileError(f"tile {place}: {error}") from error
-        if stored.shape != (tile_height, tile_width, 3) or stored.dtype != np.uint8:
-            raise TileError(f"tile {place} is {stored.shape}, {stored.dtype}")
-        shown[:] = stored[max(-top, 0) : height - top, max(-left, 0) : width - left]
+        shown = shown[:, left : left + len(places) * tile_width]
+        beside = shown.reshape(len(shown), len(places), tile_width, 3)  # a view: an axis is split
+        beside[:] = self._decoded(places)[:, lines].swapaxes(0, 1)
+
+    def _decoded(self, places: list[tuple[int, int]]) -> np.ndarray:
+        """Pixels of some tiles, uint8 (N, h, w, 3), in memory that this thread uses again."""
+        shape = (NEIGHBOURS, *self.tile[::-1], 3)
+        if getattr(_OWN, "memory", np.empty(0)).shape != shape:
+            _OWN.memory = np.empty(shape, np.uint8)
+        for place, memory in zip(places, _OWN.memory, strict=False):
+            try:
+                data = self.file.read(self.offsets[place], self.byte_counts[place])
+                stored = self.decode(data, memory)
+            except Exception as error:  # whatever decoders raise; OpenSlide has the last word
+                raise TileError(f"tile {place}: {error}") from error
+            if stored.shape != memory.shape or stored.dtype != np.uint8:
+                raise TileError(f"tile {place} is {stored.shape}, {stored.dtype}")
+        return _OWN.memory[: len(places)]
+
+
+def _neighbours(there: dict[tuple[int, int], bool], whole: range) -> list[list[tuple[int, int]]]:
+    """Tiles in groups of a few that lie side by side, are there, and in `whole` columns."""
+    groups: list[list[tuple[int, int]]] = []
+    before = None  # the place right of the last one, if a neighbour could lie there
+    for place, is_there in there.items():
+        row, col = place
+        groupable = is_there and col in whole
+        if groupable and place == before and len(groups[-1]) < NEIGHBOURS:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+        before = (row, col + 1) if groupable else None
+    return groups
 
 
 def tiled_levels(
@@ -305,8 +347,12 @@ def _decoder(page: tifffile.TiffPage) -> Decode:
     if page.compression == COMPRESSION.JPEG:
         return _JpegDecoder(page.jpegtables, page.photometric)
     if page.compression == COMPRESSION.APERIO_JP2000_RGB:
-        return imagecodecs.jpeg2k_decode
+        return _decode_jpeg2000
     raise TileError(f"its compression is {getattr(page.compression, 'name', page.compression)}")
+
+
+def _decode_jpeg2000(data: bytes, memory: np.ndarray) -> np.ndarray:
+    return imagecodecs.jpeg2k_decode(data, out=memory)
 
 
 class _JpegDecoder:
@@ -327,10 +373,10 @@ class _JpegDecoder:
         self._start = START_OF_IMAGE + ADOBE + bytes([self._transform]) + shared
         self._head = START_OF_IMAGE + b"none yet"
 
-    def __call__(self, data: bytes) -> np.ndarray:
+    def __call__(self, data: bytes, memory: np.ndarray) -> np.ndarray:
         if not data.startswith(self._head):  # that of the tile before: most often they are alike
             self._head = _checked_head(data, self._transform)
-        return simplejpeg.decode_jpeg(self._start + data[2:], "RGB", strict=True)
+        return simplejpeg.decode_jpeg(self._start + data[2:], "RGB", buffer=memory, strict=True)
 
 
 def _checked_head(data: bytes, transform: int) -> bytes:
