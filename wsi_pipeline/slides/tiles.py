@@ -1,4 +1,4 @@
-"""The stored tiles of a TIFF or SVS level, decoded straight into the array that asks for them.
+"""The stored tiles of a TIFF or SVS level, decoded without OpenSlide.
 
 OpenSlide paints each tile on a canvas before it hands pixels out, which takes several times as
 long as decoding it. Where a level is nothing but a grid of JPEG (or JPEG 2000 RGB) tiles its pixels
