@@ -21,7 +21,7 @@ _SPARE: list[np.ndarray] = []
 
 
 class UnreadPatch(NamedTuple):
-    """A patch, or block of them, that cannot be decoded: upper left level-0 px, and why."""
+    """A patch, or a box around several, that cannot be decoded: upper left level-0 px, and why."""
 
     x: int
     y: int
