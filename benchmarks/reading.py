@@ -38,32 +38,60 @@ class TissuePatches:
     """The patches of 512 px over the tissue of a slide, at one stride; level-0 px."""
 
     slide: Slide
+    tissue: str
     stride: int
     grid: PatchGrid
     slab: Slab
     origins: np.ndarray
 
+    def named(self, threads: int) -> str:
+        """What a row says of reading them."""
+        suffix = f"{threads} thread{'s'[: threads - 1]}"
+        return f"{SIDE} px patches of {self.tissue} tissue at stride {self.stride}, {suffix}"
+
 
 def rows(quick: bool) -> list[Row | str]:
-    """All tissue patches of a phantom slide, from one and from two threads."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = phantom_slide(Path(folder), 4096 if quick else 16384)
-        with Slide(path) as slide:
-            strides = [tissue_patches(slide, stride) for stride in (512, 256)]
-            for patches in strides:
-                check_pixels(patches)
-            found = [row for threads in (1, 2) for row in against_decoders(*strides, threads)]
-            return found + [row for threads in (1, 2) for row in against_peers(strides[1], threads)]
+    """All tissue patches of a slide, from one and from two threads.
+
+    Of two slides: real tissue takes a decoder twice as long as the phantom's own, which has less
+    detail.
+    """
+    textures: dict[str, Path | None] = {"synthetic": None}
+    found: list[Row | str] = []
+    if data := os.environ.get("WSI_TEST_DATA"):
+        textures["real"] = Path(data) / "flagy-colorectal"
+    else:
+        found.append("No real tissue was read: WSI_TEST_DATA is not set.")
+    if not PEERS_PYTHON.exists():
+        found.append("Other readers were not measured: `make peers` installs them.")
+    for tissue, texture in textures.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path, note = phantom_slide(Path(folder), 4096 if quick else 16384, texture)
+            found.append(f"{tissue.capitalize()} tissue: {note}.")
+            with Slide(path) as slide:
+                strides = [tissue_patches(slide, tissue, stride) for stride in (512, 256)]
+                for patches in strides:
+                    check_pixels(patches)
+                found += [row for threads in (1, 2) for row in against_decoders(*strides, threads)]
+                if PEERS_PYTHON.exists():
+                    found += [
+                        row for threads in (1, 2) for row in against_peers(strides[1], threads)
+                    ]
+    return found
 
 
-def phantom_slide(folder: Path, side: int) -> Path:
-    """A slide of so many px a side, in JPEG tiles of 256 px."""
-    (plan,) = plan_cohort(1, 0, size=(side, side), mpp=0.25)
+def phantom_slide(folder: Path, side: int, textures: Path | None) -> tuple[Path, str]:
+    """A slide of so many px a side, in JPEG tiles of 256 px; and what it is made of."""
+    (plan,) = plan_cohort(1, 0, size=(side, side), mpp=0.25, textures=textures)
     write_slide(plan, folder)
-    return folder / "slides" / f"{plan.slide_id}.tif"
+    path = folder / "slides" / f"{plan.slide_id}.tif"
+    made = "pieced together from H&E tiles" if textures else "drawn by the phantom"
+    with tifffile.TiffFile(path) as file:
+        median = np.median(file.pages[0].databytecounts)
+    return path, f"{made}, {side:,} px a side, half of the {TILE} px tiles over {median:,.0f} bytes"
 
 
-def tissue_patches(slide: Slide, stride: int) -> TissuePatches:
+def tissue_patches(slide: Slide, tissue: str, stride: int) -> TissuePatches:
     """Find them as the tile stage does."""
     grid = PatchGrid(slide.bounds, slide.mpp, 1.0, SIDE, stride, stride)
     table = build_index(
@@ -71,7 +99,7 @@ def tissue_patches(slide: Slide, stride: int) -> TissuePatches:
     ).table
     origins = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1)
     (slab,) = slabs(grid, *grid.cells_at(*origins.T), chunk=max(grid.shape))
-    return TissuePatches(slide, stride, grid, slab, origins)
+    return TissuePatches(slide, tissue, stride, grid, slab, origins)
 
 
 def check_pixels(patches: TissuePatches) -> None:
@@ -92,10 +120,9 @@ def against_decoders(wide: TissuePatches, dense: TissuePatches, threads: int) ->
     That is the same tiles' JPEGs, already in memory, each decoded once and thrown away; and what
     is left of that once the pixels have to stay somewhere.
     """
-    suffix = f"{threads} thread{'s'[: threads - 1]}"
     found = []
     for patches in (wide, dense):
-        what = f"{SIDE} px patches at stride {patches.stride}, {suffix}"
+        what = patches.named(threads)
         read = reading(patches, threads)
         found += [
             compare(what, "OpenSlide's read_region, to RGB, for each", "patches",
@@ -106,16 +133,13 @@ def against_decoders(wide: TissuePatches, dense: TissuePatches, threads: int) ->
                     read, bare_decoding(patches, threads, keep=True), REPEATS),
         ]  # fmt: skip
     slides = [lambda p=p: bool(reading(p, threads)()) for p in (dense, wide)]
-    what = f"a slide's patches at stride {dense.stride}, {suffix}"
-    return [*found, compare(what, f"at stride {wide.stride}", "slides", *slides, REPEATS)]
+    baseline = f"at stride {wide.stride}"
+    return [*found, compare(dense.named(threads), baseline, "slides", *slides, REPEATS)]
 
 
 def against_peers(patches: TissuePatches, threads: int) -> list[Row | str]:
     """Against other libraries, each in the environment of `benchmarks/peers.py`."""
-    if not PEERS_PYTHON.exists():
-        return ["Other readers were not measured: `make peers` installs them."]
-    what = f"{SIDE} px patches at stride {patches.stride}, {threads} thread{'s'[: threads - 1]}"
-    read = reading(patches, threads)
+    what, read = patches.named(threads), reading(patches, threads)
     found: list[Row | str] = []
     for name in PEERS:
         try:
