@@ -4,8 +4,7 @@
 
 `connect` gives the first workers a GPU each and the resource `GPU=1`; training and heatmaps go
 there, tiling and evaluation to all. With several GPUs training runs on all of them (torchrun,
-DistributedDataParallel) unless `train.processes` says otherwise. Decoding feeds the GPUs, so give
-each several loader processes.
+DistributedDataParallel) unless `train.processes` says otherwise.
 """
 
 import sys
@@ -18,7 +17,7 @@ from wsi_pipeline.stages import evaluate, heatmap, tile, train
 
 def main(path: str) -> int:
     """Run the stages; 1 if any slide failed."""
-    config = load_config(path, train={"loader_workers": 8})
+    config = load_config(path)
     with alone_in(config.out), connect(workers=config.jobs.workers) as client:
         write_settings(config)
         if not has_resource(client, GPU):

@@ -230,11 +230,12 @@ class TrainConfig(Section):
         description="read patches from the cache that `wsi cache` makes, not from the slides: the"
         " same pixels; docs/training.md says when it pays",
     )
-    loader_workers: int = Field(
-        0,
+    loader_workers: int | None = Field(
+        None,
         ge=0,
         description="processes that read training patches, and as many that read validation"
-        " patches, of each training process",
+        " patches, of each training process; null: for a GPU its share of the cores less two, at"
+        " most 16; none on a CPU",
     )
     checkpoint_seconds: float = Field(
         300.0, gt=0, description="how often the state to resume from is saved within an epoch"

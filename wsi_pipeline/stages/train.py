@@ -56,6 +56,9 @@ FIT_SETTINGS = (
 DOES_NOT_CHANGE_THE_MODEL = {"cache", "loader_workers", "checkpoint_seconds", "name"}
 DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "processes"}
 """With other values of these a training goes on where it was."""
+CORES_LEFT = 2
+"""For training itself, where loader processes follow the machine."""
+MOST_LOADER_WORKERS = 16
 SAME_MPP = 1.2
 """Working resolutions further apart than this factor do not train one model."""
 
@@ -100,14 +103,10 @@ def train_model(job: dict) -> dict:
         could not be decoded, and were left out of their batches.
     """
     report = partial(get_worker().log_event, TOPIC)
-    if job["settings"]["loader_workers"] and multiprocessing.current_process().daemon:
-        raise RunError(
-            f"train.loader_workers is {job['settings']['loader_workers']}, but this Dask worker may"
-            " not start processes: start the workers with DASK_DISTRIBUTED__WORKER__DAEMON=False"
-            " in their environment or with --no-nanny, or set train.loader_workers to 0"
-        )
     gpus = job["gpus"] or visible_gpus()
     processes = job["settings"]["processes"] or max(1, len(gpus))
+    workers = loader_workers(job["settings"]["loader_workers"], gpus, processes)
+    job = job | {"settings": job["settings"] | {"loader_workers": workers}}
     if processes > 1:
         return _torchrun(job, processes, gpus, report)
     threads = torch.get_num_threads()
@@ -117,6 +116,27 @@ def train_model(job: dict) -> dict:
             return _train(job, report)
     finally:
         torch.set_num_threads(threads)
+
+
+def loader_workers(stated: int | None, gpus: list[str], processes: int) -> int:
+    """Loader processes of each of so many training processes that share this machine.
+
+    Raises
+    ------
+    RunError
+        If some are asked for in a Dask worker that may start none.
+    """
+    may_start = not multiprocessing.current_process().daemon
+    if stated is None:
+        shared = max(0, CPU_COUNT - CORES_LEFT) // processes
+        return min(shared, MOST_LOADER_WORKERS) if gpus and may_start else 0
+    if stated and not may_start:
+        raise RunError(
+            f"train.loader_workers is {stated}, but this Dask worker may not start processes: start"
+            " the workers with DASK_DISTRIBUTED__WORKER__DAEMON=False in their environment or with"
+            " --no-nanny, or set train.loader_workers to 0"
+        )
+    return stated
 
 
 def _train(job: dict, report: Callable[[dict], None]) -> dict:
