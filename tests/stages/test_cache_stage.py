@@ -253,6 +253,14 @@ def test_an_index_off_its_grid_fails_its_slide_alone(run, client):
     assert cache_path(run, "b").is_dir() and not cache_path(run, "a").exists()
 
 
+def test_a_damaged_index_fails_its_slide_alone(run, client):
+    index_path(run, "a").write_bytes(b"PAR1")
+    assert cache.run(settings(run), client).failed == 1
+    (row,) = read_failures(run)
+    assert row.slide_id == "a" and str(index_path(run, "a")) in row.reason
+    assert cache_path(run, "b").is_dir() and not cache_path(run, "a").exists()
+
+
 def weights(run):
     return (model_folder(run, settings(run).train.name) / "model.safetensors").read_bytes()
 
