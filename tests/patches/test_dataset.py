@@ -1,9 +1,15 @@
 import gc
+import multiprocessing
+import os
 import re
+import signal
+import time
 import weakref
 from collections import namedtuple
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +104,7 @@ def test_batches_hold_the_pixels_labels_and_numbers_of_the_draws(dataset, levels
 
 
 def test_too_little_shared_memory_is_refused_before_anything_starts(dataset, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # other ranks on the machine take their own
     needed = 3 * (2 * 8) * 32 * 32 * 3  # blocks of two batches of 8; bytes of a patch of 32 px
     usage = namedtuple("usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(needed))
@@ -106,6 +113,16 @@ def test_too_little_shared_memory_is_refused_before_anything_starts(dataset, mon
     with pytest.raises(ConfigError, match="loader_workers is 2: the blocks they read into"):
         PatchLoader(dataset, batch_size=8, workers=2)
     PatchLoader(dataset, batch_size=8)  # takes none
+
+
+def test_shared_memory_that_another_process_took_meanwhile_is_refused_alike(dataset, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    expected = r"loader_workers is 2: .* refuses \(No space left on device \(28\)\); set fewer"
+    with pytest.raises(ConfigError, match=expected):
+        PatchLoader(dataset, batch_size=8, workers=2)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
@@ -257,6 +274,46 @@ def test_an_error_of_a_loader_process_arrives_as_it_was(cached, workers):
     damaged = replace(cached, caches=[empty] * 3)
     with pytest.raises(RunError, match=r"^nowhere\.zarr/c/\d/\d/0/0/0: the patch in row \d"):
         list(batches(damaged, first_step=0, steps=1, batch_size=4, workers=workers))
+
+
+def test_a_killed_loader_process_is_told_with_the_setting(dataset):
+    before = set(multiprocessing.active_children())
+    opened = batches(dataset, first_step=0, steps=40, batch_size=4, workers=1)
+    next(opened)
+    [process] = set(multiprocessing.active_children()) - before
+    process.kill()
+    with pytest.raises(RunError, match=r"loader_workers is 1, set fewer .*exited unexpectedly"):
+        list(opened)
+
+
+def own_a_loader(dataset, pids):
+    """Read a batch, send the loader processes' ids, wait to be killed."""
+    opened = batches(dataset, first_step=0, steps=40, batch_size=4, workers=2)
+    next(opened)
+    pids.send([process.pid for process in multiprocessing.active_children()])
+    time.sleep(600)
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches other processes' children")
+def test_loader_processes_end_with_a_killed_owner(dataset):
+    context = multiprocessing.get_context("spawn")
+    found, pids = context.Pipe(duplex=False)
+    owner = context.Process(target=own_a_loader, args=(dataset, pids))
+    owner.start()
+    try:
+        assert found.poll(60)
+        loaders = [os.pidfd_open(pid) for pid in found.recv()]
+    finally:
+        owner.kill()
+    try:
+        assert len(loaders) == 2
+        for loader in loaders:
+            assert wait([loader], timeout=20)  # readable when the process has ended
+    finally:
+        for loader in loaders:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(loader, signal.SIGKILL)
+            os.close(loader)
 
 
 def open_files():

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from wsi_pipeline.errors import ConfigError, SlideReadError, WsiError
+from wsi_pipeline.errors import ConfigError, RunError, SlideReadError, WsiError
 from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import PatchCache
 from wsi_pipeline.patches.sampling import PatchPool, draw
@@ -109,11 +110,8 @@ class PatchLoader:
             )
         share, parts = batch_size // world, max(1, workers)
         side = dataset.pool.grids[0].patch_px
-        if workers:
-            beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's, on this machine
-            _check_room(beside * (1 + AHEAD) * parts * share * side * side * 3, workers)
         pixels = torch.empty(1 + AHEAD, parts * share, side, side, 3, dtype=torch.uint8)
-        self._pixels = pixels.share_memory_() if workers else pixels
+        self._pixels = _shared(pixels, workers) if workers else pixels
         self._draws = _BlockDraws(dataset, batch_size, rank * share, share, parts)
         self._pin = pin
         self._on_unread = on_unread
@@ -128,7 +126,7 @@ class PatchLoader:
             prefetch_factor=AHEAD if workers else None,  # of each process: a part of each block
             multiprocessing_context=_clean_processes() if workers else None,
             persistent_workers=workers > 0,
-            worker_init_fn=_read_in_one_thread,
+            worker_init_fn=_start_loader_process,
             # Its own, or starting to iterate would take a number from the global generator.
             generator=torch.Generator(),
         )
@@ -153,7 +151,7 @@ class PatchLoader:
         SlideReadError
             If no patch of a batch can be decoded.
         RunError
-            If a cache lacks a patch or is damaged.
+            If a cache lacks a patch or is damaged, or a loader process was killed.
         RuntimeError
             If another iteration is open.
         """
@@ -178,7 +176,7 @@ class PatchLoader:
 
     def _batches(self) -> Generator[tuple[Batch, list[str]]]:
         """Each step's batch, and why patches are missing from it."""
-        parts, share = iter(self._loader), self._draws.share
+        parts, share = _parts_read(self._loader), self._draws.share
         for slot, block in self._draws.blocks():
             labels, unread = _read(slot, islice(parts, self._draws.parts))
             for i, step in enumerate(block):
@@ -299,6 +297,19 @@ class _Reader(Dataset):
             self.caches[slide].read(x, y, out)
 
 
+def _parts_read(loader: DataLoader) -> Iterator[_ReadPart]:
+    """The parts in the order of the draws."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise RunError(
+            "a loader process ended while it was needed, most often killed for lack of memory:"
+            f" train.loader_workers is {loader.num_workers}, set fewer ({error})"
+        ) from error
+
+
 def _read(slot: int, parts: Iterable[_ReadPart]) -> tuple[torch.Tensor, dict[int, str]]:
     """Of a block's draws, by place: labels (float32), and why some cannot be decoded."""
     places, labels, unread = [], [], {}
@@ -331,15 +342,26 @@ def _as_read(part: _ReadPart) -> _ReadPart:
     return part
 
 
-def _check_room(needed: int, workers: int) -> None:
-    """Refuse what does not fit into shared memory: beyond its end the system kills processes."""
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
-    if needed > free:
+def _shared(pixels: torch.Tensor, workers: int) -> torch.Tensor:
+    """Pixels moved to shared memory, or refused: beyond its end the system kills processes.
+
+    torch reserves it, so that what is free is what other processes have left; but its older
+    versions may overlook that this failed (pytorch issue 176069).
+    """
+    taken = (
+        f"train.loader_workers is {workers}: the blocks they read into take"
+        f" {pixels.nbytes / 1e6:,.0f} MB of shared memory"
+    )
+    remedy = "set fewer, or give it more (a container's --shm-size)"
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else pixels.nbytes
+    if pixels.nbytes > free:
         raise ConfigError(
-            f"train.loader_workers is {workers}: the blocks they read into take"
-            f" {needed / 1e6:,.0f} MB of shared memory, and {free / 1e6:,.0f} MB are free in"
-            f" {SHARED_MEMORY}; set fewer, or give it more (a container's --shm-size)"
+            f"{taken}, and {free / 1e6:,.0f} MB are free in {SHARED_MEMORY}; {remedy}"
         )
+    try:
+        return pixels.share_memory_()
+    except RuntimeError as error:
+        raise ConfigError(f"{taken}, which it refuses ({error}); {remedy}") from error
 
 
 def _clean_processes() -> BaseContext:
@@ -353,6 +375,16 @@ def _clean_processes() -> BaseContext:
     return context
 
 
-def _read_in_one_thread(_worker: int) -> None:
-    """Loader processes share the cores: each decodes tiles in its own thread alone."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _start_loader_process(_worker: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of decoding: loader processes share the cores
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+
+
+def _end_with_owner() -> None:
+    """End this loader process when the one that started it has ended, killed or not.
+
+    torch sees to that by the parent, which here is the fork server: and that lives as long as any
+    process it forked.
+    """
+    multiprocessing.parent_process().join()  # not the server: the one that asked it to fork
+    os._exit(1)
