@@ -296,7 +296,7 @@ def own_a_loader(dataset, pids):
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches other processes' children")
 def test_loader_processes_end_with_a_killed_owner(dataset):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     found, pids = context.Pipe(duplex=False)
     owner = context.Process(target=own_a_loader, args=(dataset, pids))
     owner.start()

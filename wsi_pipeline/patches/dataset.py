@@ -345,8 +345,8 @@ def _as_read(part: _ReadPart) -> _ReadPart:
 def _shared(pixels: torch.Tensor, workers: int) -> torch.Tensor:
     """Pixels moved to shared memory, or refused: beyond its end the system kills processes.
 
-    torch reserves it, so that what is free is what other processes have left; but its older
-    versions may overlook that this failed (pytorch issue 176069).
+    torch reserves all of it here, so what is free is what the other ranks have left. Older versions
+    can overlook that this failed (pytorch issue 176069), hence the look before.
     """
     taken = (
         f"train.loader_workers is {workers}: the blocks they read into take"
