@@ -93,7 +93,7 @@ def _false_positives(config: Config, slide_id: str, model: str) -> pd.DataFrame:
         )
     x, y, label = (index.table[column].to_numpy() for column in ("x", "y", "label"))
     score = heatmap.at(x, y)
-    rows, cols = index.grid.cells_at(x, y)
+    rows, cols = index.cells()
     tumour = np.zeros(index.grid.shape, bool)
     tumour[rows[label == 1], cols[label == 1]] = True
     beside = ndimage.binary_dilation(tumour, np.ones((3, 3)))[rows, cols]
