@@ -40,7 +40,7 @@ def test_a_broken_rule_is_told_with_setting_value_and_file(tmp_path):
         f"{path}: seed: Input should be greater than or equal to 0 (found -1);"
         " catalog: Value error, give either csv or slides, one of the two;"
         " train.shades_of_gray: Input should be greater than or equal to 1 (found 0.5);"
-        " foo: Extra inputs are not permitted (found 1)"
+        " foo: there is no such setting (found 1)"
     )
 
 

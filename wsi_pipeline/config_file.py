@@ -65,10 +65,14 @@ def _with_absolute_paths(config: Config) -> Config:
 
 def _explain(error: ValidationError) -> str:
     return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}"
+        f"{'.'.join(map(str, item['loc'])) or 'settings'}: {_rule(item)}"
         + ("" if isinstance(item["input"], dict) else f" (found {item['input']!r})")
         for item in error.errors()
     )
+
+
+def _rule(item: dict) -> str:
+    return "there is no such setting" if item["type"] == "extra_forbidden" else item["msg"]
 
 
 def dump_config(config: Config) -> str:

@@ -35,7 +35,10 @@ def open_file(path: Path) -> openslide.OpenSlide:
     except openslide.OpenSlideUnsupportedFormatError as error:
         hint = ""
         if path.suffix.lower() in (".tif", ".tiff"):
-            hint = "; save an untiled TIFF again as a tiled, pyramidal one"
+            hint = (
+                ": copy the file again if it may have been cut short, and save a TIFF without tiles"
+                " as a tiled, pyramidal one"
+            )
         raise SlideError(f"{path}: not a format that OpenSlide reads{hint}") from error
     except openslide.OpenSlideError as error:
         raise SlideError(f"{path}: OpenSlide cannot open it: {error}") from error
