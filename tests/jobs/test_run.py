@@ -214,9 +214,8 @@ def test_a_unit_that_kills_its_worker_is_retried_then_recorded(client, tmp_path)
     log = tmp_path / "died.log"
     deadly = Unit("deadly", "slide d", {}, die, {"log": str(log)})
     ended = run(client, [deadly, *squares(tmp_path, 8)], tmp_path, retries=1, window=1)
-    assert log.read_text() == "die\n" * (
-        1 + 2
-    )  # with a square in flight, which does not count; alone
+    # Once with others in flight, which does not count, and then twice alone.
+    assert log.read_text() == "die\n" * (1 + 2)
     assert (ended.done, ended.failed) == (8, 1)
     ((unit, error, reason),) = reasons(tmp_path)
     assert (unit, error) == ("deadly", "KilledWorker")
@@ -242,9 +241,8 @@ def test_units_that_wait_for_a_gpu_do_not_fail_with_the_one_that_kills_its_worke
     assert (ended.done, ended.failed) == (6, 1)
     assert [unit for unit, *_ in reasons(tmp_path)] == ["deadly"]
     assert outputs(tmp_path) == {number: number**2 for number in range(6)}
-    assert log.read_text() == "die\n" * (
-        1 + 2
-    )  # with others in flight, which does not count; alone
+    # Once with others in flight, which does not count, and then twice alone.
+    assert log.read_text() == "die\n" * (1 + 2)
 
 
 def test_a_running_scheduler_gives_the_same_also_when_a_worker_is_killed(start_scheduler, tmp_path):
