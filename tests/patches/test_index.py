@@ -372,6 +372,24 @@ def test_missing_or_foreign_file_is_a_named_error(tmp_path):
         read_index(tmp_path / "text.parquet")
 
 
+def test_cells_are_those_that_the_index_was_made_of():
+    found = index()
+    rows, cols = found.cells()
+    corners = np.stack(found.grid.patch_origins(rows, cols))
+    assert np.array_equal(corners, [found.table["x"].to_numpy(), found.table["y"].to_numpy()])
+    assert len(rows) > 100
+
+
+def test_a_patch_off_its_grid_has_no_cell():
+    found = index()
+    x = found.table["x"].to_numpy().copy()
+    x[7] += 1
+    moved = PatchIndex("s1", found.grid, found.table.set_column(0, "x", pa.array(x)))
+    place = rf"s1: the indexed patch at x {x[7]}, y {found.table['y'][7]} is none of its grid's"
+    with pytest.raises(RunError, match=place):
+        moved.cells()
+
+
 def test_index_is_a_value_that_others_may_make():
     made = index((), 0)
     assert isinstance(made, PatchIndex)

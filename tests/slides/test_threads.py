@@ -1,11 +1,18 @@
+import gc
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier, Event, get_ident
 from time import sleep
+from weakref import ref
 
 import pytest
 
 from wsi_pipeline.slides import threads
+
+
+class Done(list):
+    """A list that may be referred to weakly."""
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +85,36 @@ def test_an_error_is_raised_once_no_thread_works_any_more(monkeypatch, count):
 
 def test_a_pool_that_is_busy_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(threads, "CPU_COUNT", 2)
-    release, done = Event(), []
+    release, done = Event(), Done()
     pool = threads._pool(os.getpid())
     busy = [pool.submit(release.wait, 10) for _ in range(pool._max_workers)]
     with threads.decoding_in(2):
         threads.in_threads(done.append, [1, 2, 3])
     assert done == [1, 2, 3] and not any(future.done() for future in busy)
+    left = ref(done)
+    del done
+    kept = left()
     release.set()
+    assert kept is None  # what the work holds, pixels and files, does not wait in the pool
+
+
+def test_an_error_keeps_nothing_of_the_work_once_it_is_handled(monkeypatch):
+    monkeypatch.setattr(threads, "CPU_COUNT", 2)
+    together, pixels = Barrier(2), Done()
+
+    def work(item, held):
+        held.append(item)
+        together.wait(timeout=10)
+        if get_ident() != caller:
+            raise ValueError("in the other thread")
+
+    caller = get_ident()
+    gc.disable()
+    try:
+        with threads.decoding_in(2), pytest.raises(ValueError, match="in the other thread"):
+            threads.in_threads(partial(work, held=pixels), [1, 2])
+        left = ref(pixels)
+        del pixels
+        assert left() is None
+    finally:
+        gc.enable()

@@ -102,8 +102,8 @@ def test_units_on_a_local_gpu_decode_with_its_share_of_the_cores(
 
 
 def write_one_patch(index):
-    """Index the patch from working px (200, 200) on."""
-    columns = ([400], [400], [1.0], [0.0], [0], [[]])
+    """Index the patch from working px (208, 208) on, row and column 7."""
+    columns = ([416], [416], [1.0], [0.0], [0], [[]])
     table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
     write_index(PatchIndex("s", GRID, table), index)
 

@@ -1,12 +1,16 @@
 """What the train stage decides before training."""
 
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
 
 import pytest
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.stages import train
-from wsi_pipeline.stages.train import loader_workers
+from wsi_pipeline.stages.train import _torchrun, loader_workers
 
 
 @pytest.fixture
@@ -41,5 +45,30 @@ def test_a_worker_that_may_start_none_has_none_unless_asked_for(cores, daemon):
     cores(16)
     assert loader_workers(None, ["0"], 1) == 0
     assert loader_workers(0, ["0"], 1) == 0
+    assert loader_workers(None, ["0", "1"], 2) == 7  # torchrun's processes are no daemons
+    assert loader_workers(3, ["0", "1"], 2) == 3
     with pytest.raises(RunError, match=r"loader_workers is 3.*DASK_DISTRIBUTED__WORKER__DAEMON"):
         loader_workers(3, ["0"], 1)
+
+
+@pytest.mark.slow
+def test_an_error_of_several_processes_is_told_as_that_of_one(tmp_path):
+    job = {"folder": str(tmp_path / "model"), "seed": 0, "slides": {"train": []}, "settings": {}}
+    with pytest.raises(RunError, match=r"^none of the patches of 0 slides has a known label"):
+        _torchrun(job, 2, [], print)
+    assert "none of the patches of 0 slides" in (tmp_path / "model/torchrun.log").read_text()
+
+
+def test_a_process_of_torchrun_ends_with_the_one_that_started_it(tmp_path):
+    (tmp_path / "job.json").write_text(json.dumps({}))
+    program = (
+        "import time; from wsi_pipeline.stages import train;"
+        " train._train = lambda *_: (print('training', flush=True), time.sleep(300));"
+        f" train.process_of_torchrun({str(tmp_path / 'job.json')!r})"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = os.environ | {"RANK": "0"}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, **pipes) as process:
+        assert process.stdout.readline() == "training\n"
+        process.stdin.close()
+        assert process.wait(timeout=30) == 1

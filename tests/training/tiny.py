@@ -63,7 +63,7 @@ def prepare(images, numbers):
     images = images.float() / 255
     if numbers is None:
         return images
-    mirrored = (numbers % 3 == 0)[:, None, None, None]
+    mirrored = (numbers % 3 == 0)[:, None, None, None].to(images.device)
     return torch.where(mirrored, images.flip(-1), images)
 
 

@@ -99,7 +99,7 @@ def read_boxes(
     columns, rows = slide.tile_edges(left, upper, width, height, grid.downsample)
     needed = _parts_under(x, y, right, bottom, columns, rows)
     px = slide.as_read(grid.downsample)
-    least = tallest + grid.stride_px + int(np.diff(rows).max())  # so that it can end on an edge
+    least = tallest + int(np.diff(rows).max())  # so that it can end on an edge
     band_rows = min(height, max(BAND_PX // width, least))
     reached = np.maximum.accumulate(bottom)
     with _memory(band_rows, width, 3) as band:

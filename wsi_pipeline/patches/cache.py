@@ -23,7 +23,7 @@ from numcodecs import Blosc
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from wsi_pipeline.errors import RunError, SlideReadError, WsiError
-from wsi_pipeline.files import write_whole
+from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.geometry import PatchGrid
 
 SCHEMA = 2
@@ -159,7 +159,8 @@ def write_shard(
         offset += len(chunks[-1])
     file = shard_file(path, shard)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, b"".join([*chunks, _with_checksum(index.tobytes())]))
+    with replace_atomically(file) as part, part.open("wb") as whole:
+        whole.writelines([*chunks, _with_checksum(index.tobytes())])
 
 
 def shard_file(path, shard: tuple[int, int]) -> Path:

@@ -56,6 +56,29 @@ class PatchIndex:
     grid: PatchGrid
     table: pa.Table
 
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the patches in the grid.
+
+        Returns
+        -------
+        rows, cols : int64 arrays, shape (N,)
+
+        Raises
+        ------
+        RunError
+            If a patch, of an index made elsewhere, does not lie where its grid has one.
+        """
+        x, y = (self.table[axis].to_numpy() for axis in "xy")
+        rows, cols = self.grid.cells_at(x, y)
+        off = np.any(np.stack(self.grid.patch_origins(rows, cols)) != np.stack([x, y]), axis=0)
+        if off.any():
+            first = int(np.argmax(off))
+            raise RunError(
+                f"{self.slide_id}: the indexed patch at x {x[first]}, y {y[first]} is none of its"
+                " grid's: only those have a place in heatmaps and caches"
+            )
+        return rows, cols
+
 
 def build_index(
     slide_id: str,

@@ -104,7 +104,6 @@ class Slide:
         self._seen_px = 0
         self._counts = _Counts()
         self._levels: list[TiledLevel | str] | None = None
-        self._compared: set[int] = set()
         self._lock = threading.Lock()  # of all that this class counts and finds out lazily
 
     def __enter__(self) -> "Slide":
@@ -282,7 +281,7 @@ class Slide:
         level, scale = self.level_for(downsample)
         tiles = self._tiles(level) if scale == 1 and self._is_worth(width_px * height_px) else None
         if not isinstance(tiles, TiledLevel):
-            largest = int(BLOCK_PX / scale) - 1 or 1  # so that `read` does not cut them again
+            largest = max(1, int(BLOCK_PX / scale) - 1)  # so that `read` does not cut them again
             parts = [math.ceil(length / largest) for length in (width_px, height_px)]
             columns, rows = (
                 np.linspace(0, length, count + 1).astype(np.int64)
@@ -386,15 +385,13 @@ class Slide:
                 self._levels = tiled_levels(
                     self.path, self.vendor, self.level_sizes, self.level_downsamples
                 )
-                self._compared.clear()
             found = self._levels[level]
-            if isinstance(found, TiledLevel) and level not in self._compared:
-                key = (found.file.state, level)
-                if key not in _DIFFERENCES:
-                    _DIFFERENCES[key] = difference(found, partial(self._over_white, level))
-                self._levels[level] = found = _DIFFERENCES[key] or found
-                self._compared.add(level)
-            return found
+            if isinstance(found, str):
+                return found
+            key = (found.file.state, level)
+            if key not in _DIFFERENCES:
+                _DIFFERENCES[key] = difference(found, partial(self._over_white, level))
+            return _DIFFERENCES[key] or found
 
     def _over_white(self, level, x, y, width, height) -> np.ndarray:
         """OpenSlide's pixels of a region over white.
@@ -409,23 +406,23 @@ class Slide:
         return np.asarray(canvas)
 
     def _region(self, location, level, size) -> Image.Image:
-        failure = None
-        # The second handle is this call's own until it has served: another thread's failure on a
-        # shared one would be taken for this region's.
-        for shared in (self._handle, None):
-            handle = shared or open_file(self.path)
+        if handle := self._handle:
             try:
-                region = handle.read_region(location, level, size)
-            except openslide.OpenSlideError as error:
-                failure = error
+                return handle.read_region(location, level, size)
+            except openslide.OpenSlideError:
                 self._handle = None
-            else:
-                self._handle = handle
-                return region
-        raise SlideReadError(
-            f"{self.path}: the region at level-0 px {location}, {size[0]} x {size[1]} px of level"
-            f" {level}, cannot be decoded: {failure}"
-        ) from failure
+        # This handle is this call's own until it has served: another thread's failure on a shared
+        # one would be taken for this region's.
+        handle = open_file(self.path)
+        try:
+            region = handle.read_region(location, level, size)
+        except openslide.OpenSlideError as failure:
+            raise SlideReadError(
+                f"{self.path}: the region at level-0 px {location}, {size[0]} x {size[1]} px of"
+                f" level {level}, cannot be decoded: {failure}"
+            ) from failure
+        self._handle = handle
+        return region
 
 
 def cached_slide(path, mpp: float | None = None) -> Slide:

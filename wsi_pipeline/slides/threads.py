@@ -51,18 +51,26 @@ def in_threads(work: Callable[[Item], None], items: list[Item]) -> None:
         An error that the work raised.
     """
     left = iter(items)  # of a list: threads may share it
+    job = [work, left]
     others = min(decoding_threads(), len(items)) - 1
-    futures = [_pool(os.getpid()).submit(_do_all, work, left) for _ in range(others)]
+    futures = [_pool(os.getpid()).submit(_do_all, job) for _ in range(others)]
     try:
-        _do_all(work, left)
+        _do_all(job)
     finally:
         wait([future for future in futures if not future.cancel()])
-    for future in futures:
-        if not future.cancelled():
-            future.result()
+        job.clear()  # the pool keeps what was cancelled until it has a thread for it
+    future = None
+    try:
+        for future in futures:
+            if not future.cancelled():
+                future.result()
+    finally:
+        futures.clear()
+        future = None  # else an error and its frames would keep each other, and the pixels
 
 
-def _do_all(work: Callable[[Item], None], left: Iterator[Item]) -> None:
+def _do_all(job: list) -> None:
+    work, left = job
     try:
         for item in left:
             work(item)

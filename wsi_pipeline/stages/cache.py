@@ -119,15 +119,7 @@ def cache_of(slide: dict) -> PatchCache:
 
 def _shard_units(plan: StorePlan) -> Iterator[Unit]:
     """A unit for each shard of a slide's cache; it is made first."""
-    grid, x, y = _labelled(plan.index)
-    rows, cols = grid.cells_at(x, y)
-    off = np.any(np.stack(grid.patch_origins(rows, cols)) != np.stack([x, y]), axis=0)
-    if off.any():
-        first = int(np.argmax(off))
-        raise RunError(
-            f"{plan.index}: the patch at x {x[first]}, y {y[first]} is none of its grid's: only"
-            " those have a place in a cache"
-        )
+    grid, rows, cols = _labelled(plan.index)
     if not plan.part.exists():
         empty = plan.part.with_suffix(".empty")  # killed here, it is made anew
         create_cache(empty, grid=grid, made_of=plan.inputs)
@@ -151,10 +143,11 @@ def _finish_unit(plan: StorePlan, results: list[dict]) -> Unit:
 
 
 def _labelled(index) -> tuple[PatchGrid, np.ndarray, np.ndarray]:
-    """Grid and corners, level-0 px, of the patches that can be drawn: their label is known."""
+    """Grid, rows and columns of the patches that can be drawn: their label is known."""
     found = read_index(index)
-    x, y, label = (found.table[name].to_numpy() for name in ("x", "y", "label"))
-    return found.grid, x[label >= 0], y[label >= 0]
+    known = found.table["label"].to_numpy() >= 0
+    rows, cols = found.cells()
+    return found.grid, rows[known], cols[known]
 
 
 def _check_room(config: Config, plans: list[StorePlan], folder: Path) -> None:
@@ -182,8 +175,8 @@ def _old_bytes(plan: StorePlan) -> int:
 
 def _missing_bytes(plan: StorePlan) -> int:
     try:
-        grid, x, y = _labelled(plan.index)
-        shards = slabs(grid, *grid.cells_at(x, y), SHARD)
+        grid, rows, cols = _labelled(plan.index)
+        shards = slabs(grid, rows, cols, SHARD)
     except RunError:
         return 0  # of this index there will be no cache: its slide fails when its turn comes
     missing = (len(s.rows) for s in shards if not shard_file(plan.part, s.chunk).exists())

@@ -202,7 +202,7 @@ def _suspicious_cells(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the coarse heatmap's suspicious pixels, or of all indexed patches."""
     if coarse is None:
-        return index.grid.cells_at(index.table["x"].to_numpy(), index.table["y"].to_numpy())
+        return index.cells()
     return np.nonzero(_same_grid(open_heatmap(coarse), index).values() >= min_probability)
 
 
@@ -276,7 +276,7 @@ def _most_suspicious(patches: PatchIndex, coarse: Heatmap | None) -> tuple[int, 
         values = coarse.values()
         if np.isfinite(values).any():
             return np.unravel_index(np.nanargmax(values), values.shape)
-    rows, cols = patches.grid.cells_at(*(patches.table[c].to_numpy() for c in ("x", "y")))
+    rows, cols = patches.cells()
     if not len(rows):
         return patches.grid.shape[0] // 2, patches.grid.shape[1] // 2
     central = np.argmin((rows - rows.mean()) ** 2 + (cols - cols.mean()) ** 2)

@@ -89,8 +89,7 @@ def _slab_units(plan: StorePlan, config: Config, card: ModelCard) -> Iterator[Un
     settings = config.heatmap
     index = read_index(plan.index)
     begin_store(plan, config, card, index.grid, settings.chunk)
-    rows, cols = index.grid.cells_at(index.table["x"].to_numpy(), index.table["y"].to_numpy())
-    for slab in slabs(index.grid, rows, cols, settings.chunk):
+    for slab in slabs(index.grid, *index.cells(), settings.chunk):
         yield slab_unit(
             plan, config, card, slab, predict_chunk, grid=index.grid,
             batch_size=settings.batch_size,

@@ -50,6 +50,11 @@ def run(config: Config) -> tuple[Path, pd.DataFrame]:
     card = read_model_card(config.out, name)
     slides = tiled_slides(config.out, ["validation"])
     slides = slides[~slides["patient_id"].isin(learned_patients(card))]
+    if slides.empty:
+        raise RunError(
+            f"no validation slide of {config.out} is left to mine: {name} has learned from all of"
+            " their patients"
+        )
     shares = {"mined": settings.patients, "kept": 1 - settings.patients}
     part = assign_splits(slides.assign(split=pd.NA), shares, config.seed)["split"]
     if not slides.loc[part == "kept", "label"].eq(1).any() or not (part == "mined").any():
@@ -88,7 +93,7 @@ def _false_positives(config: Config, slide_id: str, model: str) -> pd.DataFrame:
         )
     x, y, label = (index.table[column].to_numpy() for column in ("x", "y", "label"))
     score = heatmap.at(x, y)
-    rows, cols = index.grid.cells_at(x, y)
+    rows, cols = index.cells()
     tumour = np.zeros(index.grid.shape, bool)
     tumour[rows[label == 1], cols[label == 1]] = True
     beside = ndimage.binary_dilation(tumour, np.ones((3, 3)))[rows, cols]

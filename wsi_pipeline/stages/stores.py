@@ -41,7 +41,7 @@ def plan_heatmap(slide, config: Config, card: ModelCard, folder: Path, **inputs)
 
     `inputs` are those beside the slide, its index and the weights.
     """
-    return plan_store(slide, config, folder, weights=card.weights_sha256, **inputs)
+    return plan_store(slide, config, folder, schema=SCHEMA, weights=card.weights_sha256, **inputs)
 
 
 def fill_heatmaps(
@@ -185,8 +185,7 @@ def finish_slide(
         **took,
     }
     if took and patch_px is not None:
-        table = read_index(plan.index).table
-        cells = grid.cells_at(table["x"].to_numpy(), table["y"].to_numpy())
+        cells = read_index(plan.index).cells()
         found["needed_px"] = round(covered_px(grid, *cells, *slide.size) * scale**2)
     if store == plan.part:  # last: a store under its name that is not on record is made anew
         finish_heatmap(store)

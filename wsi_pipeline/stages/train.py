@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,7 +20,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, get_worker
 
 from wsi_pipeline.config import Config
-from wsi_pipeline.errors import RunError
+from wsi_pipeline.errors import RunError, WsiError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
 from wsi_pipeline.jobs.progress import step_progress
@@ -46,7 +48,7 @@ from wsi_pipeline.stages.run_directory import (
 from wsi_pipeline.training.loop import best_epoch, fit
 from wsi_pipeline.training.processes import distributed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TOPIC = "wsi-training"
 SECONDS_BETWEEN_EVENTS = 0.5
 FIT_SETTINGS = (
@@ -105,6 +107,10 @@ def train_model(job: dict) -> dict:
     report = partial(get_worker().log_event, TOPIC)
     gpus = job["gpus"] or visible_gpus()
     processes = job["settings"]["processes"] or max(1, len(gpus))
+    if gpus and processes > len(gpus):
+        raise RunError(
+            f"train.processes is {processes}: each takes a GPU, and there are {len(gpus)}"
+        )
     workers = loader_workers(job["settings"]["loader_workers"], gpus, processes)
     job = job | {"settings": job["settings"] | {"loader_workers": workers}}
     if processes > 1:
@@ -126,7 +132,7 @@ def loader_workers(stated: int | None, gpus: list[str], processes: int) -> int:
     RunError
         If some are asked for in a Dask worker that may start none.
     """
-    may_start = not multiprocessing.current_process().daemon
+    may_start = processes > 1 or not multiprocessing.current_process().daemon  # torchrun's may
     if stated is None:
         shared = max(0, CPU_COUNT - CORES_LEFT) // processes
         return min(shared, MOST_LOADER_WORKERS) if gpus and may_start else 0
@@ -280,42 +286,66 @@ def _throttled(report: Callable[[dict], None]) -> Callable[[dict], None]:
 
 
 def _torchrun(job: dict, processes: int, gpus: list[str], report: Callable[[dict], None]) -> dict:
-    """Train in several processes: they get the job as a file and print JSON, a line an event."""
-    with tempfile.TemporaryDirectory() as folder:
-        job_file, log_file = Path(folder) / "job.json", Path(folder) / "log"
+    """Train in several processes: see `process_of_torchrun`. They end when this one does."""
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    log_file = folder / "torchrun.log"
+    with tempfile.TemporaryDirectory() as ends:
+        job_file = Path(ends) / "job.json"
         job_file.write_text(json.dumps(job))
+        # Not `-m`: each loader process would import what it runs, and torch with it, anew.
+        run = f"from {__name__} import process_of_torchrun as run; run({str(job_file)!r})"
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc-per-node={processes}", "-m", __name__, str(job_file),
+            f"--nproc-per-node={processes}", "--no-python", sys.executable, "-c", run,
         ]  # fmt: skip
-        # A local worker sees one GPU alone; training takes all that its client was shown.
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        results = []
+        environment = {
+            **os.environ,
+            # A local worker sees one GPU alone; training takes all that its client was shown.
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+            # Dask gives a worker one, but training is alone.
+            "OMP_NUM_THREADS": str(max(1, CPU_COUNT // processes)),
+        }
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with (
             log_file.open("w") as log,
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-            ) as torchrun,
+            subprocess.Popen(command, stderr=log, env=environment, **pipes) as torchrun,
         ):
             for line in torchrun.stdout:
                 if line.startswith("{"):
-                    event = json.loads(line)
-                    if "result" in event:
-                        results.append(event["result"])
-                    else:
-                        report(event)
-        if torchrun.returncode or len(results) != processes:
-            raise RunError(
-                f"training in {processes} processes ended with status {torchrun.returncode}:"
-                f" {log_file.read_text()[-2000:]}"
-            )
-        failures = {reason: None for result in results for reason in result["failures"]}
-        return {**results[0], "failures": list(failures)}
+                    report(json.loads(line))
+        in_time = sorted(Path(ends).glob("end*.json"), key=lambda file: file.stat().st_mtime_ns)
+        ended = [json.loads(file.read_text()) for file in in_time]
+    if errors := [end["error"] for end in ended if "error" in end]:
+        raise RunError(errors[0])  # the others' follow from it
+    if torchrun.returncode or len(ended) != processes:
+        raise RunError(
+            f"training in {processes} processes ended with status {torchrun.returncode}; the end of"
+            f" {log_file}: {log_file.read_text()[-2000:]}"
+        )
+    failures = {reason: None for end in ended for reason in end["result"]["failures"]}
+    return {**ended[0]["result"], "failures": list(failures)}
 
 
-def _main(job_file: str) -> None:
-    """What each process of torchrun does."""
-    _say({"result": _train(json.loads(Path(job_file).read_text()), _say)})
+def process_of_torchrun(job_file: str) -> None:
+    """What each process of torchrun does.
+
+    Beside the job's file it leaves how it ended; the first prints its progress, JSON in a line.
+    Standard input, which ends with the process that started torchrun, ends it too.
+    """
+
+    def end_with_it() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
+    end = Path(job_file).with_name(f"end{os.environ['RANK']}.json")
+    try:
+        end.write_text(json.dumps({"result": _train(json.loads(Path(job_file).read_text()), _say)}))
+    except Exception as error:
+        reason = str(error) if isinstance(error, WsiError) else traceback.format_exc()
+        end.write_text(json.dumps({"error": reason}))
+        raise
 
 
 def _say(event: dict) -> None:
@@ -347,7 +377,7 @@ def _unit(config: Config) -> Unit:
         "settings": settings,
         "seed": config.seed,
         "gpus": visible_gpus() if config.jobs.scheduler is None else [],
-        "fingerprint": hash_inputs({**inputs, "settings": steps}),
+        "fingerprint": hash_inputs({**inputs, "settings": steps, "schema": SCHEMA_VERSION}),
     }
     return Unit(
         config.train.name, "", inputs, train_model, {"job": job}, output=folder / "model.json"
@@ -397,7 +427,3 @@ def _slides(run_dir: Path, split: str) -> list[dict]:
         }
         for slide in tiled_slides(run_dir, [split]).itertuples(index=False)
     ]
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])

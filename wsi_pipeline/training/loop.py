@@ -74,7 +74,7 @@ def fit(
     Under an initialised process group (`distributed`) every process calls `fit` with its share
     of each batch and of the validation set; gradients and losses are averaged over the
     processes, and only the first one writes. With shares of a batch of equal size, the result is
-    that of one process with the whole batch, up to rounding.
+    that of one process with the whole batch, up to rounding and what the module draws at random.
 
     Parameters
     ----------
