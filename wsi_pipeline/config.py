@@ -388,7 +388,7 @@ class JobsConfig(Section):
         None, description="tcp://host:port of a running scheduler; null: a LocalCluster"
     )
     workers: int | None = Field(None, gt=0, description="local processes; null: one for each core")
-    retries: int = Field(2, ge=0, description="new tries of a unit whose worker died")
+    retries: int = Field(2, ge=0, description="new tries of a unit that kills its worker")
     window: int = Field(4, gt=0, description="units in flight, for each worker thread")
 
 

@@ -20,6 +20,7 @@ from unit_functions import (
 )
 
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.jobs import cluster
 from wsi_pipeline.jobs import run as run_module
 from wsi_pipeline.jobs.cluster import connect
 from wsi_pipeline.jobs.record import read_done, read_failures
@@ -213,11 +214,35 @@ def test_a_unit_that_kills_its_worker_is_retried_then_recorded(client, tmp_path)
     log = tmp_path / "died.log"
     deadly = Unit("deadly", "slide d", {}, die, {"log": str(log)})
     ended = run(client, [deadly, *squares(tmp_path, 8)], tmp_path, retries=1, window=1)
-    assert log.read_text() == "die\n" * 2
+    # Once with others in flight, which does not count, and then twice alone.
+    assert log.read_text() == "die\n" * (1 + 2)
     assert (ended.done, ended.failed) == (8, 1)
     ((unit, error, reason),) = reasons(tmp_path)
     assert (unit, error) == ("deadly", "KilledWorker")
     assert "died, 2 times" in reason
+
+
+def test_a_unit_without_company_is_retried_no_more_often_than_asked(client, tmp_path):
+    log = tmp_path / "died.log"
+    deadly = Unit("deadly", "slide d", {}, die, {"log": str(log)})
+    assert run(client, [deadly], tmp_path, retries=0).failed == 1
+    assert log.read_text() == "die\n"
+
+
+def test_units_that_wait_for_a_gpu_do_not_fail_with_the_one_that_kills_its_worker(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cluster, "visible_gpus", lambda: ["0"])
+    log = tmp_path / "died.log"
+    deadly = Unit("deadly", "slide d", {}, die, {"log": str(log)})
+    units = [deadly, *squares(tmp_path, 6)]
+    with connect(workers=1) as client:  # of two threads: all seven are in flight
+        ended = run(client, units, tmp_path, retries=1, window=4, resources={cluster.GPU: 1})
+    assert (ended.done, ended.failed) == (6, 1)
+    assert [unit for unit, *_ in reasons(tmp_path)] == ["deadly"]
+    assert outputs(tmp_path) == {number: number**2 for number in range(6)}
+    # Once with others in flight, which does not count, and then twice alone.
+    assert log.read_text() == "die\n" * (1 + 2)
 
 
 def test_a_running_scheduler_gives_the_same_also_when_a_worker_is_killed(start_scheduler, tmp_path):

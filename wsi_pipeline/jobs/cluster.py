@@ -110,7 +110,9 @@ def _local(workers: int | None) -> Iterator[Client]:
         "distributed.worker.daemon": False,  # a training has children: its loader processes
         # Dask makes workers hand freed memory back at once; training would wait for new pages.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
-        "distributed.scheduler.worker-saturation": 1.0,  # no unit waits where it may die with one
+        # Most units wait at the scheduler, not on a worker that may die; those that ask for a
+        # resource do not, as Dask hands them out at once: `run_units` tells who killed a worker.
+        "distributed.scheduler.worker-saturation": 1.0,
     }
     with (
         dask.config.set(settings),

@@ -6,7 +6,7 @@ import shutil
 import time
 import traceback
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
@@ -77,9 +77,13 @@ def run_units(
     """Do the units that are not done yet, and keep ``RUN/done`` and ``RUN/failures.csv``.
 
     A unit that raises gets a row in ``failures.csv`` and the others go on. It is not tried again
-    in this run: what it read would be the same. A unit whose worker died is. A unit that returns
-    ``failures`` is done, with parts missing that would be missing again: it gets a row for each,
-    now and in every later run that skips it, and counts as failed.
+    in this run: what it read would be the same. A unit that returns ``failures`` is done, with
+    parts missing that would be missing again: it gets a row for each, now and in every later run
+    that skips it, and counts as failed.
+
+    When a worker dies, so do all units that it holds, whichever of them killed it. They are
+    suspects: after all other units each is done again with no other in flight, so that only a unit
+    that kills its worker uses up its `retries`.
 
     The output of a unit whose inputs have changed is removed before the unit is done anew: should
     that fail, no later stage takes the old one for it.
@@ -95,9 +99,10 @@ def run_units(
     schema_version : plain JSON value
         Of the code that makes the output; another one makes every unit undone.
     retries : int
-        New submissions of a unit whose worker died. A scheduler hands such a unit to another
-        worker itself, up to its own ``distributed.scheduler.allowed-failures`` (0 in the local
-        cluster of `connect`, 3 elsewhere unless set), before it counts as one death here.
+        New submissions of a unit whose worker died while no other unit was in flight. A scheduler
+        hands a unit to another worker itself, up to its own
+        ``distributed.scheduler.allowed-failures`` (0 in the local cluster of `connect`, 3 elsewhere
+        unless set), before it counts as one death here.
     window : int
         Units in flight for each worker thread, the one that it works on included.
     resources : dict, optional
@@ -195,13 +200,19 @@ def _remove(output: Path):
 def _attempts(
     client: Client, units: Iterator[Unit], stage: str, retries: int, window: int, resources
 ) -> Iterator[tuple[Unit, _Attempt]]:
-    """Submit units, a new one when one has ended; give what came of each in order of ending."""
+    """Submit units, a new one when one has ended; give what came of each in order of ending.
+
+    Suspects, units whose worker died, are submitted last, each when nothing else is in flight.
+    """
     in_flight: dict[Future, Unit] = {}
+    alone: Future | None = None  # in flight without another since it was submitted
     ended = as_completed(loop=client.loop)
-    deaths = Counter()
+    suspects: deque[Unit] = deque()
+    deaths = Counter()  # of a unit alone, by key
     size = _window_sizes(client, window, resources)
 
     def submit(unit: Unit):
+        nonlocal alone
         future = client.submit(
             _attempt,
             unit.function,
@@ -209,12 +220,15 @@ def _attempts(
             key=f"{stage}-{uuid.uuid4().hex}",
             resources=resources,
         )
+        alone = None if in_flight else future
         in_flight[future] = unit
         ended.add(future)
 
     def fill_window():
         for unit in islice(units, max(0, next(size) - len(in_flight))):
             submit(unit)
+        if suspects and not in_flight:
+            submit(suspects.popleft())
 
     try:
         fill_window()
@@ -223,10 +237,11 @@ def _attempts(
             try:
                 attempt = future.result()
             except KilledWorker as error:
-                deaths[unit.key] += 1
+                deaths[unit.key] += future is alone
                 if deaths[unit.key] <= retries:
-                    logger.warning("a worker died; unit %s of %s is done again", unit.key, stage)
-                    submit(unit)
+                    logger.warning("a worker died; %s of %s is done again, alone", unit.key, stage)
+                    suspects.append(unit)
+                    fill_window()
                     continue
                 attempt = _killed(error, deaths[unit.key])
             except CancelledError:
@@ -275,6 +290,6 @@ def _attempt(function: Callable[..., dict], arguments: dict) -> _Attempt:
 def _killed(error: KilledWorker, deaths: int) -> _Attempt:
     return _Attempt(
         error=type(error).__name__,
-        reason=f"the worker doing it died, {deaths} times, last {error.last_worker.address}:"
+        reason=f"the worker doing it alone died, {deaths} times, last {error.last_worker.address}:"
         " out of memory, or a crash in a library; see the worker's log",
     )
