@@ -113,6 +113,17 @@ def test_training_with_hard_negatives_does_not_validate_on_their_patients(run):
     assert ids["train"] == ["a"]
 
 
+def test_training_with_hard_negatives_of_all_patients_has_none_left_to_validate_with(run):
+    path, table = mine.run(config(run))
+    of_all = [table.head(1).assign(slide_id=f"v{n}") for n in range(4)]
+    pd.concat(of_all).to_parquet(path)
+    settings = config(run).model_copy(update={"train": TrainConfig(hard_negatives=path)})
+    with pytest.raises(
+        RunError, match=rf"is left to validate with: .*hard_negatives: .*{path.name}"
+    ):
+        _unit(settings)
+
+
 def test_hard_negatives_of_the_test_split_are_refused(run):
     path, table = mine.run(config(run))
     table.assign(slide_id="t").drop_duplicates(["x", "y"]).to_parquet(path)

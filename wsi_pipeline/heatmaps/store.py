@@ -199,8 +199,8 @@ def finish_heatmap(path) -> None:
     """Fill the pyramid above level 0; doing it again changes nothing.
 
     A pixel is the mean of the two by two (at odd edges fewer) below it that are not NaN. A band of
-    two rows of chunks is in memory at a time: 28 MB for a heatmap 27,000 px wide in chunks of
-    128 px, however high it is.
+    two rows of chunks is in memory at a time, and as much again three times while it is halved:
+    some 110 MB for a heatmap 27,000 px wide in chunks of 128 px, however high it is.
 
     Raises
     ------

@@ -357,7 +357,14 @@ def _unit(config: Config) -> Unit:
     slides["hard_negatives"] = _hard_negative_slides(config, slides)
     earlier = _patients_of_weights(config.train.weights)
     learned = earlier | {slide["patient_id"] for slide in slides["hard_negatives"]}
-    slides["validation"] = [s for s in slides["validation"] if s["patient_id"] not in learned]
+    left = [slide for slide in slides["validation"] if slide["patient_id"] not in learned]
+    if slides["validation"] and not left:
+        raise RunError(
+            f"no slide of {config.out} is left to validate with: the start weights or the hard"
+            " negatives come from all patients of its validation split (train.weights:"
+            f" {config.train.weights}, train.hard_negatives: {config.train.hard_negatives})"
+        )
+    slides["validation"] = left
     settings = config.train.model_dump(mode="json")
     if config.train.model != "patchnet":
         del settings["patchnet"]
