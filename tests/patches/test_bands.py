@@ -206,6 +206,18 @@ def test_patches_as_indexed_start_at_the_rounded_corner_in_every_bit(tiled, down
     np.testing.assert_array_equal(found, expected)
 
 
+def test_patches_of_a_level_of_fractional_downsample_start_at_the_rounded_corner(tmp_path):
+    """OpenSlide interpolates there, from whole level-0 px on."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1280, 1280, 3), np.uint8)
+    levels = [pixels, pixels[:1278:3, :1278:3]]  # 426 px a side: downsample 3.0047
+    with Slide(write_pyramid_tiff(tmp_path / "a.tif", levels, tile=64), 0.5) as slide:
+        grid, slab = large_slab(slide, slide.level_downsamples[1])
+        read = readable_patches(slide, grid, slab, [], as_indexed=True)
+        found = [np.copy(pixels) for _, pixels in read]
+        expected = as_read_singly(slide, grid, grid.patch_origins(slab.rows, slab.cols))
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("downsample", [1.0, 1.37])
 def test_where_reading_together_fails_patches_start_where_they_did_together(
     tiled, monkeypatch, downsample

@@ -367,6 +367,15 @@ def test_a_difference_leaves_the_level_to_openslide(tmp_path, monkeypatch, pictu
         assert slide.decoded_px == 0
 
 
+def test_a_level_of_which_nothing_can_be_compared_is_openslides(tmp_path, picture):
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
+    with tifffile.TiffFile(path) as file:
+        tiles_there = len(file.pages[0].dataoffsets)
+    for tile in range(tiles_there):
+        rewrite(path, 0, tile, bytes)
+    assert Slide(path).backend(0) == "openslide: no tile can be held against OpenSlide's"
+
+
 def test_a_level_is_compared_once_in_a_process_until_its_file_changes(
     tmp_path, monkeypatch, picture
 ):
