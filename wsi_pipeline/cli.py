@@ -346,6 +346,7 @@ def status(run_dir):
         table.add_row(row.stage, str(row.done), str(row.failed), left)
     out = Console()
     out.print(table)
+    out.print("Slides, annotations or settings changed since? Only running a stage finds that out.")
     model = load_config(run_dir / "config.yaml").train.name
     if reading := heatmap_reading(run_dir, model):
         out.print(f"heatmap: {reading}", markup=False, soft_wrap=True)

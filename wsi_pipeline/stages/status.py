@@ -1,13 +1,15 @@
 """What of a run is done, what failed, what is left, from its files alone."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.config_file import load_config
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.record import Failure, read_done, read_failures
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
@@ -15,8 +17,13 @@ from wsi_pipeline.stages.run_directory import (
     FINE_STAGES,
     TRAINING_SPLITS,
     cache_path,
+    evaluation_folder,
     fine_folder,
+    heatmap_folder,
+    index_path,
     learned_patients,
+    model_folder,
+    model_id,
     of_model,
     read_model_card,
     read_slides,
@@ -35,7 +42,8 @@ class StageStatus:
     ----------
     stage : str
     done, failed : int
-        As recorded; whether inputs changed since is found out only by running the stage.
+        As recorded, but for what has lost its output or is of other weights than the model's.
+        Whether other inputs changed since is found out only by running the stage.
     left : int or None
         None until the stage before says how many there are.
     """
@@ -60,7 +68,7 @@ def stage_status(run_dir: Path) -> list[StageStatus]:
     found = []
     for stage, expected in _expected_units(run_dir, config).items():
         failed = {row.unit for row in failures if row.stage == stage}
-        done = read_done(run_dir, stage).keys() - failed
+        done = _still_done(run_dir, config.train.name, stage) - failed
         left = None if expected is None else max(0, expected - len(done) - len(failed))
         found.append(StageStatus(stage, len(done), len(failed), left))
     return found
@@ -129,6 +137,58 @@ def failures_on_the_way(run_dir: Path, model: str) -> list[Failure]:
     shared = ("catalog", "tile", "train")
     own = {of_model(stage, model) for stage in ("predict", "heatmap", "evaluate", "pictures")}
     return [row for row in read_failures(run_dir) if row.stage in shared or row.stage in own]
+
+
+def _still_done(run_dir: Path, model: str, stage: str) -> set[str]:
+    """Units on record whose output is there, made by today's model and of today's heatmaps."""
+    done = read_done(run_dir, stage)
+    output = _outputs(run_dir, model).get(stage)
+    if output is not None:
+        done = {key: line for key, line in done.items() if output(key).exists()}
+    if stage in (of_model("heatmap", model), of_model("fine", model)):
+        today = _model_today(run_dir, model)
+        return {key for key in done if today in (None, _made_by(output(key)))}
+    if source := _made_of(model).get(stage):
+        lines, there = read_done(run_dir, source), _still_done(run_dir, model, source)
+        return {k for k in done if k in there and lines[k]["finished"] <= done[k]["finished"]}
+    return set(done)
+
+
+def _outputs(run_dir: Path, model: str) -> dict[str, Callable[[str], Path]]:
+    """Where the outputs of a stage's units lie, by key; of stages whose outputs stay there."""
+    heatmaps, fine = heatmap_folder(run_dir, model), fine_folder(run_dir, model)
+    _, fine_stage, pictures = (of_model(stage, model) for stage in FINE_STAGES)
+    return {
+        "tile": partial(index_path, run_dir),
+        CACHE_STAGES[1]: partial(cache_path, run_dir),
+        "train": lambda name: model_folder(run_dir, name) / "model.json",
+        of_model("heatmap", model): lambda slide_id: heatmaps / f"{slide_id}.zarr",
+        of_model("evaluate", model): lambda slide_id: (
+            evaluation_folder(run_dir, model) / "slides" / f"{slide_id}.jpg"
+        ),
+        fine_stage: lambda slide_id: fine / f"{slide_id}.zarr",
+        pictures: lambda slide_id: fine / f"{slide_id}.jpg",
+    }
+
+
+def _made_of(model: str) -> dict[str, str]:
+    """Which stage's heatmaps a stage reads, slide by slide."""
+    made_of = {"evaluate": "heatmap", "fine_pictures": "fine"}
+    return {of_model(stage, model): of_model(source, model) for stage, source in made_of.items()}
+
+
+def _model_today(run_dir: Path, model: str) -> str | None:
+    try:
+        return model_id(model, read_model_card(run_dir, model)["weights_sha256"])
+    except RunError:  # not there: nothing to hold heatmaps against
+        return None
+
+
+def _made_by(heatmap: Path) -> str:
+    try:
+        return open_heatmap(heatmap).model
+    except RunError as error:
+        return str(error)  # of another version, or damaged: no model's
 
 
 def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
