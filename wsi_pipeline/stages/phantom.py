@@ -5,6 +5,8 @@ from pathlib import Path
 
 from distributed import Client
 
+from wsi_pipeline.errors import RunError
+from wsi_pipeline.jobs.record import read_done
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.phantom import SlidePlan, plan_cohort, write_slide, write_table
 
@@ -17,6 +19,8 @@ def run(
 ) -> Outcome:  # fmt: skip
     """Write a cohort to a folder: slides, annotations, masks and the table ``slides.csv``.
 
+    A cohort of the same plan goes on where it was.
+
     Parameters
     ----------
     out : path
@@ -28,6 +32,8 @@ def run(
     ------
     ConfigError
         If the cohort cannot be planned.
+    RunError
+        If the folder holds a slide of another plan: runs may use it.
     """
     plans = plan_cohort(
         slides,
@@ -40,9 +46,11 @@ def run(
         naevi=naevi,
     )
     out = Path(out)
+    units = [_unit(plan, out) for plan in plans]
+    _refuse_another_cohort(units, out)
     outcome = run_units(
         client,
-        [_unit(plan, out) for plan in plans],
+        units,
         run_dir=out,
         stage="phantom",
         schema_version=SCHEMA_VERSION,
@@ -54,6 +62,20 @@ def run(
 def draw_slide(plan: SlidePlan, out: str) -> dict:
     """Draw one slide: the work of a unit; its row of the table."""
     return write_slide(plan, out)
+
+
+def _refuse_another_cohort(units: list[Unit], out: Path) -> None:
+    """Refuse to overwrite slides; one that a kill left off the record is of the recorded cohort."""
+    done = read_done(out, "phantom")
+    for unit in units:
+        line = done.get(unit.key)
+        same = bool(done) if line is None else line["hash"] == unit.hash(SCHEMA_VERSION)
+        if unit.output.exists() and not same:
+            raise RunError(
+                f"{unit.output}: it was drawn to another plan (seed, size, mpp, tiles, naevi or"
+                " version of the program), and runs may use it: choose another folder, or delete"
+                " this cohort first"
+            )
 
 
 def _unit(plan: SlidePlan, out: Path) -> Unit:
