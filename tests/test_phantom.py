@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.evaluation.lesion_pixels import read_mask
 from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.phantom import plan_cohort, pyramid, write_slide, write_table
 from wsi_pipeline.phantom.histology import Histology
@@ -118,7 +119,7 @@ def test_each_level_is_the_mean_of_the_one_before(tmp_path):
             assert np.abs(difference).mean() < 2
 
 
-def test_the_mask_holds_the_number_of_each_annotated_lesion(plans, cohort):
+def test_the_mask_is_255_inside_the_annotated_lesions(plans, cohort):
     for plan in plans[:4]:
         mask = mask_of(cohort, plan)
         assert mask.shape == SIZE[::-1]
@@ -127,10 +128,17 @@ def test_the_mask_holds_the_number_of_each_annotated_lesion(plans, cohort):
             continue
         y, x = np.indices(mask.shape) + 0.5
         expected = np.zeros_like(mask)
-        for number, lesion in enumerate(lesions_of(cohort, plan), start=1):
+        for lesion in lesions_of(cohort, plan):
             shapely.prepare(lesion)
-            expected[shapely.contains_xy(lesion, x, y)] = number
+            expected[shapely.contains_xy(lesion, x, y)] = 255
         assert np.array_equal(mask, expected)
+
+
+def test_froc_reads_the_masks_of_all_slides(plans, cohort):
+    assert max(len(plan.lesion_diameters_um) for plan in plans) > 1
+    for plan in plans:
+        read = read_mask(cohort / "masks" / f"{plan.slide_id}.tif", level=0)
+        assert np.array_equal(read, mask_of(cohort, plan) > 0)
 
 
 def test_lesions_have_the_planned_diameters_and_one_is_under_200_um(plans, cohort):

@@ -17,6 +17,7 @@ from wsi_pipeline.phantom.raster import feather, fill, window_box
 from wsi_pipeline.slides.annotations import write_asap_xml
 
 GLASS = 243  # grey of the empty slide
+LESION = 255  # in masks
 BLOCK_PX = (1024, 2 * TILE_PX)  # width and height of what is drawn at once
 TISSUE_EDGE_UM, TUMOUR_EDGE_UM, FOLD_EDGE_UM, PEN_EDGE_UM = 2.0, 3.0, 3.0, 2.0
 MELANIN = np.float32([0.0, 0.0, 0.35])  # browner: it takes more of the blue
@@ -26,8 +27,8 @@ FOLD_GAIN = 0.8  # a fold lays tissue over tissue
 def write_slide(plan: SlidePlan, out: str | Path) -> dict:
     """Draw one slide: ``slides/ID.tif``, ``masks/ID.tif`` and, with tumour, ``annotations/ID.xml``.
 
-    The annotation is the exact boundary. The mask has one level, level-0 size, with the lesion's
-    number (its order in the annotation, from 1) in every pixel whose centre lies in it, else 0.
+    The annotation is the exact boundary. The mask is as the challenge's, but of one level: level-0
+    size, 255 in every pixel whose centre lies in a lesion, else 0.
 
     Parameters
     ----------
@@ -79,9 +80,9 @@ def _mask_strips(plan: SlidePlan, layout: Layout) -> Iterator[np.ndarray]:
     for y in range(0, height, TILE_PX):
         window = Bounds(0, y, width, min(TILE_PX, height - y))
         strip = np.zeros((window.height, width), np.uint8)
-        for number, lesion in enumerate(layout.lesions, start=1):
+        for lesion in layout.lesions:
             if lesion.intersects(window_box(window)):
-                strip[fill(lesion, window)] = number
+                strip[fill(lesion, window)] = LESION
         yield strip
 
 

@@ -10,7 +10,7 @@ from wsi_pipeline.jobs.record import read_done
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.phantom import SlidePlan, plan_cohort, write_slide, write_table
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def run(
