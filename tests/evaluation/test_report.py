@@ -315,6 +315,15 @@ def test_summary_says_how_many_lesions_are_found_and_how_sure_the_figures_are(pa
     assert "Patch ROC AUC 0.875 95 % interval: 0.250 to 0.750" in page.text
 
 
+def test_lesions_that_froc_counts_as_one_are_told_beside_how_many_are_found(page, tmp_path):
+    told = "For FROC these are 2: lesions close together count as one and are found together."
+    assert told not in page.text
+    arguments = report_arguments()
+    arguments["metrics"]["froc"]["corrected"]["lesions"] = 2  # of three to be found
+    text = Page(write_report(tmp_path, **arguments)).text
+    assert told in text.split("Slides called correctly")[0]
+
+
 def test_three_definitions_stand_side_by_side_and_their_distance_is_told(page):
     # At 1 false positive per slide: lecture 3 of 4 lesions, official none, corrected 1 of 3.
     row = "1 75.0 % 12.5 to 87.5 % 0.0 % 12.5 to 87.5 % 33.3 % 12.5 to 87.5 %"
@@ -355,9 +364,9 @@ def test_lesions_and_slides_link_to_each_other(page):
 
 def test_worst_false_positives_come_first_with_their_places(page):
     text = page.text
-    assert "1. t3 · probability 0.850 At x 12,345, y 678 (level-0 px) of slide t3" in text
+    assert "1. t3 · probability 0.850 Centre at x 12,345, y 678 (level-0 px) of slide t3" in text
     # linspace(0.85, 0.2, 27) falls by 0.025.
-    assert "2. t1 · probability 0.825 At x 12,346" in text
+    assert "2. t1 · probability 0.825 Centre at x 12,346" in text
     assert text.index("1. t3") < text.index("2. t1")
     assert "25 more false positives without a picture: see false_positives.csv" in text
 

@@ -27,6 +27,15 @@ def test_settings_are_told_where_they_matter(run):
     )
 
 
+def test_a_place_is_told_as_at_takes_it_and_in_um():
+    place = Place("asked", "s", 100, -64, 32, 32, 2.0, 32)
+    # 100 and -64 px of 0.5 um; 32 working px of 2 level-0 px of 0.5 um.
+    assert units._where(place, 0.5, [0.25]) == (
+        "slide s, upper left corner at level-0 px 100,-64 (x 50 µm, y -32 µm), 32 x 32 µm;"
+        " probability of tumour F(I) = 0.250"
+    )
+
+
 def explained(run, place, method="saliency"):
     """A place's map and its probabilities, by the unit's own function."""
     card = json.loads((run / "models/net/model.json").read_text())

@@ -341,6 +341,6 @@ def _where(place: Place, mpp: float, probabilities: Sequence[float]) -> str:
         low, high = min(probabilities), max(probabilities)
         found = f"F(I) = {low:.3f} to {high:.3f} in {len(probabilities)} patches side by side"
     return (
-        f"slide {place.slide_id}, upper left corner at x {place.x * mpp:.0f} µm,"
-        f" y {place.y * mpp:.0f} µm, {size}; {found}"
+        f"slide {place.slide_id}, upper left corner at level-0 px {place.x},{place.y}"
+        f" (x {place.x * mpp:.0f} µm, y {place.y * mpp:.0f} µm), {size}; {found}"
     )
