@@ -136,7 +136,7 @@ def test_the_test_split_never_moves_the_threshold(slides):
     [
         ([], [], "0 scored slides with tumour and 0 without"),
         ([1, 1], [0.9, 0.8], "2 scored slides with tumour and 0 without"),
-        ([1, 0, -1], [0.9, np.nan, 0.1], "1 scored slides with tumour and 0 without"),
+        ([1, 0, -1], [0.9, np.nan, 0.1], "1 scored slide with tumour and 0 without"),
     ],
 )
 def test_a_validation_split_that_cannot_choose_falls_back_and_says_so(labels, scores, reason):

@@ -91,7 +91,10 @@ def test_the_most_probable_are_kept(run):
 
 
 def test_patients_must_be_left_to_validate_with(run):
-    with pytest.raises(RunError, match=r"with 0\.9 of them mined, none is mined or none with"):
+    with pytest.raises(
+        RunError,
+        match=r"patients: \d+\): with 0\.9 of the patients mined, none is mined or none with",
+    ):
         mine.run(config(run, patients=0.9))
 
 

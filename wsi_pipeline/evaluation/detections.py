@@ -128,9 +128,7 @@ def detection_files(folder, slide_ids: Iterable[str]) -> dict[str, Path]:
     _refuse(
         folder,
         {
-            "no file (one that says 'nothing detected' is empty) for the slides": [
-                slide_id for slide_id, files in found.items() if not files
-            ],
+            "no file for the slides": [slide_id for slide_id, files in found.items() if not files],
             "several files for the slides": [
                 slide_id for slide_id, files in found.items() if len(files) > 1
             ],
@@ -223,4 +221,7 @@ def _refuse(folder: Path, faults: dict[str, list[str]]) -> None:
             more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
             told.append(f"{what} {', '.join(names[:LISTED])}{more}")
     if told:
-        raise CatalogError(f"{folder}: {'; '.join(told)}; each slide has one file, SLIDE.csv")
+        raise CatalogError(
+            f"{folder}: {'; '.join(told)}; each slide has one file, SLIDE.csv, empty where nothing"
+            " was detected"
+        )

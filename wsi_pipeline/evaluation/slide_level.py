@@ -144,8 +144,9 @@ def slide_metrics(
         if chosen
         else fallback_threshold
     )
+    slides = "slide" if truth.sum() == 1 else "slides"
     reason = (
-        f"the validation split has {truth.sum()} scored slides with tumour and"
+        f"the validation split has {truth.sum()} scored {slides} with tumour and"
         f" {(~truth).sum()} without, {np.isfinite(score).sum()} of them with tissue: it needs both"
         " to choose a threshold"
     )

@@ -59,10 +59,10 @@ def run(config: Config) -> tuple[Path, pd.DataFrame]:
     part = assign_splits(slides.assign(split=pd.NA), shares, config.seed)["split"]
     if not slides.loc[part == "kept", "label"].eq(1).any() or not (part == "mined").any():
         raise RunError(
-            f"the {len(slides)} validation slides have {slides['patient_id'].nunique()} patients:"
-            f" with {settings.patients:g} of them mined, none is mined or none with tumour is left"
-            " to validate another training with; change mine.patients, or give the validation"
-            " split more patients"
+            f"the validation split is too small (slides: {len(slides)}, patients:"
+            f" {slides['patient_id'].nunique()}): with {settings.patients:g} of the patients mined,"
+            " none is mined or none with tumour is left to validate another training with; change"
+            " mine.patients, or give the validation split more patients"
         )
     tables = [
         _false_positives(config, slide_id, model_id(name, card["weights_sha256"]))
