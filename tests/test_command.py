@@ -25,6 +25,24 @@ def test_a_folder_is_held_by_one_command_until_that_ends_or_fails(tmp_path):
         assert run.is_dir()
 
 
+def test_a_folder_made_for_a_command_that_fails_at_once_is_removed(tmp_path):
+    with pytest.raises(ZeroDivisionError), command.alone_in(tmp_path / "run"):
+        (tmp_path / "run/config.yaml").touch()
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_folder_that_was_there_or_has_results_stays(tmp_path, before):
+    run = tmp_path / "run"
+    if before:
+        run.mkdir()
+    with pytest.raises(ZeroDivisionError), command.alone_in(run):
+        (run / ("config.yaml" if before else "slides.parquet")).touch()
+        raise ZeroDivisionError
+    assert run.is_dir()
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (

@@ -1,5 +1,6 @@
 """A command: alone in its folder, stages with one Dask client, their outcomes, an exit status."""
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from wsi_pipeline.errors import ConfigError, RunError
 
 FAILED, WRONG = 1, 2
 """Exit statuses: some slides failed; nothing could be done with these settings or files."""
+
+WITHOUT_RESULTS = frozenset((".lock", "config.yaml"))
+"""What a command writes to its folder before it works."""
 
 console = Console(stderr=True)
 
@@ -81,6 +85,8 @@ def finish(outcomes: list[tuple], folder: Path) -> NoReturn:
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold a folder of results: two commands in one would overwrite each other's records.
 
+    A folder that is made here and gets no result (the command failed at once) is removed again.
+
     Raises
     ------
     RunError
@@ -89,6 +95,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         If it cannot be made or written to.
     """
     lock = FileLock(folder / ".lock", timeout=0)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -98,6 +105,10 @@ def alone_in(folder: Path) -> Iterator[None]:
         raise _unwritable(folder, error) from error
     try:
         yield
+    except Exception:
+        if made and {path.name for path in folder.glob("*")} <= WITHOUT_RESULTS:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     finally:
         lock.release()
 

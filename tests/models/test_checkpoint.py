@@ -128,6 +128,11 @@ def test_weights_of_another_save_are_refused(card, folder, tmp_path):
         load_model(folder)
 
 
+def test_without_a_card_it_is_said_how_to_get_one(tmp_path):
+    with pytest.raises(ModelError, match=r"model\.json does not exist: run `wsi train` first"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"architecture": "vgg16"}'])
 def test_a_damaged_card_is_refused(folder, text):
     (folder / "model.json").write_text(text)

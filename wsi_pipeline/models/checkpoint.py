@@ -153,6 +153,10 @@ def read_card(folder: str | Path) -> ModelCard:
     path = Path(folder) / "model.json"
     try:
         card = TypeAdapter(ModelCard).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} does not exist: run `wsi train` first, or see train.name"
+        ) from None
     except (OSError, ValidationError) as error:
         raise ModelError(f"{path}: no readable model description: {error}") from error
     if card.architecture not in ARCHITECTURES:

@@ -79,9 +79,9 @@ def run(config: Config, client: Client) -> Outcome:
         were made of other annotations than today's.
     """
     folder = evaluation_folder(config.out, config.train.name)
+    card = read_model_card(config.out, config.train.name)
     for part in ("slides", "detections", "hits", "froc", "gallery"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    card = read_model_card(config.out, config.train.name)
     slides = tiled_slides(config.out, [s for s in SPLITS if s in config.heatmap.splits])
     if stale := tile.stale_slides(config, slides):
         raise RunError(

@@ -67,6 +67,8 @@ def read_model_card(run_dir: Path, name: str) -> dict:
     path = model_folder(run_dir, name) / "model.json"
     try:
         return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist: run `wsi train` first, or see train.name") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: no readable model description: {error}") from error
 

@@ -99,7 +99,7 @@ def test_a_missing_model_or_evaluation_is_refused_before_any_work(run, starts):
     done = invoke(run)
     assert_refused(done, starts, run, "RunError: ", "lesions.csv does not exist: run the evaluate")
     (run / "models/net/model.json").unlink()
-    assert_refused(invoke(run), starts, run, "net/model.json: no readable model description")
+    assert_refused(invoke(run), starts, run, "net/model.json does not exist: run `wsi train` first")
 
 
 def test_an_evaluation_older_than_the_catalog_is_refused_before_any_work(run, starts):
