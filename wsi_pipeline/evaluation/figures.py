@@ -92,7 +92,7 @@ def froc_figure(
         axes.set(xlabel="average false positives per slide")
         axes.set(ylabel="sensitivity (share of lesions found)")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shown) + 1, fontsize=8)
+        _legend_above(axes, columns=len(shown) + 1)
 
     return Picture(_svg(draw), _froc_alt(shown, average_fps))
 
@@ -148,19 +148,11 @@ def slide_accuracy_figure(curves: dict[str, pd.DataFrame], threshold: float) -> 
             axes.plot(
                 steps, accuracy, color=color, ls=line, drawstyle="steps-pre", label=f"{split} split"
             )
-        axes.axvline(threshold, color=TUMOUR, lw=1.3)
-        axes.annotate(
-            f"t = {threshold:.3g}",
-            (threshold, 0.03),
-            xytext=(-5 if threshold > 0.5 else 5, 0),
-            textcoords="offset points",
-            ha="right" if threshold > 0.5 else "left",
-            color=TUMOUR,
-        )
+        axes.axvline(threshold, color=TUMOUR, lw=1.3, label=f"t = {threshold:.3g}")
         axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="slides called correctly")
         axes.set(xlabel="threshold t: positive if one patch has a probability of t or more")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.legend(loc="lower left")
+        _legend_above(axes, columns=len(curves) + 1)
 
     return Picture(_svg(draw), f"Slide accuracy over the threshold; t = {threshold:.3g} marked")
 
@@ -236,7 +228,7 @@ def precision_recall_figure(labels, scores, threshold: float) -> Picture:
             )  # fmt: skip
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall (sensitivity)")
         axes.set(ylabel="precision (called tumour and is tumour)")
-        axes.legend(loc="lower left")
+        _legend_above(axes, columns=3)
 
     return Picture(_svg(draw), "Precision-recall curve of patches")
 
@@ -259,7 +251,7 @@ def score_histogram_figure(labels, scores, threshold: float) -> Picture:
         axes.set(xlim=(0, 1), xlabel="probability of tumour, F(I)", ylabel="share of patches")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.legend(loc="upper center")
+        _legend_above(axes, columns=2)
 
     return Picture(_svg(draw), "Spread of the probabilities of patches with and without tumour")
 
@@ -330,6 +322,11 @@ def similarity_figure(table: pd.DataFrame, names: Mapping[str, str]) -> Picture:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
 
     return Picture(_svg(draw), "Similarity of each method's maps while weights become random")
+
+
+def _legend_above(axes, columns: int):
+    """Over the axes, where it hides nothing that is drawn."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, fontsize=8)
 
 
 def _svg(draw) -> bytes:
