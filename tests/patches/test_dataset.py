@@ -404,7 +404,25 @@ def test_patches_that_cannot_be_decoded_are_left_out_and_told(dataset, torn, wor
     assert re.search(r"torn\.tiff: the region at level-0 px \(\d+, \d+\)", told[0])
 
 
-def test_a_batch_of_which_nothing_can_be_decoded_stops_the_reading(torn):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_of_which_nothing_can_be_decoded_is_empty(dataset, torn, workers):
+    settings = {"first_step": 0, "steps": 20, "batch_size": 1}
+    found = list(batches(torn, **settings, workers=workers))
+    readable = draw(dataset.pool, seed=5, name="train", first=0, count=20).slide != 0
+    assert [len(labels) for _, labels, _ in found] == readable.astype(int).tolist()
+    assert 0 < readable.sum() < 20
+    assert {images.shape[1:] for images, *_ in found} == {(3, PATCH_PX, PATCH_PX)}
+    whole = list(batches(dataset, **settings))
+    assert_same(joined(found), [part[readable] for part in joined(whole)])
+
+
+def test_reading_stops_when_a_hundred_patches_in_a_row_cannot_be_decoded(torn):
     lost = replace(torn, slides=[torn.slides[0]] * 3)
-    with pytest.raises(SlideReadError, match=r"none of the 10 patches of a batch: .*torn\.tiff"):
-        list(batches(lost, first_step=0, steps=1, batch_size=10))
+    loader = PatchLoader(lost, batch_size=9)
+    assert len(list(loader.batches(0, 8))) == 8
+    later = loader.batches(8, 8)  # of the next epoch
+    for _ in range(3):  # 11 batches of 9
+        assert not len(next(later)[1])
+    expected = r"none of the last 108 patches can be decoded: .*torn\.tiff"
+    with pytest.raises(SlideReadError, match=expected):
+        next(later)

@@ -16,6 +16,7 @@ from wsi_pipeline.config_file import dump_config
 from wsi_pipeline.errors import RunError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.jobs.record import read_done, read_failures
+from wsi_pipeline.models.checkpoint import load_model, read_card
 from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import open_cache, shard_file
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
@@ -309,3 +310,70 @@ def test_a_shard_that_went_missing_stops_training_and_is_named(run, client):
         for shard in ((0, 0), (0, 1), (1, 0), (1, 1)):
             shard_file(cache_path(run, slide), shard).unlink(missing_ok=True)
     assert "cannot be read" in refusal(run, client)
+
+
+@pytest.fixture
+def damaged(run, tiled):
+    """The run, with a slide to train on of which no patch of the upper half can be decoded."""
+    slides = pd.read_parquet(run / "slides.parquet")
+    path = run / "a.tif"
+    shutil.copyfile(tiled / "a.tif", path)
+    for tile in range(15):  # rows of five
+        damage(path, tile)
+    slides.loc[slides["slide_id"] == "a", "path"] = str(path)
+    slides.to_parquet(run / "slides.parquet")
+    for slide in DOWNSAMPLES:
+        write_index(index_of(slide, 1.0), index_path(run, slide))
+    return run
+
+
+def failures_of_training(run):
+    return {row.reason for row in read_failures(run) if row.stage == "train"}
+
+
+SMALL_STEPS = {"batch_size": 1, "epoch_examples": 40, "checkpoint_seconds": 1e-9}
+
+
+def test_a_damaged_slide_is_told_and_does_not_end_training(damaged, one_thread_client):
+    outcome = train.run(settings(damaged, **SMALL_STEPS), one_thread_client)
+    told = failures_of_training(damaged)
+    assert weights(damaged)  # there is a model
+    assert 1 < len(told) < 40
+    assert all("a.tif: the region at" in reason for reason in told)
+    assert outcome.failed == 1
+
+
+@pytest.mark.parametrize("interrupted_in, call", [("_prepare", 31), ("write_card", 1)])
+def test_what_could_not_be_decoded_before_an_interruption_is_told_after_it(
+    damaged, tmp_path, one_thread_client, monkeypatch, interrupted_in, call
+):
+    other = shutil.copytree(damaged, tmp_path / "other")
+    train.run(settings(other, **SMALL_STEPS), one_thread_client)
+    calls = []
+    uninterrupted = getattr(train, interrupted_in)
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call:
+            raise RunError("interrupted")
+        return uninterrupted(*args, **kwargs)
+
+    monkeypatch.setattr(train, interrupted_in, interrupted)
+    train.run(settings(damaged, **SMALL_STEPS), one_thread_client)
+    assert failures_of_training(damaged) == {"interrupted"}
+    train.run(settings(damaged, **SMALL_STEPS), one_thread_client)
+    assert failures_of_training(damaged) == failures_of_training(other) != set()
+    assert weights(damaged) == weights(other)
+
+
+def test_the_card_of_a_longer_training_has_its_settings_and_the_best_epoch(run, one_thread_client):
+    for slide in DOWNSAMPLES:
+        write_index(index_of(slide, 1.0), index_path(run, slide))
+    for epochs in (1, 2):
+        longer = settings(run, max_epochs=epochs, learning_rate=1e-30)  # epoch 1 stays the best
+        assert train.run(longer, one_thread_client).failed == 0
+    folder = model_folder(run, longer.train.name)
+    assert read_card(folder / "best").training["settings"]["max_epochs"] == 1
+    _, card = load_model(folder)
+    assert card.training["settings"]["max_epochs"] == 2
+    assert card.training["best"]["epoch"] == 1

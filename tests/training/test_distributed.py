@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,18 +14,25 @@ SCRIPT = Path(__file__).with_name("tiny.py")
 tiny = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
+def train_by_two(folder, *arguments):
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, folder]
+    subprocess.run([sys.executable, "-m", *command, *arguments], check=True, timeout=300)
+    return folder
+
+
+def ends_in(folder):
+    return [torch.load(folder / f"end{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Folder of a training by two processes, and what each ended with."""
-    folder = tmp_path_factory.mktemp("two")
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, folder]
-    subprocess.run([sys.executable, "-m", *command], check=True, timeout=300)
-    return folder
+    return train_by_two(tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def ends(folder):
-    return [torch.load(folder / f"end{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return ends_in(folder)
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +77,21 @@ def test_one_process_goes_on_where_two_left_off(folder, tmp_path):
     assert history.validation_loss.tolist() == pytest.approx(
         expected_history.validation_loss.tolist(), abs=1e-6
     )
+
+
+def test_shares_that_are_short_or_empty_end_with_the_weights_of_one(tmp_path):
+    """Of a step of 8 numbers, the first process has the even ones and the second the odd ones."""
+    of_one = [17, 19, 21, 23]  # all that the second has of step 2
+    of_both = range(40, 48)  # step 5
+    some = [56, 58, 61]  # of step 7: two of one, one of the other
+    lost = [*of_one, *of_both, *some]
+    two = ends_in(train_by_two(tmp_path / "two", "0", *map(str, lost)))
+    module, history = tiny.train(
+        tmp_path / "one", train_batches=partial(tiny.train_batches, lost=lost)
+    )
+    for name, value in module.state_dict().items():
+        assert torch.equal(two[0]["module"][name], two[1]["module"][name]), name
+        torch.testing.assert_close(two[0]["module"][name], value, rtol=0, atol=1e-6)
+    for name in ("train_loss", "train_accuracy", "validation_loss"):
+        for end in two:
+            assert end["history"][name] == pytest.approx(history[name].tolist(), abs=1e-6), name

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.models.inference import normalise
+from wsi_pipeline.models.start import start_model
 from wsi_pipeline.patches.augment import augment
 from wsi_pipeline.training.loop import _steps, best_epoch
 
@@ -120,6 +122,52 @@ def test_training_stops_at_full_training_accuracy(tmp_path):
     assert history.train_accuracy.iloc[-1] == 1
     assert (history.train_accuracy.iloc[:-1] < 1).all()
     assert len(history) < 200
+
+
+def test_a_batch_of_no_images_is_a_step_with_a_gradient_of_zero(tmp_path):
+    lost = range(8, 16)  # all of the second of four steps
+    module, history = tiny.train(
+        tmp_path, train_batches=partial(tiny.train_batches, lost=lost), max_epochs=1
+    )
+    plain = tiny.TinyNet()
+    optimizer = torch.optim.RMSprop(plain.parameters(), lr=0.003, alpha=0.9, momentum=0.9)
+    losses, hits = [], []
+    for step in range(4):
+        optimizer.zero_grad()
+        images, labels, numbers = tiny.batch(range(8 * step, 8 * step + 8))
+        logits = plain(tiny.prepare(images, numbers))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
+        if step == 1:
+            (0 * loss).backward()
+        else:
+            loss.backward()
+            losses.append(loss.item())
+            hits.append(((logits > 0) == (labels == 1)).double().mean().item())
+        optimizer.step()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    assert history.train_loss.tolist() == pytest.approx([np.mean(losses)])  # of three batches
+    assert history.train_accuracy.tolist() == pytest.approx([np.mean(hits)])
+
+
+def test_an_epoch_of_no_images_has_no_training_loss(tmp_path):
+    lost = range(32)  # all of the first epoch
+    _, history = tiny.train(
+        tmp_path, train_batches=partial(tiny.train_batches, lost=lost), max_epochs=2
+    )
+    assert history.train_loss.isna().tolist() == [True, False]
+    assert history.validation_loss.notna().all()
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [("vgg16", {}), ("vgg11", {}), ("cam", {}), ("patchnet", {"patch_px": 27, "stride_px": 27})],
+)
+def test_each_architecture_takes_a_batch_of_no_images(name, arguments):
+    module = start_model(name, "none", arguments=arguments)
+    images = torch.empty(0, 3, 270, 270)
+    module(images).sum().backward()
+    assert not any(parameter.grad.any() for parameter in module.parameters())
 
 
 class Dropping(tiny.TinyNet):
@@ -230,6 +278,34 @@ def test_a_finished_training_is_not_done_again(tmp_path):
 def test_more_epochs_go_on_from_the_end(tmp_path, uninterrupted):
     tiny.train(tmp_path, max_epochs=2)
     assert_same_end(tiny.train(tmp_path, max_epochs=4), uninterrupted)
+
+
+def test_fewer_epochs_than_were_done_start_anew_and_say_so(tmp_path, caplog):
+    expected = tiny.train(tmp_path / "short", max_epochs=2)
+    tiny.train(tmp_path / "long", max_epochs=4)
+    assert not caplog.records
+    assert_same_end(tiny.train(tmp_path / "long", max_epochs=2), expected)
+    assert "state.pt has 4 epochs, more than these settings train" in caplog.text
+
+
+@pytest.mark.parametrize("stop_after, epochs", [(5, 6), (4, 5), (3, 4), (6, 7)])
+def test_a_training_that_would_have_stopped_before_starts_anew(
+    tmp_path, caplog, stop_after, epochs
+):
+    settings = {"learning_rate": 1e-30, "max_epochs": 100}  # epoch 1 stays the best
+    _, history = tiny.train(tmp_path, **settings)
+    assert len(history) == 6  # five after it
+    _, history = tiny.train(tmp_path, **settings, stop_after=stop_after)
+    assert len(history) == epochs
+    assert ("training starts anew" in caplog.text) == (epochs < 6)
+
+
+def test_a_training_that_had_reached_the_accuracy_before_starts_anew(tmp_path, caplog):
+    _, whole = tiny.train(tmp_path)
+    reached = whole.train_accuracy.iloc[0]
+    _, history = tiny.train(tmp_path, stop_at_accuracy=reached)
+    assert "training starts anew" in caplog.text
+    assert history.train_accuracy.tolist() == [reached]
 
 
 def test_other_settings_start_anew_and_say_so(tmp_path, uninterrupted, caplog):

@@ -1,6 +1,6 @@
 """A training that takes a second: loaded by the tests with runpy, run by them as a script.
 
-python tiny.py FOLDER [SECONDS_A_STEP]      alone, or under torchrun
+python tiny.py FOLDER [SECONDS_A_STEP [LOST ...]]      alone, or under torchrun
 """
 
 import sys
@@ -45,10 +45,15 @@ def batch(numbers):
     return torch.from_numpy(images.astype(np.uint8)), labels, torch.tensor(list(numbers))
 
 
-def train_batches(first_step, steps, rank=0, count=1):
-    """Step s has the numbers from s * BATCH on; a process has every `count`-th of them."""
+def train_batches(first_step, steps, rank=0, count=1, lost=()):
+    """Step s has the numbers from s * BATCH on; a process has every `count`-th of them.
+
+    Those that are lost are left out.
+    """
     for step in range(first_step, first_step + steps):
-        yield batch(range(step * BATCH, (step + 1) * BATCH)[rank::count])
+        numbers = range(step * BATCH, (step + 1) * BATCH)[rank::count]
+        kept = torch.tensor([number not in lost for number in numbers])
+        yield tuple(column[kept] for column in batch(numbers))
 
 
 def validation_batches(rank=0, count=1):
@@ -87,13 +92,13 @@ def train(folder, module=None, **settings):
     return module, history
 
 
-def main(folder, seconds_a_step=0.0):
+def main(folder, seconds_a_step=0.0, *lost):
     """Train as this process's part of a group, slowly on demand; the first one saves the end."""
     with distributed() as process:
         share = {"rank": process.rank, "count": process.count}
 
         def slow_train_batches(first_step, steps):
-            for item in train_batches(first_step, steps, **share):
+            for item in train_batches(first_step, steps, **share, lost=lost):
                 time.sleep(seconds_a_step)
                 yield item
 

@@ -106,9 +106,14 @@ def save_model(folder: str | Path, module: nn.Module, card: ModelCard) -> ModelC
     with replace_atomically(folder / "model.safetensors") as part:
         save_file(weights, part)
         card = replace(card, weights_sha256=_sha256(part))
-    with replace_atomically(folder / "model.json") as part:
-        part.write_text(json.dumps(asdict(card), indent=2) + "\n")
+    write_card(folder, card)
     return card
+
+
+def write_card(folder: str | Path, card: ModelCard) -> None:
+    """Write a model's card, atomically: with weights of its hash beside it, it is a model."""
+    with replace_atomically(Path(folder) / "model.json") as part:
+        part.write_text(json.dumps(asdict(card), indent=2) + "\n")
 
 
 def load_model(

@@ -28,6 +28,9 @@ Item = TypeVar("Item")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Images uint8 (N, 3, P, P), labels 0 or 1 (N,), numbers of the draws int64 (N,)."""
 
+MOST_UNREAD = 100
+"""Patches one after another that cannot be decoded, after which reading ends with an error."""
+
 AHEAD = 2
 """Blocks that are being read while one is in use."""
 
@@ -64,8 +67,8 @@ class PatchLoader:
 
     Batch ``s`` is draws ``s * batch_size`` to ``(s + 1) * batch_size - 1`` over all ranks; each
     takes a consecutive share. What is drawn depends neither on ranks nor on workers. A patch that
-    cannot be decoded is left out of its batch, which is then shorter: another one in its place
-    would bend the sampling.
+    cannot be decoded is left out of its batch, which is then shorter, or even empty: another one in
+    its place would bend the sampling.
 
     As many batches as there are workers, a block, are read together: its draws, sorted by slide,
     are cut into a part for each worker. So a worker comes back to the same slides, and of a cohort
@@ -115,6 +118,7 @@ class PatchLoader:
         self._draws = _BlockDraws(dataset, batch_size, rank * share, share, parts)
         self._pin = pin
         self._on_unread = on_unread
+        self._unread_in_a_row = 0
         self._open = False
         self._ahead = _in_a_thread if workers else iter
         self._loader = DataLoader(
@@ -149,7 +153,7 @@ class PatchLoader:
         SlideError
             If a slide cannot be opened.
         SlideReadError
-            If no patch of a batch can be decoded.
+            If `MOST_UNREAD` patches or more, of whole shares one after another, cannot be decoded.
         RunError
             If a cache lacks a patch or is damaged, or a loader process was killed.
         RuntimeError
@@ -166,13 +170,19 @@ class PatchLoader:
                 for batch, unread in ready:
                     for reason in unread:
                         self._on_unread(reason)
-                    if len(unread) == self._draws.share:
-                        raise SlideReadError(
-                            f"none of the {len(unread)} patches of a batch: {unread[0]}"
-                        )
+                    self._count(unread)
                     yield batch
         finally:
             self._open = False
+
+    def _count(self, unread: list[str]) -> None:
+        """Of a share: how many patches in a row are lost by now, over epochs too."""
+        all_lost = len(unread) == self._draws.share
+        self._unread_in_a_row = self._unread_in_a_row + len(unread) if all_lost else 0
+        if self._unread_in_a_row >= MOST_UNREAD:
+            raise SlideReadError(
+                f"none of the last {self._unread_in_a_row} patches can be decoded: {unread[-1]}"
+            )
 
     def _batches(self) -> Generator[tuple[Batch, list[str]]]:
         """Each step's batch, and why patches are missing from it."""

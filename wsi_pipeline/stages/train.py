@@ -26,7 +26,7 @@ from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
 from wsi_pipeline.jobs.progress import step_progress
 from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
-from wsi_pipeline.models.checkpoint import ModelCard, save_model
+from wsi_pipeline.models.checkpoint import ModelCard, read_card, save_model, write_card
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
@@ -57,7 +57,7 @@ FIT_SETTINGS = (
 )  # fmt: skip
 DOES_NOT_CHANGE_THE_MODEL = {"cache", "loader_workers", "checkpoint_seconds", "name"}
 DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "processes"}
-"""With other values of these a training goes on where it was."""
+"""With other values of these a training goes on where it was, unless it would have ended before."""
 CORES_LEFT = 2
 """For training itself, where loader processes follow the machine."""
 MOST_LOADER_WORKERS = 16
@@ -102,7 +102,8 @@ def train_model(job: dict) -> dict:
     -------
     dict
         ``epochs``, ``best_epoch`` and its ``validation_roc_auc``; ``failures``: the patches that
-        could not be decoded, and were left out of their batches.
+        could not be decoded, and were left out of their batches. They are noted in ``unread.txt``
+        as they are found, for a training that goes on after an interruption.
     """
     report = partial(get_worker().log_event, TOPIC)
     gpus = job["gpus"] or visible_gpus()
@@ -157,7 +158,8 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
         )
     }
     card = _card(job, datasets["train"].pool)
-    unread = {}  # as an ordered set: a patch may be drawn again
+    unread = folder / "unread.txt"
+    note = _noted_in(unread, job["fingerprint"])
     with distributed() as process:
         loaders = {
             split: PatchLoader(
@@ -167,7 +169,7 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
                 world=process.count,
                 workers=settings["loader_workers"],
                 pin=process.device.type == "cuda",
-                on_unread=unread.setdefault,
+                on_unread=note,
             )
             for split, dataset in datasets.items()
         }
@@ -190,16 +192,39 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
             **{name: settings[name] for name in FIT_SETTINGS},
         )
     if process.rank == 0:
-        for name in ("model.safetensors", "model.json"):  # the card last: it is the model's sign
-            with replace_atomically(folder / name) as part:
-                shutil.copyfile(best / name, part)
+        with replace_atomically(folder / "model.safetensors") as part:
+            shutil.copyfile(best / "model.safetensors", part)
+        kept = read_card(best)  # of the settings of its epoch: those of the steps may have changed
+        write_card(folder, replace(kept, training={**kept.training, **card.training}))
     row = best_epoch(history, settings["best_by"])
     return {
         "epochs": len(history),
         "best_epoch": int(row["epoch"]),
         "validation_roc_auc": float(row["validation_roc_auc"]),
-        "failures": list(unread),
+        "failures": _noted(unread, job["fingerprint"]),
     }
+
+
+def _noted_in(path: Path, fingerprint: str) -> Callable[[str], None]:
+    """A function that adds a reason to a file that all processes write to; each reason once."""
+    known = set(_noted(path, fingerprint))
+
+    def note(reason: str) -> None:
+        reason = " ".join(reason.split())
+        if reason not in known:
+            known.add(reason)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as lines:
+                lines.write(f"{fingerprint} {reason}\n")
+
+    return note
+
+
+def _noted(path: Path, fingerprint: str) -> list[str]:
+    """What a file notes of the training with this fingerprint, each reason once."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    noted = [line.partition(" ") for line in lines]
+    return list(dict.fromkeys(reason for of, _, reason in noted if of == fingerprint))
 
 
 def _dataset(job: dict, split: str) -> PatchDataset:
@@ -323,8 +348,7 @@ def _torchrun(job: dict, processes: int, gpus: list[str], report: Callable[[dict
             f"training in {processes} processes ended with status {torchrun.returncode}; the end of"
             f" {log_file}: {log_file.read_text()[-2000:]}"
         )
-    failures = {reason: None for end in ended for reason in end["result"]["failures"]}
-    return {**ended[0]["result"], "failures": list(failures)}
+    return ended[0]["result"]  # all read the same files
 
 
 def process_of_torchrun(job_file: str) -> None:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -72,9 +73,11 @@ def fit(
     interrupted.
 
     Under an initialised process group (`distributed`) every process calls `fit` with its share
-    of each batch and of the validation set; gradients and losses are averaged over the
-    processes, and only the first one writes. With shares of a batch of equal size, the result is
-    that of one process with the whole batch, up to rounding and what the module draws at random.
+    of each batch and of the validation set; gradients and losses are means over the images of
+    the whole batch, and only the first one writes. The result is that of one process with the
+    whole batch, up to rounding and what the module draws at random, also where shares differ in
+    size or are empty. A batch that is empty in all processes is a step with a gradient of zero, and
+    left out of the epoch's means.
 
     Parameters
     ----------
@@ -94,8 +97,9 @@ def fit(
     folder : path-like
         Made when missing.
     fingerprint : str
-        Of all that the weights depend on. A state with another one is not resumed: training
-        starts anew, and the log says so.
+        Of all that the weights depend on but `max_epochs`, `stop_after` and `stop_at_accuracy`. A
+        state with another one is not resumed, nor one of more epochs than those three allow:
+        training starts anew, and the log says so.
     steps_per_epoch, max_epochs : int
     save_best : callable
         ``(module, row)``, called in the first process when the measure of `best_by` improves, with
@@ -121,10 +125,10 @@ def fit(
     -------
     pandas.DataFrame
         ``history.csv``, a row an epoch: ``epoch`` (from 1), ``train_loss`` and ``train_accuracy``
-        (means of the batches', each before its step), ``validation_loss``,
-        ``validation_accuracy``, ``validation_roc_auc``, ``learning_rate`` (of this epoch),
-        ``seconds``, ``images_per_second`` (in training, all processes together). Accuracies are
-        at a probability of 1/2.
+        (means of the batches', each before its step; NaN if all were empty),
+        ``validation_loss``, ``validation_accuracy``, ``validation_roc_auc``, ``learning_rate``
+        (of this epoch), ``seconds``, ``images_per_second`` (in training, all processes together).
+        Accuracies are at a probability of 1/2.
 
     Raises
     ------
@@ -142,17 +146,19 @@ def fit(
         descent = torch.optim.RMSprop(
             module.parameters(), lr=learning_rate, alpha=alpha, momentum=momentum
         )
-    schedule = Schedule(
-        descent,
+    schedule_for = partial(
+        Schedule,
         halve_after=halve_after,
         stop_after=stop_after,
         best_by=best_by,
         stop_at_accuracy=stop_at_accuracy,
     )
+    schedule = schedule_for(descent)
     state = TrainingState(
         folder / "state.pt", fingerprint, module, descent, schedule, steps_per_epoch
     )
-    state.load()
+    replayed = schedule_for(torch.optim.SGD([torch.zeros(1)]))
+    state.load(too_long=partial(_too_long, max_epochs=max_epochs, schedule=replayed))
     shared = parallel(module, device)
     with (
         _event_writer(folder, first_epoch=state.epoch + 1) as events,
@@ -212,6 +218,15 @@ def best_epoch(history: pd.DataFrame, best_by: Literal["roc_auc", "loss"]) -> pd
     return history.loc[history["validation_loss"].idxmin()]
 
 
+def _too_long(history: list[dict], *, max_epochs: int, schedule: Schedule) -> bool:
+    """Whether training would have ended before the history does; `schedule` is at its start."""
+    for row in history[:-1]:
+        schedule.step(row["validation_loss"], row["validation_roc_auc"], row["train_accuracy"])
+        if schedule.stopped:
+            return True
+    return len(history) > max_epochs
+
+
 class _Timer:
     """Due each time that so many seconds have passed."""
 
@@ -234,17 +249,24 @@ def _seeded(batches: Iterable[Batch], seed: int, first_step: int) -> Iterator[Ba
 
 
 def _steps(module, optimizer, batches, prepare, device, mixed):
-    """Optimise once for each batch; yield its loss and accuracy, on the device, and its images."""
+    """Optimise once for each batch; yield its loss and accuracy, on the device, and its images.
+
+    Of a batch without images loss and accuracy are NaN.
+    """
     module.train()
     for images, labels, numbers in batches:
         images, labels = (_to(device, tensor) for tensor in (images, labels))
         logits = _logits(module, prepare(images, numbers), mixed)
-        loss = binary_cross_entropy_with_logits(logits, labels.float())
+        losses = binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+        hits = ((logits > 0) == (labels > 0)).float()
+        # Of an empty share the sum: zero, and a backward pass that the other processes wait for.
+        loss, accuracy = (of.mean() if len(labels) else of.sum() for of in (losses, hits))
+        count = torch.full((), float(len(labels)), device=device)
+        weight = count / mean_over_processes(count.clone())  # 0 / 0 where all shares are empty
         optimizer.zero_grad()
-        loss.backward()
+        (loss * weight.nan_to_num()).backward()
         optimizer.step()
-        accuracy = ((logits > 0) == (labels > 0)).float().mean()
-        measures = torch.stack([loss.detach(), accuracy])
+        measures = torch.stack([loss.detach(), accuracy]) * weight
         yield mean_over_processes(measures), len(labels) * process_count()
 
 

@@ -1,6 +1,7 @@
 """How far a training has come, kept in a file from which it goes on to the same end."""
 
 import logging
+from collections.abc import Callable
 from pickle import UnpicklingError
 
 import torch
@@ -35,7 +36,7 @@ class TrainingState:
         Gone by in this epoch before the state was loaded.
 
     The epoch's losses and accuracies stay on the device, a pair for each step: to fetch one is to
-    wait for it.
+    wait for it. Those of a step without images are NaN and are left out.
     """
 
     def __init__(self, path, fingerprint, module, optimizer, schedule, steps_per_epoch):
@@ -62,9 +63,13 @@ class TrainingState:
         self.images += images
 
     def means(self) -> tuple[float, float]:
-        """Loss and accuracy over the epoch's steps so far; RunError if a loss is not finite."""
+        """Loss and accuracy over the epoch's steps so far; RunError if a loss is not finite.
+
+        NaN where no step had images.
+        """
         measures = self._measures[: self.step].double().cpu()
-        finite = measures[:, 0].isfinite()
+        empty = measures[:, 1].isnan()  # any output is right or wrong, a NaN too
+        finite = measures[:, 0].isfinite() | empty
         if not finite.all():
             step = int((~finite).nonzero()[0])
             raise RunError(
@@ -72,7 +77,7 @@ class TrainingState:
                 f" {self.epoch + 1}, step {step + 1}: it must be finite; try a lower learning rate."
                 " The last state saved is kept"
             )
-        return tuple(measures.mean(dim=0).tolist())
+        return tuple(measures[~empty].mean(dim=0).tolist())
 
     def end_epoch(self, row: dict) -> None:
         """Add the epoch's row to the history and save."""
@@ -97,14 +102,24 @@ class TrainingState:
         with replace_atomically(self._path) as part:
             torch.save(state, part)
 
-    def load(self) -> None:
-        """Take over the file's state, if there is one and it has our fingerprint."""
+    def load(self, too_long: Callable[[list[dict]], bool]) -> None:
+        """Take over the file's state, if there is one with our fingerprint.
+
+        Not if its history is `too_long`: of a training that should have ended before.
+        """
         if not self._path.exists():
             return
         try:
             state = torch.load(self._path, map_location="cpu", weights_only=True)
             if state["fingerprint"] != self._fingerprint:
                 log.warning("%s is of other settings or data: training starts anew", self._path)
+                return
+            if too_long(state["history"]):
+                log.warning(
+                    "%s has %d epochs, more than these settings train: training starts anew",
+                    self._path,
+                    len(state["history"]),
+                )
                 return
             for name, part in self._parts.items():
                 part.load_state_dict(state[name])
