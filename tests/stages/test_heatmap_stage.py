@@ -104,6 +104,7 @@ def test_px_that_openslide_read_of_a_level_of_tiles_are_told(tmp_path, client, m
     predict_all(tmp_path, client, [add_slide(tmp_path, path, [3], [4])])
     (line,) = read_done(tmp_path, "heatmap-net").values()
     counts = {"read_px": 64 * 64, "decoded_px": 0, "needed_px": 64 * 64}
+    assert line["result"].pop("model").startswith("net@")
     assert line["result"] == {"notes": [], "failures": [], "backend": "tiles", **counts}
     told = (
         "1 slides have tiles to decode, 0 are for OpenSlide alone; 1.00 px read for each px needed,"

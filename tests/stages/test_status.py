@@ -8,19 +8,16 @@ import pytest
 
 from wsi_pipeline.config import CatalogConfig, Config, HeatmapConfig, TrainConfig
 from wsi_pipeline.config_file import dump_config
-from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.heatmaps.store import create_heatmap
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS
 from wsi_pipeline.stages.status import stage_status
 
-GRID = PatchGrid(Bounds(0, 0, 64, 64), 0.5, 1.0, patch_px=32, stride_px=32, inner_px=32)
 STAGES = ("tile", "cache", "train", "heatmap-net", "evaluate-net")
 
 
-def record(run, stage, keys, minute):
+def record(run, stage, keys, minute, **result):
     """Put units on record as finished at a minute of an hour."""
     time = f"2026-01-01T00:{minute:02}:00+00:00"
-    lines = [{"key": k, "hash": "", "finished": time, "seconds": 1, "result": {}} for k in keys]
+    lines = [{"key": k, "hash": "", "finished": time, "seconds": 1, "result": result} for k in keys]
     with (run / "done" / f"{stage}.jsonl").open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
@@ -33,8 +30,8 @@ def train(run, weights):
 def predict(run, weights, slides, minute):
     for slide in slides:
         store = run / f"heatmaps/net/{slide}.zarr"
-        create_heatmap(store, grid=GRID, slide_id=slide, model=f"net@{weights}")
-    record(run, "heatmap-net", slides, minute)
+        store.mkdir(parents=True, exist_ok=True)
+    record(run, "heatmap-net", slides, minute, model=f"net@{weights}")
 
 
 @pytest.fixture

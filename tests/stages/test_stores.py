@@ -48,7 +48,7 @@ def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
     write_one_patch(mine.index)
     create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
     took = {"read_px": 5000, "decoded_px": 4000}
-    expected = {"notes": notes, "failures": ["one"], "backend": "tiles", **took}
+    expected = {"notes": notes, "failures": ["one"], "backend": "tiles", "model": "m", **took}
     if patch_px is not None:
         expected["needed_px"] = 64 * 64  # of level 1, which is read
     assert finish_slide(mine, ["one"], took, patch_px, mpp) == expected
@@ -83,7 +83,8 @@ def test_px_are_on_record_only_if_all_slabs_counted_them(tmp_path, uncounted):
     unit = _finish_unit(mine, slabs, what="patch", mpp=0.5, patch_px=64)
     # Only level 0 is there: 128 px of it for the 64 of the patch.
     counts = {"read_px": 140_000, "decoded_px": 70_000, "needed_px": 128 * 128}
-    expected = {"notes": [], "failures": [], "backend": "tiles", **({} if uncounted else counts)}
+    expected = {"notes": [], "failures": [], "backend": "tiles", "model": "m"}
+    expected |= {} if uncounted else counts
     assert unit.function(**unit.arguments) == expected
 
 

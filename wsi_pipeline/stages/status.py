@@ -9,7 +9,6 @@ from pathlib import Path
 from wsi_pipeline.config import Config
 from wsi_pipeline.config_file import load_config
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.record import Failure, read_done, read_failures
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
@@ -147,7 +146,8 @@ def _still_done(run_dir: Path, model: str, stage: str) -> set[str]:
         done = {key: line for key, line in done.items() if output(key).exists()}
     if stage in (of_model("heatmap", model), of_model("fine", model)):
         today = _model_today(run_dir, model)
-        return {key for key in done if today in (None, _made_by(output(key)))}
+        made_by = {key: line["result"].get("model", today) for key, line in done.items()}
+        return {key for key, of in made_by.items() if of == today}  # older records do not say
     if source := _made_of(model).get(stage):
         lines, there = read_done(run_dir, source), _still_done(run_dir, model, source)
         return {k for k in done if k in there and lines[k]["finished"] <= done[k]["finished"]}
@@ -180,15 +180,8 @@ def _made_of(model: str) -> dict[str, str]:
 def _model_today(run_dir: Path, model: str) -> str | None:
     try:
         return model_id(model, read_model_card(run_dir, model)["weights_sha256"])
-    except RunError:  # not there: nothing to hold heatmaps against
+    except RunError:  # not there
         return None
-
-
-def _made_by(heatmap: Path) -> str:
-    try:
-        return open_heatmap(heatmap).model
-    except RunError as error:
-        return str(error)  # of another version, or damaged: no model's
 
 
 def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:

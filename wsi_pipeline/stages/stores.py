@@ -169,19 +169,21 @@ def finish_slide(
     Returns
     -------
     dict
-        ``notes``, ``failures``, ``backend`` (who reads such a level, see `Slide.backend`), what is
-        in `took` and, with it and `patch_px`, ``needed_px``: level px under the indexed patches,
-        each counted once.
+        ``notes``, ``failures``, ``backend`` (who reads such a level, see `Slide.backend`),
+        ``model`` (by name and weights, see `model_id`), what is in `took` and, with it and
+        `patch_px`, ``needed_px``: level px under the indexed patches, each counted once.
     """
     # Without one under the temporary name, a worker died between renaming it and saying so.
     store = plan.part if plan.part.exists() else plan.out
-    grid = open_heatmap(store).grid
+    heatmap = open_heatmap(store)
+    grid = heatmap.grid
     slide = cached_slide(plan.slide_path, plan.mpp)
     level, scale = slide.level_for(grid.downsample)
     found = {
         "notes": _unlike_training(grid, patch_px, mpp),
         "failures": failures,
         "backend": slide.backend(level),
+        "model": heatmap.model,
         **took,
     }
     if took and patch_px is not None:
