@@ -14,14 +14,7 @@ from PIL import Image
 
 from wsi_pipeline.errors import SlideError, SlideReadError
 from wsi_pipeline.slides.openslide_file import level0_mpp, open_file, scanned_bounds
-from wsi_pipeline.slides.tiles import (
-    WHITE,
-    TiledLevel,
-    difference,
-    tiled_levels,
-    under,
-    within,
-)
+from wsi_pipeline.slides.tiles import WHITE, TiledLevel, difference, tiled_levels, under, within
 
 # Training draws from hundreds of slides in turn, and opening one takes milliseconds.
 OPEN_SLIDES = 64
@@ -29,7 +22,7 @@ OPEN_SLIDES = 64
 # pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
 # reduced.
 BLOCK_PX = 4096
-# The same where several boxes are read together: what lies between them is passed over.
+# The same where several boxes are read together: the smaller, the less of what lies between them.
 PART_PX = 512
 # What `difference` found, by a file's state and the level: the same slides are opened time and
 # again, and comparing takes longer than opening. A short text for each level ever read.
@@ -216,7 +209,9 @@ class Slide:
     def read_under(
         self, x: float, y: float, boxes: np.ndarray, downsample: float, out: np.ndarray
     ) -> dict[int, str]:
-        """Read what boxes hold of a region, together: little that lies under none is read.
+        """Read what boxes hold of a region, together.
+
+        Tiles that lie under none are not decoded, nor is OpenSlide asked for much between them.
 
         Parameters
         ----------
@@ -271,8 +266,8 @@ class Slide:
         Returns
         -------
         int64 array
-            From 0 to `height_px`, ascending, each end included: the edges of the slide's tiles or
-            of what is asked of OpenSlide at once. Where pixels are resampled, which takes some
+            From 0 to `height_px`, ascending, each end included: the edges of the slide's tiles, or
+            of what OpenSlide is asked for at once. Where pixels are resampled, which takes some
             beyond a part's edges, the parts are large.
         """
         level, scale = self.level_for(downsample)
@@ -303,10 +298,7 @@ class Slide:
         return level, 1 if abs(scale - 1) < SAME_DOWNSAMPLE else scale
 
     def _resample(self, pixels, boxes, level, left, top, scale) -> dict[int, str]:
-        """Fill boxes of an array from level px, `scale` of them to a px of it: see `read_under`.
-
-        All that lies between them is filled, too, with anything.
-        """
+        """Fill boxes of an array whose corner is in level px, `scale` to a px: see `read_under`."""
         # The triangle filter reaches one pixel, of the coarser grid, beyond a pixel's centre.
         margin = 2 * max(1, scale)
         col, row, end_col, end_row = around = _around(boxes)
@@ -324,8 +316,9 @@ class Slide:
     def _fill(self, pixels, boxes, level, x0, y0) -> dict[int, str]:
         """Fill boxes of an array with level px from (x0, y0) on: see `read_under`.
 
-        OpenSlide is asked for the tiles that cannot be decoded; where none can, for the cells of a
-        grid from the array's corner on; of each for the box around what is wanted there.
+        OpenSlide is asked for the tiles that cannot be decoded; of a level without, for the cells
+        of a grid from the array's corner on. Of each it is asked for the box around all that is
+        wanted, and, since the damage may lie between, for one by one if that fails.
         """
         inside, x, y = self._inside(level, x0, y0, pixels)
         height, width = inside.shape[:2]
@@ -345,20 +338,17 @@ class Slide:
         for row, col in sorted(cells):
             start = corner + np.multiply((col, row), side)
             over, wanted = within(parts, (*start, *(start + side)))
-            reason = self._paint(inside, level, x, y, _around(wanted))
-            if not reason:
+            if not len(over) or not (reason := self._paint(inside, level, x, y, _around(wanted))):
                 continue
-            atomic = tiles or len(over) == 1  # else the damage may lie under some of them alone
-            for number, box in zip(held[over].tolist(), wanted.tolist(), strict=True):
-                if why := reason if atomic else self._paint(inside, level, x, y, box):
-                    lost[number] = why
+            final = tiles or len(over) == 1  # a tile is decoded whole or not at all
+            for at, box in zip(over.tolist(), wanted.tolist(), strict=True):
+                if why := reason if final else self._paint(inside, level, x, y, box):
+                    lost[int(held[at])] = why
+                    parts[at] = 0  # no more of it is wanted
         return lost
 
     def _paint(self, pixels, level, x0, y0, box) -> str:
-        """Fill a box with OpenSlide's px: all in level px, the array's corner too.
-
-        Returns why that cannot be, or nothing.
-        """
+        """Fill a box of an array, both in level px, with OpenSlide's; why it cannot, or nothing."""
         left, upper, right, lower = box
         width, height = right - left, lower - upper
         try:

@@ -164,21 +164,9 @@ class TiledLevel:
 
 
 def within(boxes: np.ndarray, frame: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """What of boxes lies within a frame.
+    """Positions of the boxes that have px in a frame, and their parts of it, int64 (M, 4).
 
-    Parameters
-    ----------
-    boxes : int64 array, shape (N, 4)
-        Left, upper, right and lower edge of each, in px of any frame of reference.
-    frame : (int, int, int, int)
-        Edges, likewise.
-
-    Returns
-    -------
-    positions : int64 array, shape (M,)
-        Of those boxes that have px in it.
-    boxes : int64 array, shape (M, 4)
-        Their part of it.
+    Boxes, int64 (N, 4), and the frame are left, upper, right and lower edges, px from one corner.
     """
     left, upper, right, lower = frame
     clipped = boxes.clip([left, upper, left, upper], [right, lower, right, lower])
@@ -189,12 +177,8 @@ def within(boxes: np.ndarray, frame: tuple[int, int, int, int]) -> tuple[np.ndar
 def under(boxes: np.ndarray, side: tuple[int, int]) -> list[tuple[int, int]]:
     """Rows and columns of the cells of a grid that boxes touch, in row-major order.
 
-    Parameters
-    ----------
-    boxes : int64 array, shape (N, 4)
-        Left, upper, right and lower edge of each, px from the corner of the grid; N >= 1.
-    side : (int, int)
-        Width and height of a cell, px.
+    Boxes, int64 (N, 4), N >= 1, are edges as in `within`, from the grid's corner on; `side` is the
+    width and height of a cell, px.
     """
     first, end = boxes[:, :2] // side, -(-boxes[:, 2:] // side)
     corner = first.min(0)
