@@ -177,15 +177,14 @@ def within(boxes: np.ndarray, frame: tuple[int, int, int, int]) -> tuple[np.ndar
 def under(boxes: np.ndarray, side: tuple[int, int]) -> list[tuple[int, int]]:
     """Rows and columns of the cells of a grid that boxes touch, in row-major order.
 
-    Boxes, int64 (N, 4), N >= 1, are edges as in `within`, from the grid's corner on; `side` is the
-    width and height of a cell, px.
+    Boxes, int64 (N, 4), are edges as in `within`, from the grid's corner on; `side` is the width
+    and height of a cell, px.
     """
-    first, end = boxes[:, :2] // side, -(-boxes[:, 2:] // side)
-    corner = first.min(0)
-    touched = np.zeros((end.max(0) - corner)[::-1], bool)
-    for left, upper, right, lower in np.hstack([first - corner, end - corner]).tolist():
-        touched[upper:lower, left:right] = True
-    return [tuple(place) for place in (np.argwhere(touched) + corner[::-1]).tolist()]
+    cells: set[tuple[int, int]] = set()
+    ends = np.hstack([boxes[:, :2] // side, -(-boxes[:, 2:] // side)])
+    for left, upper, right, lower in ends.tolist():
+        cells.update(product(range(upper, lower), range(left, right)))
+    return sorted(cells)
 
 
 def _neighbours(there: dict[tuple[int, int], bool], whole: range) -> list[list[tuple[int, int]]]:
