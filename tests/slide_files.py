@@ -2,6 +2,7 @@
 
 import io
 import struct
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -132,13 +133,9 @@ class ArraySlide:
     def as_read(self, downsample):
         return downsample
 
-    def tile_edges(self, x, y, width_px, height_px, downsample):
+    def row_edges(self, y, width_px, height_px, downsample):
         step = self.tile_px or 999
-        columns, rows = (
-            np.unique([0, *range(int(-start % step), length, step), length])
-            for start, length in ((x, width_px), (y, height_px))
-        )
-        return columns, rows
+        return np.unique([0, *range(int(-y % step), height_px, step), height_px])
 
     def read(self, x, y, width_px, height_px, downsample, out=None):
         assert downsample == 1.0
@@ -155,9 +152,31 @@ class ArraySlide:
         inside[: shown.shape[0], : shown.shape[1]] = shown
         return found
 
-    def read_parts(self, x, y, columns, rows, needed, downsample, out):
-        for row, col in np.argwhere(needed).tolist():
-            left, upper = columns[col], rows[row]
-            size = columns[col + 1] - left, rows[row + 1] - upper
-            part = out[upper : upper + size[1], left : left + size[0]]
-            self.read(x + left, y + upper, *size, downsample, out=part)
+    def read_under(self, x, y, boxes, downsample, out):
+        """Tile by tile where there are boxes; under a tile that fails, box by box."""
+        failed = {}
+        height, width = out.shape[:2]
+        rows, columns = self.row_edges(y, 0, height, 1), self.row_edges(x, 0, width, 1)
+        for (top, lower), (left, right) in product(pairwise(rows), pairwise(columns)):
+
+            def read(x0, y0, x1, y1, here=(left, top, right, lower)):
+                x0, y0 = max(x0, here[0]), max(y0, here[1])
+                x1, y1 = min(x1, here[2]), min(y1, here[3])
+                size = x1 - x0, y1 - y0
+                return self.read(x + x0, y + y0, *size, downsample, out=out[y0:y1, x0:x1])
+
+            over = [
+                (number, (x0, y0, x1, y1))
+                for number, (x0, y0, x1, y1) in enumerate(boxes.tolist())
+                if x0 < right and left < x1 and y0 < lower and top < y1
+            ]
+            try:
+                if over:
+                    read(left, top, right, lower)
+            except SlideReadError:
+                for number, box in over:
+                    try:
+                        read(*box)
+                    except SlideReadError as error:
+                        failed[number] = str(error)
+        return failed

@@ -88,19 +88,21 @@ def test_the_read_is_placed_by_bounds_and_downsample():
         def as_read(self, downsample):
             return downsample
 
-        def tile_edges(self, x, y, width_px, height_px, downsample):
-            return np.array([0, width_px]), np.array([0, height_px])
+        def row_edges(self, y, width_px, height_px, downsample):
+            return np.array([0, height_px])
 
-        def read_parts(self, *call, out):
+        def read_under(self, *call):
+            *_, out = call
             calls.append(call)
             out[:] = 0
+            return {}
 
     (slab,) = slabs(grid, [1], [2], chunk=4)
     predict_slab(Slide(), grid, slab, mean_red, batch_size=1)
     # Working px (2 * 16 - 8, 1 * 16 - 8) = (24, 8), times 2.5, from (1000, 500).
-    ((x, y, columns, rows, needed, downsample),) = calls
-    assert (x, y, downsample) == (1060.0, 520.0, 2.5)
-    assert columns.tolist() == rows.tolist() == [0, 32] and needed.tolist() == [[True]]
+    ((x, y, boxes, downsample, out),) = calls
+    assert (x, y, downsample, out.shape) == (1060.0, 520.0, 2.5, (32, 32, 3))
+    assert boxes.tolist() == [[0, 0, 32, 32]]
 
 
 def test_batches_are_no_larger_than_asked(pixels, grid):

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import tifffile
 from slide_files import ArraySlide, write_pyramid_tiff
 
 from wsi_pipeline.errors import SlideReadError
@@ -85,7 +86,7 @@ def test_boxes_of_any_size_are_read_downwards(pixels, grid, monkeypatch):
     boxes = np.stack([*rng.integers(-9, 60, (2, 30)), *rng.integers(1, 50, (2, 30))], axis=1)
     white = np.pad(pixels, ((9, 99), (9, 99), (0, 0)), constant_values=255)
     order, yields = [], 0
-    for positions, found in read_boxes(ArraySlide(pixels, tile_px=16), grid, boxes):
+    for positions, found in read_boxes(ArraySlide(pixels, tile_px=16), grid, boxes, {}):
         yields += 1
         order.extend(positions.tolist())
         for (x, y, width, height), box in zip(boxes[positions], found, strict=True):
@@ -218,34 +219,110 @@ def test_patches_of_a_level_of_fractional_downsample_start_at_the_rounded_corner
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("downsample", [1.0, 1.37])
-def test_where_reading_together_fails_patches_start_where_they_did_together(
-    tiled, monkeypatch, downsample
-):
-    def fails(*_):
-        raise SlideReadError("a tile is damaged")
-        yield
-
-    slide = tiled(64)
-    grid, slab = large_slab(slide, downsample)
-    x, y = ((cells * 64 - 32) * downsample for cells in (slab.cols, slab.rows))
-    expected = as_read_singly(slide, grid, (x, y))
-    monkeypatch.setattr("wsi_pipeline.patches.bands.read_boxes", fails)
-    unread = []
-    found = [pixels for _, pixels in readable_patches(slide, grid, slab, unread)]
-    np.testing.assert_array_equal(found, expected)
-    assert unread == []
-
-
 def test_unread_patches_are_told_by_their_corners_in_the_index(tiled, monkeypatch):
-    def fails(*_, **__):
-        raise SlideReadError("a tile is damaged")
-
     slide = tiled(64)
-    monkeypatch.setattr(slide, "read", fails)
+    monkeypatch.setattr(slide, "read_under", lambda *_: {1: "a tile is damaged"})
     grid = PatchGrid(slide.bounds, 0.5, 1.37, patch_px=128, stride_px=64, inner_px=64)
     (slab,) = slabs(grid, [0, 0], [0, 1], chunk=100)
     unread = []
-    assert list(readable_patches(slide, grid, slab, unread)) == []
-    # -32 * 1.37 = -43.84 and 32 * 1.37 = 43.84.
-    assert unread == [(-44, -44, "a tile is damaged"), (44, -44, "a tile is damaged")]
+    assert [position for position, _ in readable_patches(slide, grid, slab, unread)] == [0]
+    # 32 * 1.37 = 43.84 and -32 * 1.37 = -43.84.
+    assert unread == [(44, -44, "a tile is damaged")]
+
+
+def three_on_the_diagonal(slide, downsample, cells):
+    grid = PatchGrid(slide.bounds, 0.5, downsample, patch_px=128, stride_px=64, inner_px=64)
+    (slab,) = slabs(grid, cells, cells, chunk=100)
+    found, _ = patches_of(slide, grid, slab)
+    x = ((np.array(cells) * 64 - 32) * downsample).tolist()
+    return [found[i] for i in range(3)], [read_patch(slide, grid, at, at) for at in x]
+
+
+def test_openslide_is_asked_for_little_more_than_patches_far_apart(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (1280, 1280, 3), np.uint8)
+    path = write_pyramid_tiff(tmp_path / "a.tif", [pixels], tile=64, compression=None)
+    with Slide(path, 0.5) as slide:
+        found, expected = three_on_the_diagonal(slide, 1.0, [0, 9, 18])
+        np.testing.assert_array_equal(found, expected)
+        # From px -32, 544 and 1120 on, each in a cell of its own of 512 px from -32 on; then again
+        # one by one.
+        assert slide.read_px == 2 * (96 * 96 + 128 * 128 + 128 * 128)
+
+
+def test_tiles_between_resampled_patches_are_not_decoded(tiled):
+    slide = tiled(64)
+    slide.backend(0)
+    before = slide.decoded_px
+    found, expected = three_on_the_diagonal(slide, 2.0, [0, 4, 8])
+    np.testing.assert_allclose(np.array(found, int), np.array(expected, int), atol=1)
+    # From level px -64, 448 and 960 on, 256 px wide, and the filter takes 4 more all round: px 0 to
+    # 196 are 4 tiles of 64, 444 to 708 and 956 to 1220 are 6. Then again one by one.
+    assert slide.decoded_px - before == 2 * (4 * 4 + 6 * 6 + 6 * 6) * 64 * 64
+
+
+def destroy_tile(slide, row, col):
+    """Of 20 x 20 tiles of 64 px."""
+    with tifffile.TiffFile(slide.path) as file:
+        page = file.pages[0]
+        start, length = (
+            values[row * 20 + col] for values in (page.dataoffsets, page.databytecounts)
+        )
+    with slide.path.open("r+b") as file:
+        file.seek(start)
+        file.write(bytes(length))
+
+
+@pytest.mark.parametrize("band_px", [1, 1 << 30])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_damaged_tile_costs_the_patches_over_it_and_no_tile_twice(
+    tiled, monkeypatch, threads, band_px
+):
+    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", band_px)
+    slide, unread = tiled(64), []
+    grid, slab = large_slab(slide, 1.0)
+    expected = patches_of(slide, grid, slab)[0]
+    destroy_tile(slide, 3, 9)  # px 576 to 640 across, 192 to 256 down
+    slide.close()
+    assert slide.backend(0) == "tiles"
+    before = slide.decoded_px, slide.read_px
+    with decoding_in(threads):
+        found = {
+            position: np.copy(pixels)
+            for position, pixels in readable_patches(slide, grid, slab, unread)
+        }
+    # Patches begin at 64 n - 32: from 64 * 8 - 32 = 480 (to 608) to 608, cells 8 to 10; 2 to 4.
+    lost = [row * 20 + col for row in (2, 3, 4) for col in (8, 9, 10)]
+    assert sorted(found) == [i for i in range(400) if i not in lost]
+    for position, pixels in found.items():
+        np.testing.assert_array_equal(pixels, expected[position])
+    assert [(x, y) for x, y, _ in unread] == [
+        (x, y) for y in (96, 160, 224) for x in (480, 544, 608)
+    ]
+    assert {reason.split(": ")[1] for *_, reason in unread} == {
+        "the region at level-0 px (576, 192), 64 x 64 px of level 0, cannot be decoded"
+    }
+    assert slide.decoded_px - before[0] == slide.read_px - before[1] == 399 * 64 * 64
+
+
+@pytest.mark.parametrize(("downsample", "by_tiles"), [(1.0, False), (1.37, False), (1.37, True)])
+def test_those_patches_are_lost_that_cannot_be_read_alone(tiled, monkeypatch, downsample, by_tiles):
+    """OpenSlide's requests and resampled blocks are larger than the damage."""
+    slide, unread = tiled(64), []
+    destroy_tile(slide, 3, 9)
+    slide.close()
+    if not by_tiles:
+        monkeypatch.setattr("wsi_pipeline.slides.reader.WORTH_TILES_PX", 10**9)
+    grid, _ = large_slab(slide, downsample)
+    rows, cols = np.indices((6, 8)).reshape(2, -1)
+    (slab,) = slabs(grid, rows, cols + 5, chunk=100)
+    read = readable_patches(slide, grid, slab, unread)
+    found = {position: pixels[::127, ::127].astype(int) for position, pixels in read}
+    for position, (row, col) in enumerate(zip(slab.rows, slab.cols, strict=True)):
+        x, y = ((cell * 64 - 32) * downsample for cell in (col, row))
+        try:
+            alone = read_patch(slide, grid, x, y)
+        except SlideReadError:
+            assert position not in found
+        else:
+            np.testing.assert_allclose(found[position], alone[::127, ::127], atol=1)
+    assert 48 - len(found) == len(unread) > 0

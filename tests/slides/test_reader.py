@@ -246,6 +246,26 @@ def test_other_regions_of_a_damaged_slide_stay_readable(damaged_slide):
             assert np.abs(read - (200, 100, 150)).max() <= 3
 
 
+def test_only_boxes_over_damage_are_lost_of_those_that_openslide_is_asked_for_together(
+    damaged_slide, monkeypatch
+):
+    """In four cells of 200 px, the last with the damage, from px 256 on, and two boxes."""
+    monkeypatch.setattr(reader, "PART_PX", 200)
+    asked = []
+    with Slide(damaged_slide) as slide:
+        paint = slide._paint
+        monkeypatch.setattr(slide, "_paint", lambda *of: asked.append(of[-1]) or paint(*of))
+        boxes = np.array([[0, 0, 300, 130], [100, 100, 384, 384], [200, 0, 384, 256]])
+        out = np.zeros((384, 384, 3), np.uint8)
+        lost = slide.read_under(0, 0, boxes, 1.0, out)
+    assert list(lost) == [1]
+    assert "damaged.tiff: the region at level-0 px (200, 200), 184 x 184" in lost[1]
+    for left, upper, right, lower in boxes[[0, 2]].tolist():
+        assert np.abs(out[upper:lower, left:right].astype(int) - (200, 100, 150)).max() <= 3
+    together, first, second = map(tuple, asked[3:])
+    assert together == first == (200, 200, 384, 384) and second == (200, 200, 384, 256)
+
+
 def test_threads_do_not_take_over_each_others_errors(damaged_slide):
     outcomes = {"good": set(), "bad": set()}
     with Slide(damaged_slide) as slide:

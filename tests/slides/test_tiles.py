@@ -304,7 +304,7 @@ def test_a_damaged_tile_is_an_error_there_alone(tmp_path, picture, damage):
     rewrite(path, 0, 8, damage)
     with Slide(path) as slide:
         assert slide.backend(0) == "tiles"
-        with pytest.raises(SlideReadError, match=r"a\.tif: the region at level-0 px \(120, 60\)"):
+        with pytest.raises(SlideReadError, match=r"a\.tif: the region at level-0 px \(128, 64\)"):
             slide.read(120, 60, 30, 30)
         assert_same(slide, 0, 0, 128, 333, 162)
         assert_same(slide, 0, 192, 0, 141, 290)
@@ -400,28 +400,36 @@ def test_pixels_of_decoded_tiles_are_counted(tmp_path, picture):
 
 @pytest.mark.parametrize("corner", [(-100, -30), (70, 40), (250, 200)])
 @pytest.mark.parametrize(("downsample", "by_tiles"), [(1.0, True), (1.0, False), (1.7, True)])
-def test_the_parts_that_are_needed_are_read_and_no_others(
+def test_what_boxes_hold_is_read_and_no_other_tile(
     tmp_path, monkeypatch, picture, corner, downsample, by_tiles
 ):
     if not by_tiles:
         monkeypatch.setattr(reader, "WORTH_TILES_PX", 10**9)
-        monkeypatch.setattr(reader, "BLOCK_PX", 64)
-    region = (*corner, 200, 150)
+        monkeypatch.setattr(reader, "PART_PX", 50)
+    monkeypatch.setattr(reader, "BLOCK_PX", 130)
+    rng = np.random.default_rng(0)
+    starts, sizes = rng.integers(0, (150, 100), (5, 2)), rng.integers(1, 50, (5, 2))
+    boxes = np.hstack([starts, starts + sizes])
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
-        columns, rows = slide.tile_edges(*region, downsample)
-        needed = np.random.default_rng(0).random((len(rows) - 1, len(columns) - 1)) < 0.5
-        expected, out = slide.read(*region, downsample), np.zeros((150, 200, 3), np.uint8)
+        expected = slide.read(*corner, 200, 150, downsample)
+        out = np.zeros((150, 200, 3), np.uint8)
         before = slide.decoded_px
-        slide.read_parts(*corner, columns, rows, needed, downsample, out)
-        touched = 0
-        for (row, col), wanted in np.ndenumerate(needed):
-            part = np.s_[rows[row] : rows[row + 1], columns[col] : columns[col + 1]]
-            if wanted:
-                np.testing.assert_array_equal(out[part], expected[part])
-            x, y = corner[0] + columns[col], corner[1] + rows[row]
-            touched += wanted and 0 <= x < 333 and 0 <= y < 290
+        assert slide.read_under(*corner, boxes, downsample, out) == {}
+        needed = np.zeros((290, 333), bool)
+        for left, upper, right, lower in boxes.tolist():
+            box = np.s_[upper:lower, left:right]
+            np.testing.assert_allclose(
+                out[box].astype(int), expected[box], atol=int(downsample != 1)
+            )
+            x, y = corner
+            needed[max(upper + y, 0) : max(lower + y, 0), max(left + x, 0) : max(right + x, 0)] = 1
         if by_tiles and downsample == 1:
-            assert 0 < touched < needed.size
+            touched = sum(
+                needed[top : top + 64, left : left + 64].any()
+                for top in range(0, 290, 64)
+                for left in range(0, 333, 64)
+            )
+            assert 0 < touched < 5 * 4
             assert slide.decoded_px - before == touched * 64 * 64
 
 
@@ -435,15 +443,17 @@ def test_a_few_neighbours_are_copied_together():
     assert [place for group in groups for place in group] == list(there)
 
 
-def test_parts_larger_than_tiles_are_read_whole(tmp_path, monkeypatch, picture):
-    """Their edges were asked for before it was worth to find out where the tiles are."""
+def test_boxes_are_read_by_tiles_though_edges_were_asked_for_too_soon(
+    tmp_path, monkeypatch, picture
+):
+    """Before it was worth to find out where the tiles are."""
     monkeypatch.setattr(reader, "WORTH_TILES_PX", 40_000)
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
-        columns, rows = slide.tile_edges(10, 10, 190, 190)
-        assert columns.tolist() == rows.tolist() == [0, 190]
+        assert slide.row_edges(10, 190, 190).tolist() == [0, 190]
         slide.read(0, 0, 200, 200)
+        assert slide.row_edges(10, 190, 190).tolist() == [0, 54, 118, 182, 190]
         before, out = slide.decoded_px, np.zeros((190, 190, 3), np.uint8)
-        slide.read_parts(10, 10, columns, rows, np.array([[True]]), 1.0, out)
+        slide.read_under(10, 10, np.array([[0, 0, 190, 190]]), 1.0, out)
         assert slide.decoded_px - before == 4 * 4 * 64 * 64
         np.testing.assert_array_equal(out, slide.read(10, 10, 190, 190))
 
@@ -491,6 +501,20 @@ def test_a_tile_that_names_another_colour_space_than_the_page_is_openslides(
         assert_same(slide, 0, 128, 64, 64, 64)
         assert slide.decoded_px == 0
         assert_same_everywhere(slide, 0)
+
+
+@pytest.mark.parametrize("decoding", ["1", "2"])
+def test_openslide_is_asked_for_the_tile_that_it_alone_can_read(
+    tmp_path, monkeypatch, picture, decoding
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", decoding)
+    picture = picture[:256, :320]
+    picture[64:128, 128:192] = (200, 120, 160)
+    marked = {7: ADOBE + b"\x00"}  # of 4 x 5 tiles; the third of the second row
+    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture], marked=marked)) as slide:
+        assert slide.backend(0) == "tiles"
+        assert_same(slide, 0, 0, 0, 320, 256)
+        assert (slide.decoded_px, slide.read_px) == (19 * 64 * 64, 20 * 64 * 64)
 
 
 def test_a_tile_that_is_cut_off_does_not_loosen_the_check_of_the_next(picture):

@@ -11,6 +11,7 @@ from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.slides.threads import in_threads
+from wsi_pipeline.slides.tiles import within
 
 BAND_PX = 32 << 20
 """About as many pixels of a slab are in memory at a time, 100 MB."""
@@ -57,12 +58,22 @@ def read_patch(
 def read_patches(
     slide, grid: PatchGrid, slab: Slab
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Read a slab's patches from top to bottom, each pixel under them once: see `read_boxes`."""
-    return read_boxes(slide, grid, _patch_boxes(grid, slab))
+    """Read a slab's patches from top to bottom, each pixel under them once: see `read_boxes`.
+
+    Raises
+    ------
+    SlideReadError
+        While iterating: a part of them cannot be decoded.
+    """
+    lost: dict[int, str] = {}
+    for band in read_boxes(slide, grid, _patch_boxes(grid, slab), lost):
+        if lost:
+            raise SlideReadError(next(iter(lost.values())))
+        yield band
 
 
 def read_boxes(
-    slide, grid: PatchGrid, boxes: np.ndarray
+    slide, grid: PatchGrid, boxes: np.ndarray, lost: dict[int, str]
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Read boxes from top to bottom, each pixel under them once.
 
@@ -76,28 +87,24 @@ def read_boxes(
     grid : PatchGrid
     boxes : int64 array, shape (N, 4)
         x, y, width and height, working px from the corner of the grid's bounds; N >= 1.
+    lost : dict of int to str
+        Gets the positions of the boxes that cannot be decoded, and why.
 
     Yields
     ------
     positions : int64 array
-        Among the boxes; over all yields, in the order of their y.
+        Among the boxes; over all yields, in the order of their y, all that are not lost.
     pixels : list of uint8 arrays, shape (height, width, 3)
         Views of the band: they hold until the next are asked for, the last ones until boxes are
         read anew.
-
-    Raises
-    ------
-    SlideReadError
-        While iterating: a part of them cannot be decoded.
     """
     order = _downwards(boxes)
-    corner = boxes[:, :2].min(0)
-    x, y, right, bottom = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])[order].T
-    x, y, right, bottom = x - corner[0], y - corner[1], right - corner[0], bottom - corner[1]
-    height, width, tallest = int(bottom.max()), int(right.max()), int(boxes[:, 3].max())
+    corner = boxes[order, :2].min(0)
+    edges = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])[order] - np.tile(corner, 2)
+    y, bottom = edges[:, 1], edges[:, 3]
+    (width, height), tallest = edges[:, 2:].max(0).tolist(), int(boxes[:, 3].max())
     left, upper = _level0(grid, corner).tolist()
-    columns, rows = slide.tile_edges(left, upper, width, height, grid.downsample)
-    needed = _parts_under(x, y, right, bottom, columns, rows)
+    rows = slide.row_edges(upper, width, height, grid.downsample)
     px = slide.as_read(grid.downsample)
     least = tallest + int(np.diff(rows).max())  # so that it can end on an edge
     band_rows = min(height, max(BAND_PX // width, least))
@@ -107,18 +114,20 @@ def read_boxes(
         while first < len(y):
             down, top = int(y[first]) - top, int(y[first])
             if top < end:
-                _, kept = _between(rows, needed, top, end)
-                _move_up(band, down, end - top, columns, kept.any(0))
+                _, kept = within(edges[first:], (0, top, width, end))
+                _move_up(band, down, end - top, kept)
             lowest = min(top + tallest, height)
             start, end = max(top, end), _last(rows, lowest, top + len(band))
             if start < end:
-                lines, new = _between(rows, needed, start, end)
-                at = left, upper + start * px
-                slide.read_parts(*at, columns, lines, new, px, out=band[start - top : end - top])
-            held = slice(first, int(np.searchsorted(reached, end, side="right")))
-            parts = np.stack([y - top, bottom - top, x, right], axis=1)[held].tolist()
-            yield order[held], [band[a:b, c:d] for a, b, c, d in parts]
-            first = held.stop
+                met, parts = within(edges, (0, start, width, end))
+                at, out = (left, upper + start * px), band[start - top : end - top]
+                failed = slide.read_under(*at, parts - np.array([0, start, 0, start]), px, out)
+                lost.update((int(order[met[box]]), why) for box, why in failed.items())
+            stop = int(np.searchsorted(reached, end, side="right"))
+            whole = [number for number in range(first, stop) if int(order[number]) not in lost]
+            views = (edges[whole] - np.array([0, top, 0, top])).tolist()
+            yield order[whole], [band[b:d, a:c] for a, b, c, d in views]
+            first = stop
 
 
 def readable_patches(
@@ -141,7 +150,7 @@ def readable_patches(
 def readable_boxes(
     slide, grid: PatchGrid, boxes: np.ndarray, unread: list[UnreadPatch], *, singly: bool = False
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Read boxes, each pixel once; where that fails, those left one by one.
+    """Read boxes, each pixel once; those over what cannot be decoded are left out.
 
     Parameters
     ----------
@@ -161,22 +170,23 @@ def readable_boxes(
     pixels : uint8 array, shape (height, width, 3)
         Holds until the next is asked for.
     """
-    exact = _level0(grid, boxes[:, :2])
-    rounded = np.round(exact).astype(np.int64)
-    done = 0
-    if not singly:
+    origins = np.round(_level0(grid, boxes[:, :2])).astype(np.int64).tolist()
+    lost: dict[int, str] = {}
+    if singly:
+        yield from _one_by_one(slide, grid, boxes, origins, lost)
+    else:
+        for positions, pixels in read_boxes(slide, grid, boxes, lost):
+            yield from zip(positions.tolist(), pixels, strict=True)
+    unread.extend(UnreadPatch(*origins[position], why) for position, why in sorted(lost.items()))
+
+
+def _one_by_one(slide, grid, boxes, origins, lost) -> Iterator[tuple[int, np.ndarray]]:
+    for position in _downwards(boxes).tolist():
+        size = boxes[position, 2:].tolist()
         try:
-            for positions, pixels in read_boxes(slide, grid, boxes):
-                yield from zip(positions.tolist(), pixels, strict=True)
-                done += len(positions)
-        except SlideReadError:
-            pass  # one by one, only those over the damaged tiles are lost
-    corners, sizes = (rounded if singly else exact).tolist(), boxes[:, 2:].tolist()
-    for position in _downwards(boxes)[done:].tolist():
-        try:
-            pixels = slide.read(*corners[position], *sizes[position], grid.downsample)
+            pixels = slide.read(*origins[position], *size, grid.downsample)
         except SlideReadError as error:
-            unread.append(UnreadPatch(*rounded[position].tolist(), str(error)))
+            lost[position] = str(error)
         else:
             yield position, pixels
 
@@ -216,45 +226,21 @@ def _memory(*shape: int) -> Iterator[np.ndarray]:
         _SPARE[:] = [memory]
 
 
-def _parts_under(x, y, right, bottom, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Which parts lie under a box: bool, one for each pair of row and column."""
-    corners = np.zeros((len(rows), len(columns)), np.int64)
-    first_row, first_col = (
-        np.searchsorted(*p, side="right") - 1 for p in ((rows, y), (columns, x))
-    )
-    end_row, end_col = np.searchsorted(rows, bottom), np.searchsorted(columns, right)
-    for row, col, count in (
-        (first_row, first_col, 1),
-        (first_row, end_col, -1),
-        (end_row, first_col, -1),
-        (end_row, end_col, 1),
-    ):
-        np.add.at(corners, (row, col), count)
-    return corners.cumsum(0).cumsum(1)[:-1, :-1] > 0
-
-
 def _last(edges: np.ndarray, lowest: int, highest: int) -> int:
     """The last edge from `lowest` to `highest`; the former if there is none."""
     return max(int(edges[np.searchsorted(edges, highest, side="right") - 1]), lowest)
 
 
-def _between(
-    rows: np.ndarray, needed: np.ndarray, start: int, end: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of the parts between two px rows, from `start` on, and which of them are needed."""
-    first, stop = np.searchsorted(rows, start, side="right") - 1, np.searchsorted(rows, end)
-    return rows[first : stop + 1].clip(start, end) - start, needed[first:stop]
-
-
-def _move_up(
-    band: np.ndarray, down: int, height: int, columns: np.ndarray, needed: np.ndarray
-) -> None:
-    """Move `height` rows of the band from `down` to its top, in the columns that are needed."""
+def _move_up(band: np.ndarray, down: int, height: int, boxes: np.ndarray) -> None:
+    """Move `height` rows of the band from `down` to its top, in the columns under boxes."""
 
     def move(part: slice) -> None:
         band[:height, part] = band[down : down + height, part]
 
-    ends = columns[np.flatnonzero(np.diff(needed, prepend=False, append=False))]
+    under = np.zeros(band.shape[1], bool)
+    for left, _, right, _ in boxes.tolist():
+        under[left:right] = True
+    ends = np.flatnonzero(np.diff(under, prepend=False, append=False))
     in_threads(
         move,
         [

@@ -4,6 +4,7 @@ import math
 import os
 import threading
 from functools import lru_cache, partial
+from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from wsi_pipeline.errors import SlideError, SlideReadError
 from wsi_pipeline.slides.openslide_file import level0_mpp, open_file, scanned_bounds
-from wsi_pipeline.slides.tiles import WHITE, TiledLevel, TileError, difference, tiled_levels
+from wsi_pipeline.slides.tiles import WHITE, TiledLevel, difference, tiled_levels, under, within
 
 # Training draws from hundreds of slides in turn, and opening one takes milliseconds.
 OPEN_SLIDES = 64
@@ -21,6 +22,8 @@ OPEN_SLIDES = 64
 # pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
 # reduced.
 BLOCK_PX = 4096
+# The same where several boxes are read together: the smaller, the less of what lies between them.
+PART_PX = 512
 # What `difference` found, by a file's state and the level: the same slides are opened time and
 # again, and comparing takes longer than opening. A short text for each level ever read.
 _DIFFERENCES: dict[tuple, str] = {}
@@ -194,58 +197,47 @@ class Slide:
             If OpenSlide fails twice, the second time with a new handle: after its first error a
             handle refuses everything. Other regions can still be read.
         """
-        level, scale = self.level_for(downsample)
-        left, top = x / self.level_downsamples[level], y / self.level_downsamples[level]
-        if scale == 1:
-            left, top = _nearest(left), _nearest(top)
         shape = (height_px, width_px, 3)
         pixels = np.empty(shape, np.uint8) if out is None else out
         if pixels.shape != shape or pixels.dtype != np.uint8:
             raise ValueError(f"out is {pixels.dtype} {pixels.shape}: it must be uint8 {shape}")
-        if scale == 1 and self._decode(level, left, top, pixels):
-            return pixels
-        step = max(1, int(BLOCK_PX / scale))
-        for row in range(0, height_px, step):
-            for col in range(0, width_px, step):
-                block = pixels[row : row + step, col : col + step]
-                corner = left + col * scale, top + row * scale
-                if scale == 1:
-                    self._paint(block, level, *corner)
-                else:
-                    self._resample(block, level, *corner, scale)
+        whole = np.array([[0, 0, width_px, height_px]])
+        if lost := self.read_under(x, y, whole, downsample, pixels):
+            raise SlideReadError(lost[0])
         return pixels
 
-    def read_parts(
-        self, x: float, y: float, columns: np.ndarray, rows: np.ndarray, needed: np.ndarray,
-        downsample: float, out: np.ndarray,
-    ) -> None:  # fmt: skip
-        """Read those parts of a region that are needed, together.
+    def read_under(
+        self, x: float, y: float, boxes: np.ndarray, downsample: float, out: np.ndarray
+    ) -> dict[int, str]:
+        """Read what boxes hold of a region, together.
+
+        Tiles that lie under none are not decoded, nor is OpenSlide asked for much between them.
 
         Parameters
         ----------
         x, y, downsample
             As for `read`.
-        columns, rows : int64 arrays
-            The edges of its parts, from 0 to its width and height: those of `tile_edges`, so that
-            no tile is decoded for a part that is not needed.
-        needed : bool array, shape (len(rows) - 1, len(columns) - 1)
+        boxes : int64 array, shape (N, 4)
+            Left, upper, right and lower edge of each, px from the corner of the region and in it.
         out : uint8 array, shape (height_px, width_px, 3)
-            The needed parts are filled; what the others hold afterwards is not defined.
+            The region. What lies under no box afterwards is not defined.
 
-        Raises
-        ------
-        SlideReadError
-            As `read`.
+        Returns
+        -------
+        dict of int to str
+            Positions of the boxes that cannot be had whole, and why; all others are filled.
         """
         level, scale = self.level_for(downsample)
+        left, top = x / self.level_downsamples[level], y / self.level_downsamples[level]
         if scale == 1:
-            left, top = (_nearest(start / self.level_downsamples[level]) for start in (x, y))
-            if self._decode(level, left, top, out, (columns + left, rows + top, needed)):
-                return
-        for row, col in np.argwhere(needed).tolist():
-            part = out[rows[row] : rows[row + 1], columns[col] : columns[col + 1]]
-            corner = x + columns[col] * downsample, y + rows[row] * downsample
-            self.read(*corner, *part.shape[1::-1], downsample, out=part)
+            return self._fill(out, boxes, level, _nearest(left), _nearest(top))
+        lost, step = {}, _block_px(scale)
+        for row, col in product(range(0, out.shape[0], step), range(0, out.shape[1], step)):
+            held, parts = within(boxes, (col, row, col + step, row + step))
+            if len(held):
+                found = self._resample(out, parts, level, left, top, scale)
+                lost |= {int(held[part]): reason for part, reason in found.items()}
+        return lost
 
     def thumbnail(self, max_px: int) -> tuple[np.ndarray, float]:
         """Read the bounds area, its longer side `max_px` or less.
@@ -261,39 +253,29 @@ class Slide:
         height_px = max(1, round(self.bounds.height / downsample))
         return self.read(self.bounds.x, self.bounds.y, width_px, height_px, downsample), downsample
 
-    def tile_edges(
-        self, x: float, y: float, width_px: int, height_px: int, downsample: float = 1.0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Where a region can be cut so that reading its parts decodes no tile twice.
+    def row_edges(
+        self, y: float, width_px: int, height_px: int, downsample: float = 1.0
+    ) -> np.ndarray:
+        """Where a region can be cut across so that reading its parts decodes no tile twice.
 
         Parameters
         ----------
-        x, y, width_px, height_px, downsample
+        y, width_px, height_px, downsample
             As for `read`.
 
         Returns
         -------
-        columns, rows : int64 arrays
-            From 0 to `width_px` and to `height_px`, ascending, each end included: the edges of the
-            slide's tiles. Where OpenSlide reads or pixels are resampled, which takes some pixels
-            beyond a part's edges, they are those of large equal parts.
+        int64 array
+            From 0 to `height_px`, ascending, each end included: the edges of the slide's tiles, or
+            of what OpenSlide is asked for at once. Where pixels are resampled, which takes some
+            beyond a part's edges, the parts are large.
         """
         level, scale = self.level_for(downsample)
-        tiles = self._tiles(level) if scale == 1 and self._is_worth(width_px * height_px) else None
-        if not isinstance(tiles, TiledLevel):
-            largest = max(1, int(BLOCK_PX / scale) - 1)  # so that `read` does not cut them again
-            parts = [math.ceil(length / largest) for length in (width_px, height_px)]
-            columns, rows = (
-                np.linspace(0, length, count + 1).astype(np.int64)
-                for length, count in zip((width_px, height_px), parts, strict=True)
-            )
-            return columns, rows
-        stored = self.level_downsamples[level]
-        columns, rows = (
-            np.unique([0, *range(-_nearest(start / stored) % step, length, step), length])
-            for start, step, length in zip((x, y), tiles.tile, (width_px, height_px), strict=True)
-        )
-        return columns, rows
+        first, step = 0, PART_PX if scale == 1 else _block_px(scale)
+        if scale == 1 and (tiles := self._tiles_for(level, width_px * height_px)):
+            step = tiles.tile[1]
+            first = -_nearest(y / self.level_downsamples[level]) % step
+        return np.unique([0, *range(first, height_px, step), height_px])
 
     def as_read(self, downsample: float) -> float:
         """The exact downsample of what `read` gives: a level's, where it is read as stored.
@@ -315,28 +297,68 @@ class Slide:
         scale = downsample / self.level_downsamples[level]
         return level, 1 if abs(scale - 1) < SAME_DOWNSAMPLE else scale
 
-    def _resample(self, block, level, left, top, scale):
-        """Fill a block from its corner in level px on, `scale` of them to a px of it."""
-        height, width = block.shape[:2]
+    def _resample(self, pixels, boxes, level, left, top, scale) -> dict[int, str]:
+        """Fill boxes of an array whose corner is in level px, `scale` to a px: see `read_under`."""
         # The triangle filter reaches one pixel, of the coarser grid, beyond a pixel's centre.
         margin = 2 * max(1, scale)
-        x0, y0 = math.floor(left - margin), math.floor(top - margin)
-        right, bottom = left + width * scale, top + height * scale
-        shape = (math.ceil(bottom + margin) - y0, math.ceil(right + margin) - x0, 3)
-        source = np.empty(shape, np.uint8)
-        if not self._decode(level, x0, y0, source):
-            self._paint(source, level, x0, y0)
-        box = (left - x0, top - y0, right - x0, bottom - y0)
-        resampled = Image.fromarray(source).resize((width, height), Image.Resampling.BILINEAR, box)
-        block[:] = resampled
+        col, row, end_col, end_row = around = _around(boxes)
+        edges = np.vstack([around, boxes]) * scale + np.array([left, top, left, top])
+        sources = np.hstack([np.floor(edges[:, :2] - margin), np.ceil(edges[:, 2:] + margin)])
+        x0, y0, right, bottom = sources[0].astype(int).tolist()
+        source, shift = np.empty((bottom - y0, right - x0, 3), np.uint8), np.array([x0, y0, x0, y0])
+        lost = self._fill(source, sources[1:].astype(np.int64) - shift, level, x0, y0)
+        box = tuple((edges[0] - shift).tolist())
+        size = end_col - col, end_row - row
+        resampled = Image.fromarray(source).resize(size, Image.Resampling.BILINEAR, box)
+        pixels[row:end_row, col:end_col] = resampled
+        return lost
 
-    def _paint(self, pixels, level, x0, y0):
-        """Fill an array with OpenSlide's level px from (x0, y0) on, white outside the level."""
+    def _fill(self, pixels, boxes, level, x0, y0) -> dict[int, str]:
+        """Fill boxes of an array with level px from (x0, y0) on: see `read_under`.
+
+        OpenSlide is asked for the tiles that cannot be decoded; of a level without, for the cells
+        of a grid from the array's corner on. Of each it is asked for the box around all that is
+        wanted, and, since the damage may lie between, for one by one if that fails.
+        """
         inside, x, y = self._inside(level, x0, y0, pixels)
-        inside[:] = self._over_white(level, x, y, *inside.shape[1::-1])
-        painted_px = inside.shape[0] * inside.shape[1]
-        self._counts.painted_px += painted_px
-        self._saw(painted_px)
+        height, width = inside.shape[:2]
+        shift = np.array([x0, y0, x0, y0])
+        held, parts = within(boxes + shift, (x, y, x + width, y + height))
+        if not len(held):
+            return {}
+        if tiles := self._tiles_for(level, width * height):
+            corner, side = np.array([0, 0]), tiles.tile
+            decoded_px, cells = tiles.read(x, y, inside, under(parts, side))
+            self._counts.decoded_px += decoded_px
+            self._saw(width * height)
+        else:
+            corner, side = shift[:2], 2 * (BLOCK_PX if len(held) == 1 else PART_PX,)
+            cells = under(parts - shift, side)
+        lost = {}
+        for row, col in sorted(cells):
+            start = corner + np.multiply((col, row), side)
+            over, wanted = within(parts, (*start, *(start + side)))
+            if not len(over) or not (reason := self._paint(inside, level, x, y, _around(wanted))):
+                continue
+            final = tiles or len(over) == 1  # a tile is decoded whole or not at all
+            for at, box in zip(over.tolist(), wanted.tolist(), strict=True):
+                if why := reason if final else self._paint(inside, level, x, y, box):
+                    lost[int(held[at])] = why
+                    parts[at] = 0  # no more of it is wanted
+        return lost
+
+    def _paint(self, pixels, level, x0, y0, box) -> str:
+        """Fill a box of an array, both in level px, with OpenSlide's; why it cannot, or nothing."""
+        left, upper, right, lower = box
+        width, height = right - left, lower - upper
+        try:
+            found = self._over_white(level, left, upper, width, height)
+        except SlideReadError as error:
+            return str(error)
+        pixels[upper - y0 : lower - y0, left - x0 : right - x0] = found
+        self._counts.painted_px += width * height
+        self._saw(width * height)
+        return ""
 
     def _inside(self, level, x0, y0, pixels) -> tuple[np.ndarray, int, int]:
         """The part of an array inside the level, and its corner, level px; the rest gets white."""
@@ -350,33 +372,17 @@ class Slide:
             outside[:] = WHITE
         return pixels[lines, columns], x, y
 
-    def _decode(self, level, x0, y0, pixels, parts=None) -> bool:
-        """Fill an array from tiles, or tell that OpenSlide has to, whatever is in it now.
-
-        Of `parts` only the needed ones: the edges of all, level px, and which are (`under`).
-        """
-        inside, x, y = self._inside(level, x0, y0, pixels)
-        asked_px = inside.shape[0] * inside.shape[1]
-        if not asked_px or not self._is_worth(asked_px):
-            return False
-        tiles = self._tiles(level)
-        if not isinstance(tiles, TiledLevel) or asked_px < LEAST_OF_TILE * prod(tiles.tile):
-            return False
-        places = None if parts is None else tiles.under(*parts)
-        try:
-            self._counts.decoded_px += tiles.read(x, y, inside, places)
-        except TileError:
-            return False
-        self._saw(asked_px)
-        return True
-
     def _saw(self, px: int) -> None:
         with self._lock:
             self._seen_px += px
 
-    def _is_worth(self, more_px: int) -> bool:
-        """Whether enough is read of this slide, with these, to find out where its tiles are."""
-        return self._seen_px + more_px >= WORTH_TILES_PX
+    def _tiles_for(self, level, px) -> TiledLevel | None:
+        """The tiles of a level, if so many px of it are worth finding out and using them."""
+        if self._seen_px + px < WORTH_TILES_PX:
+            return None
+        tiles = self._tiles(level)
+        used = isinstance(tiles, TiledLevel) and px >= LEAST_OF_TILE * prod(tiles.tile)
+        return tiles if used else None
 
     def _tiles(self, level) -> TiledLevel | str:
         """The tiles of a level once they have proved equal to OpenSlide, or why it reads them."""
@@ -446,6 +452,16 @@ def cached_slide(path, mpp: float | None = None) -> Slide:
 @lru_cache(maxsize=OPEN_SLIDES)
 def _cached(path, mpp, _mtime_ns, _size) -> Slide:
     return Slide(path, mpp)
+
+
+def _block_px(scale: float) -> int:
+    """Side of the largest block of a result that has `scale` level px for each of its px."""
+    return max(1, int(BLOCK_PX / scale))
+
+
+def _around(boxes: np.ndarray) -> tuple[int, int, int, int]:
+    """Edges of the box around boxes."""
+    return (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
 
 
 def _nearest(position: float) -> int:

@@ -100,68 +100,36 @@ class TiledLevel:
     decode: Decode
 
     def read(
-        self, x: int, y: int, pixels: np.ndarray, places: Iterable[tuple[int, int]] | None = None
-    ) -> int:
-        """Decode a region that lies inside the level, each of its tiles once.
+        self, x: int, y: int, pixels: np.ndarray, places: Iterable[tuple[int, int]]
+    ) -> tuple[int, dict[tuple[int, int], str]]:
+        """Decode tiles of a region that lies inside the level, each once.
 
         Parameters
         ----------
         x, y : int
             Upper left corner, level px.
         pixels : uint8 array, shape (h, w, 3)
-            Filled with the region's RGB, a view of a larger array if you like; white where the
-            file leaves tiles out.
-        places : iterable of (int, int), optional
-            Rows and columns of the tiles to decode, of those that the region touches: all of them
-            unless given. What lies in others stays as it is.
+            What it shows of the tiles is filled with their RGB, a view of a larger array if you
+            like; white where the file leaves tiles out. What lies in others stays as it is.
+        places : iterable of (int, int)
+            Rows and columns of the tiles, all of which the region touches: see `under`.
 
         Returns
         -------
-        int
-            Pixels that were decoded: those of the tiles, less the ones that the file leaves out.
-
-        Raises
-        ------
-        TileError
-            If a tile cannot be decoded without so much as a warning. Any part of `pixels` may then
-            be filled.
+        decoded_px : int
+            Pixels of the tiles that were decoded, whole ones.
+        failed : dict of (int, int) to str
+            Tiles that cannot be decoded without so much as a warning, and why; what is in their
+            place is not defined.
         """
-        (height, width), (tile_width, tile_height) = pixels.shape[:2], self.tile
-        if places is None:
-            rows = range(y // tile_height, (y + height - 1) // tile_height + 1)
-            cols = range(x // tile_width, (x + width - 1) // tile_width + 1)
-            places = product(rows, cols)
-        whole = range(-(-x // tile_width), (x + width) // tile_width)
+        tile_width, tile_height = self.tile
+        whole = range(-(-x // tile_width), (x + pixels.shape[1]) // tile_width)
         there = {place: bool(self.byte_counts[place]) for place in places}
-        in_threads(partial(self._fill, pixels, x, y), _neighbours(there, whole))
-        return sum(there.values()) * tile_width * tile_height
+        failed: dict[tuple[int, int], str] = {}
+        in_threads(partial(self._fill, pixels, x, y, failed), _neighbours(there, whole))
+        return (sum(there.values()) - len(failed)) * tile_width * tile_height, failed
 
-    def under(self, columns: np.ndarray, rows: np.ndarray, needed: np.ndarray) -> list[tuple]:
-        """Rows and columns of the level's tiles that hold a needed part of a region.
-
-        Parameters
-        ----------
-        columns, rows : int64 arrays
-            The edges of its parts, level px, ascending; some may lie outside the level.
-        needed : bool array, shape (len(rows) - 1, len(columns) - 1)
-
-        Returns
-        -------
-        list of (int, int)
-        """
-        held, first = [], []
-        for edges, side, count in zip(
-            (rows, columns), self.tile[::-1], self.byte_counts.shape, strict=True
-        ):
-            ends = np.clip([edges[0] // side, (edges[-1] - 1) // side + 1], 0, count)
-            start = side * np.arange(*ends)[:, None]
-            held.append((start < edges[1:]) & (edges[:-1] < start + side))
-            first.append(ends[0])
-        return [
-            tuple(place) for place in (np.argwhere(held[0] @ needed @ held[1].T) + first).tolist()
-        ]
-
-    def _fill(self, pixels: np.ndarray, x: int, y: int, places: list[tuple[int, int]]) -> None:
+    def _fill(self, pixels, x: int, y: int, failed: dict, places: list[tuple[int, int]]) -> None:
         """Fill what a region shows of neighbouring tiles."""
         (height, width), (tile_width, tile_height) = pixels.shape[:2], self.tile
         top, left = places[0][0] * tile_height - y, places[0][1] * tile_width - x
@@ -172,14 +140,14 @@ class TiledLevel:
             if not self.byte_counts[places[0]]:
                 shown[:] = WHITE
                 return
-            (stored,) = self._decoded(places)
+            (stored,) = self._decoded(places, failed)
             shown[:] = stored[lines, max(-left, 0) : width - left]
             return
         shown = shown[:, left : left + len(places) * tile_width]
         beside = shown.reshape(len(shown), len(places), tile_width, 3)  # a view: an axis is split
-        beside[:] = self._decoded(places)[:, lines].swapaxes(0, 1)
+        beside[:] = self._decoded(places, failed)[:, lines].swapaxes(0, 1)
 
-    def _decoded(self, places: list[tuple[int, int]]) -> np.ndarray:
+    def _decoded(self, places: list[tuple[int, int]], failed: dict) -> np.ndarray:
         """Pixels of some tiles, uint8 (N, h, w, 3), in memory that this thread uses again."""
         shape = (NEIGHBOURS, *self.tile[::-1], 3)
         if getattr(_OWN, "memory", np.empty(0)).shape != shape:
@@ -188,11 +156,35 @@ class TiledLevel:
             try:
                 data = self.file.read(self.offsets[place], self.byte_counts[place])
                 stored = self.decode(data, memory)
+                if stored.shape != memory.shape or stored.dtype != np.uint8:
+                    raise TileError(f"it is {stored.shape}, {stored.dtype}")
             except Exception as error:  # whatever decoders raise; OpenSlide has the last word
-                raise TileError(f"tile {place}: {error}") from error
-            if stored.shape != memory.shape or stored.dtype != np.uint8:
-                raise TileError(f"tile {place} is {stored.shape}, {stored.dtype}")
+                failed[place] = str(error)
         return _OWN.memory[: len(places)]
+
+
+def within(boxes: np.ndarray, frame: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the boxes that have px in a frame, and their parts of it, int64 (M, 4).
+
+    Boxes, int64 (N, 4), and the frame are left, upper, right and lower edges, px from one corner.
+    """
+    left, upper, right, lower = frame
+    clipped = boxes.clip([left, upper, left, upper], [right, lower, right, lower])
+    held = np.flatnonzero((clipped[:, :2] < clipped[:, 2:]).all(1))
+    return held, clipped[held]
+
+
+def under(boxes: np.ndarray, side: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows and columns of the cells of a grid that boxes touch, in row-major order.
+
+    Boxes, int64 (N, 4), are edges as in `within`, from the grid's corner on; `side` is the width
+    and height of a cell, px.
+    """
+    cells: set[tuple[int, int]] = set()
+    ends = np.hstack([boxes[:, :2] // side, -(-boxes[:, 2:] // side)])
+    for left, upper, right, lower in ends.tolist():
+        cells.update(product(range(upper, lower), range(left, right)))
+    return sorted(cells)
 
 
 def _neighbours(there: dict[tuple[int, int], bool], whole: range) -> list[list[tuple[int, int]]]:
@@ -270,19 +262,15 @@ def difference(level: TiledLevel, reference: Callable[[int, int, int, int], np.n
             for side, whole, start in zip(level.tile, level.size, (x, y), strict=True)
         )
         decoded = np.empty((height, width, 3), np.uint8)
-        failure = None
-        try:
-            level.read(x, y, decoded)
-        except TileError as error:
-            failure = error
+        _, failed = level.read(x, y, decoded, [(row, col)])
         try:
             expected = reference(x, y, width, height)
         except SlideReadError:
-            if failure is None:
+            if not failed:
                 return f"the tile at level px ({x}, {y}) can be decoded, by OpenSlide it cannot"
             continue
-        if failure is not None:
-            return f"the tile at level px ({x}, {y}) cannot be decoded: {failure}"
+        if failed:
+            return f"the tile at level px ({x}, {y}) cannot be decoded: {failed[row, col]}"
         if not np.array_equal(decoded, expected):
             largest = np.abs(decoded.astype(int) - expected).max()
             return f"the tile at level px ({x}, {y}) differs from OpenSlide's by up to {largest}"
