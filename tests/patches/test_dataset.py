@@ -416,6 +416,13 @@ def test_a_batch_of_which_nothing_can_be_decoded_is_empty(dataset, torn, workers
     assert_same(joined(found), [part[readable] for part in joined(whole)])
 
 
+def test_the_lost_patches_of_a_validation_set_count_once(torn):
+    lost = replace(torn, slides=[torn.slides[0]] * 3)
+    loader = PatchLoader(lost, batch_size=9)
+    for _ in range(3):  # 72 each time
+        assert len(list(loader.batches(0, 8))) == 8
+
+
 def test_reading_stops_when_a_hundred_patches_in_a_row_cannot_be_decoded(torn):
     lost = replace(torn, slides=[torn.slides[0]] * 3)
     loader = PatchLoader(lost, batch_size=9)

@@ -154,6 +154,7 @@ class PatchLoader:
             If a slide cannot be opened.
         SlideReadError
             If `MOST_UNREAD` patches or more, of whole shares one after another, cannot be decoded.
+            An iteration from step 0 on starts to count anew.
         RunError
             If a cache lacks a patch or is damaged, or a loader process was killed.
         RuntimeError
@@ -164,6 +165,8 @@ class PatchLoader:
         if self._open:  # they would share the processes, and so each other's batches
             raise RuntimeError("another iteration over this PatchLoader's batches is open")
         self._open = True
+        if not first_step:  # a validation set starts over: its draws count once
+            self._unread_in_a_row = 0
         try:
             self._draws.steps = range(first_step, first_step + steps)
             with closing(self._batches()) as made, closing(self._ahead(made)) as ready:
