@@ -208,7 +208,7 @@ def _train(batches: Callable, *, validation: Batch, steps: int) -> _Run:
             start_model("vgg16", "none"), train_batches=of_epoch, prepare=_prepare,
             validation_batches=of_validation, folder=out, fingerprint="",
             steps_per_epoch=steps, max_epochs=2, device="cuda" if GPU else "cpu",
-            save_best=lambda module, row: None,
+            save_best=lambda *_: None,
         )  # fmt: skip
     return _Run(history["images_per_second"].iloc[1], busy_share(samples, asked[1], trained[1]))
 

@@ -48,7 +48,7 @@ from wsi_pipeline.slides.annotations import read_annotation
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import phantom, tile
 from wsi_pipeline.stages.run_directory import index_path, tiled_slides
-from wsi_pipeline.training.loop import best_epoch, fit
+from wsi_pipeline.training.loop import best_epoch, best_folder, fit
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHOWN = 3
@@ -250,7 +250,7 @@ def train(name: str, data: Data, folder: Path, config: ComparisonConfig) -> pd.D
             ),
             steps_per_epoch=steps,
             seed=config.seed,
-            save_best=lambda module, row: save_model(folder / "best", module, card),
+            save_best=lambda best, module, row: save_model(best, module, card),
             device=DEVICE,
             on_progress=lambda now: update((now["epoch"] - 1) * steps + now["step"]),
             **settings.model_dump(
@@ -279,9 +279,10 @@ def _batch(images: Images, chosen: np.ndarray, numbers: np.ndarray | None = None
 
 
 def figures(folder: Path, history: pd.DataFrame, data: Data, best_by: str) -> dict:
-    """What the best epoch of a model reached, and what it reaches on the test images."""
+    """What the best epoch of a training reached, and what it reaches on the test images."""
     best = best_epoch(history, best_by)
-    p, labels = _probabilities(folder, data["test"].pixels), data["test"].labels
+    weights = best_folder(folder, history, best_by)
+    p, labels = _probabilities(weights, data["test"].pixels), data["test"].labels
     return {
         "best_epoch": int(best["epoch"]),
         "epochs": len(history),
@@ -297,7 +298,7 @@ def figures(folder: Path, history: pd.DataFrame, data: Data, best_by: str) -> di
 
 
 def _probabilities(folder: Path, pixels: np.ndarray) -> np.ndarray:
-    module, card = load_model(folder / "best")
+    module, card = load_model(folder)
     mixed = use_mixed_precision(DEVICE, None)
     predict = predictor(module, **card.normalisation, device=DEVICE, mixed_precision=mixed)
     return np.concatenate([predict(part) for part in np.array_split(pixels, -(-len(pixels) // 16))])
@@ -309,7 +310,7 @@ def heatmaps(folder: Path, pixels: np.ndarray) -> list[np.ndarray]:
     PatchNet: Q of the patch centred at each pixel. CAM and Grad-CAM have no such scale: as is
     usual, each image's map is stretched from its least to its greatest value.
     """
-    module, card = load_model(folder / "best", DEVICE)
+    module, card = load_model(folder, DEVICE)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(DEVICE)
     prepared = normalise(images, **card.normalisation)
     if card.architecture == "patchnet":
@@ -363,16 +364,17 @@ def picture(data: Data, maps: Callable, config: ComparisonConfig, path: Path) ->
 
 def compare(name: str, data: Data, config: ComparisonConfig) -> pd.DataFrame:
     """Train every model on one set of images; a row for each."""
-    rows = []
+    rows, best = [], {}
     for model, settings in config.models.items():
         folder = config.out / name / model
         history = train(model, data, folder, config)
+        best[model] = best_folder(folder, history, settings.best_by)
         rows.append(
             {"images": name, "model": model, **figures(folder, history, data, settings.best_by)}
         )
 
     def maps(model: str, pixels: np.ndarray) -> list[np.ndarray]:
-        return heatmaps(config.out / name / model, pixels)
+        return heatmaps(best[model], pixels)
 
     picture(data, maps, config, config.out / f"heatmaps_{name}.png")
     if data["test"].masks is not None:

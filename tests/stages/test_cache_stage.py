@@ -366,6 +366,15 @@ def test_what_could_not_be_decoded_before_an_interruption_is_told_after_it(
     assert weights(damaged) == weights(other)
 
 
+def test_a_shorter_training_lists_only_what_it_drew(damaged, tmp_path, one_thread_client):
+    other = shutil.copytree(damaged, tmp_path / "other")
+    for run, epochs in ((other, 1), (damaged, 2)):
+        train.run(settings(run, epoch_examples=40, max_epochs=epochs), one_thread_client)
+    of_two = failures_of_training(damaged)
+    train.run(settings(damaged, epoch_examples=40, max_epochs=1), one_thread_client)
+    assert failures_of_training(damaged) == failures_of_training(other) < of_two
+
+
 def test_the_card_of_a_longer_training_has_its_settings_and_the_best_epoch(run, one_thread_client):
     for slide in DOWNSAMPLES:
         write_index(index_of(slide, 1.0), index_path(run, slide))
@@ -373,7 +382,7 @@ def test_the_card_of_a_longer_training_has_its_settings_and_the_best_epoch(run, 
         longer = settings(run, max_epochs=epochs, learning_rate=1e-30)  # epoch 1 stays the best
         assert train.run(longer, one_thread_client).failed == 0
     folder = model_folder(run, longer.train.name)
-    assert read_card(folder / "best").training["settings"]["max_epochs"] == 1
+    assert read_card(folder / "best" / "1").training["settings"]["max_epochs"] == 1
     _, card = load_model(folder)
     assert card.training["settings"]["max_epochs"] == 2
     assert card.training["best"]["epoch"] == 1

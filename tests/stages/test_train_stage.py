@@ -10,7 +10,7 @@ import pytest
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.stages import train
-from wsi_pipeline.stages.train import _torchrun, loader_workers
+from wsi_pipeline.stages.train import _noted, _noted_in, _torchrun, loader_workers
 
 
 @pytest.fixture
@@ -57,6 +57,17 @@ def test_an_error_of_several_processes_is_told_as_that_of_one(tmp_path):
     with pytest.raises(RunError, match=r"^none of the patches of 0 slides has a known label"):
         _torchrun(job, 2, [], print)
     assert "none of the patches of 0 slides" in (tmp_path / "model/torchrun.log").read_text()
+
+
+def test_unread_patches_are_noted_once_by_all_processes_also_of_a_path_that_is_no_text(tmp_path):
+    path = tmp_path / "unread.txt"
+    path.write_text("a.svs: damaged\n")  # of a training that is discarded
+    first, second = _noted_in(path), _noted_in(path)
+    path.unlink()
+    for note in (first, second, first):
+        note("a.svs: damaged")
+        note("b\udcff.svs:\n damaged")
+    assert _noted(path) == ["a.svs: damaged", r"b\udcff.svs: damaged"]
 
 
 def test_a_process_of_torchrun_ends_with_the_one_that_started_it(tmp_path):

@@ -1,6 +1,7 @@
 """Two processes under torchrun against one with the same global batches."""
 
 import runpy
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -26,8 +27,11 @@ def ends_in(folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Folder of a training by two processes, and what each ended with."""
-    return train_by_two(tmp_path_factory.mktemp("two"))
+    """Folder of a training by two processes, which both leave a state of other settings there."""
+    folder, other = (tmp_path_factory.mktemp(name) for name in ("two", "other"))
+    tiny.train(other, fingerprint="other", max_epochs=1)
+    shutil.copyfile(other / "state.pt", folder / "state.pt")
+    return train_by_two(folder)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,7 @@ def test_the_history_is_that_of_one_process(ends, alone):
 def test_one_set_of_files_is_written(folder):
     assert len(list((folder / "tensorboard").iterdir())) == 1
     names = {path.name for path in folder.iterdir()} - {"end0.pt", "end1.pt"}
-    assert names == {"history.csv", "state.pt", "best.pt", "tensorboard"}
+    assert names == {"history.csv", "state.pt", "best", "tensorboard"}
 
 
 def test_one_process_goes_on_where_two_left_off(folder, tmp_path):
@@ -84,7 +88,8 @@ def test_shares_that_are_short_or_empty_end_with_the_weights_of_one(tmp_path):
     of_one = [17, 19, 21, 23]  # all that the second has of step 2
     of_both = range(40, 48)  # step 5
     some = [56, 58, 61]  # of step 7: two of one, one of the other
-    lost = [*of_one, *of_both, *some]
+    last = [105, 107, 111]  # of step 13: three of the second's
+    lost = [*of_one, *of_both, *some, *last]
     two = ends_in(train_by_two(tmp_path / "two", "0", *map(str, lost)))
     module, history = tiny.train(
         tmp_path / "one", train_batches=partial(tiny.train_batches, lost=lost)
@@ -95,3 +100,5 @@ def test_shares_that_are_short_or_empty_end_with_the_weights_of_one(tmp_path):
     for name in ("train_loss", "train_accuracy", "validation_loss"):
         for end in two:
             assert end["history"][name] == pytest.approx(history[name].tolist(), abs=1e-6), name
+    state = torch.load(tmp_path / "two" / "state.pt", weights_only=True)
+    assert state["measures"][:, 2].tolist() == [8, 5, 8, 8]  # images of the last epoch's steps

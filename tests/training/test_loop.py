@@ -2,10 +2,12 @@
 
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,9 @@ from wsi_pipeline.errors import RunError
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.patches.augment import augment
-from wsi_pipeline.training.loop import _steps, best_epoch
+from wsi_pipeline.training import loop
+from wsi_pipeline.training.loop import _steps, best_epoch, best_folder
+from wsi_pipeline.training.state import TrainingState
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 tiny = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
@@ -50,6 +54,21 @@ def assert_same_end(first, second):
     pd.testing.assert_frame_equal(
         history.drop(columns=TIMES), other_history.drop(columns=TIMES), check_exact=True
     )
+
+
+@contextmanager
+def killed_at_the_end_of(epoch):
+    """When all but the state is written."""
+    end_epoch = TrainingState.end_epoch
+
+    def killed(state, row):
+        if row["epoch"] == epoch:
+            raise Interrupted
+        end_epoch(state, row)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(TrainingState, "end_epoch", killed)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +255,7 @@ def test_an_interrupted_training_ends_the_same(tmp_path, uninterrupted, step, ch
 
 
 def test_interrupted_while_the_best_model_is_saved(tmp_path, uninterrupted):
-    def save_best(module, row):
+    def save_best(folder, module, row):
         raise Interrupted
 
     with pytest.raises(Interrupted):
@@ -315,6 +334,86 @@ def test_other_settings_start_anew_and_say_so(tmp_path, uninterrupted, caplog):
     assert "state.pt is of other settings or data: training starts anew" in caplog.text
 
 
+@pytest.fixture
+def losses(monkeypatch):
+    """Validation losses of the epochs from 1 on, by which the best are 1, 3; to be changed."""
+    of_epochs = [0.6, 0.7, 0.5, 0.8]
+    measures = loop._measures
+
+    def scripted(logits, labels, where):
+        loss = of_epochs[int(where.split()[-1]) - 1]
+        return {**measures(logits, labels, where), "validation_loss": loss}
+
+    monkeypatch.setattr(loop, "_measures", scripted)
+    return of_epochs
+
+
+@pytest.fixture
+def best_after(tmp_path, losses):
+    """Train by loss in one folder; give the epochs done and the only weights that are kept."""
+
+    def train(**settings):
+        _, history = tiny.train(tmp_path / "run", best_by="loss", **settings)
+        (kept,) = (tmp_path / "run" / "best").iterdir()
+        assert kept == best_folder(tmp_path / "run", history, "loss")
+        assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == len(history)
+        return len(history), torch.load(kept / tiny.WEIGHTS, weights_only=True)
+
+    return train
+
+
+def assert_weights_after(epochs, weights, folder):
+    module, _ = tiny.train(folder, max_epochs=epochs)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_a_shorter_training_that_was_killed_leaves_no_weights_to_a_longer_one(tmp_path, best_after):
+    best_after()
+    with killed_at_the_end_of(1):
+        best_after(max_epochs=2)
+    assert not (tmp_path / "run" / "state.pt").exists()
+    epochs, weights = best_after()
+    assert epochs == 4
+    assert_weights_after(3, weights, tmp_path / "expected")
+
+
+def test_an_epoch_that_was_killed_leaves_no_weights_to_a_shorter_training(tmp_path, best_after):
+    with killed_at_the_end_of(3):
+        best_after()
+    assert (tmp_path / "run" / "best" / "3").is_dir()
+    _, history = tiny.train(tmp_path / "run", best_by="loss", max_epochs=2)
+    assert len(history) == len(pd.read_csv(tmp_path / "run" / "history.csv")) == 2
+    best = best_folder(tmp_path / "run", history, "loss")
+    weights = torch.load(best / tiny.WEIGHTS, weights_only=True)
+    assert_weights_after(1, weights, tmp_path / "expected")
+
+
+def test_an_epoch_that_does_not_improve_again_leaves_no_weights(tmp_path, best_after, losses):
+    with killed_at_the_end_of(3):
+        best_after()
+    losses[2] = 0.9  # as a GPU may have it, a little off
+    epochs, weights = best_after()
+    assert epochs == 4
+    assert_weights_after(1, weights, tmp_path / "expected")
+
+
+def test_a_state_whose_best_weights_are_missing_is_refused(tmp_path):
+    _, history = tiny.train(tmp_path, max_epochs=1)
+    shutil.rmtree(best_folder(tmp_path, history, "roc_auc"))
+    with pytest.raises(RunError, match=r"state\.pt: the weights of its best epoch are missing"):
+        tiny.train(tmp_path)
+
+
+def test_only_a_training_from_nothing_is_told_to_start(tmp_path):
+    told = []
+    settings = {"folder": tmp_path, "on_start": lambda: told.append("start")}
+    for fingerprint, step, starts in [("a", 6, 1), ("a", 9, 1), ("b", 0, 2), ("a", 1, 3)]:
+        with pytest.raises(Interrupted):
+            tiny.train(**settings, fingerprint=fingerprint, train_batches=interrupted_before(step))
+        assert len(told) == starts
+
+
 @pytest.mark.parametrize("damage", [b"", b"not a state", "truncate"])
 def test_a_damaged_state_is_refused(tmp_path, damage):
     tiny.train(tmp_path, max_epochs=1)
@@ -327,7 +426,7 @@ def test_a_damaged_state_is_refused(tmp_path, damage):
 def test_the_best_model_is_that_of_the_best_roc_auc(tmp_path):
     saved = []
 
-    def save_best(module, row):
+    def save_best(folder, module, row):
         images, labels, _ = tiny.batch(tiny.VALIDATION)
         with torch.inference_mode():
             scores = module(tiny.prepare(images, None))
@@ -360,10 +459,8 @@ def scalars(folder, name):
 
 
 def test_tensorboard_has_each_epoch_once_also_when_epochs_are_repeated(tmp_path):
-    tiny.train(tmp_path, max_epochs=2)
-    state = (tmp_path / "state.pt").read_bytes()
-    tiny.train(tmp_path)
-    (tmp_path / "state.pt").write_bytes(state)  # killed after writing events, before the state
+    with killed_at_the_end_of(3):
+        tiny.train(tmp_path)
     time.sleep(1)  # event files are read in the order of the second in their names
     _, history = tiny.train(tmp_path)
     for name in set(history) - {"epoch"}:

@@ -17,6 +17,7 @@ from wsi_pipeline.training.processes import distributed
 BATCH = 8
 STEPS = 4
 EPOCHS = 4
+WEIGHTS = "weights.pt"
 VALIDATION = range(1_000_000, 1_000_021)
 
 
@@ -86,7 +87,7 @@ def train(folder, module=None, **settings):
         "max_epochs": EPOCHS,
         "learning_rate": 0.003,
         "mixed_precision": False,
-        "save_best": lambda module, row: torch.save(module.state_dict(), folder / "best.pt"),
+        "save_best": lambda best, module, row: torch.save(module.state_dict(), best / WEIGHTS),
     }
     history = fit(module, **defaults | settings)
     return module, history

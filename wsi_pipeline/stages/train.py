@@ -45,7 +45,7 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
     tiled_slides,
 )
-from wsi_pipeline.training.loop import best_epoch, fit
+from wsi_pipeline.training.loop import best_epoch, best_folder, fit
 from wsi_pipeline.training.processes import distributed
 
 SCHEMA_VERSION = 2
@@ -68,7 +68,7 @@ SAME_MPP = 1.2
 def run(config: Config, client: Client) -> Outcome:
     """Write ``RUN/models/NAME/``: the weights of the best epoch, and the history.
 
-    While training goes on they lie in ``best/``; only when it has ended is there a model.
+    While training goes on they lie in ``best/EPOCH/``; only when it has ended is there a model.
 
     Raises
     ------
@@ -148,7 +148,6 @@ def loader_workers(stated: int | None, gpus: list[str], processes: int) -> int:
 
 def _train(job: dict, report: Callable[[dict], None]) -> dict:
     settings, seed, folder = job["settings"], job["seed"], Path(job["folder"])
-    best = folder / "best"
     datasets = {split: _dataset(job, split) for split in TRAINING_SPLITS}
     steps = {
         split: -(-settings[examples] // settings["batch_size"])
@@ -159,7 +158,7 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
     }
     card = _card(job, datasets["train"].pool)
     unread = folder / "unread.txt"
-    note = _noted_in(unread, job["fingerprint"])
+    note = _noted_in(unread)
     with distributed() as process:
         loaders = {
             split: PatchLoader(
@@ -184,14 +183,16 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
             fingerprint=job["fingerprint"],
             steps_per_epoch=steps["train"],
             seed=seed,
-            save_best=lambda module, row: save_model(
+            save_best=lambda best, module, row: save_model(
                 best, module, replace(card, training={**card.training, "best": row})
             ),
+            on_start=partial(unread.unlink, missing_ok=True),
             device=process.device,
             on_progress=_throttled(report) if process.rank == 0 else None,
             **{name: settings[name] for name in FIT_SETTINGS},
         )
     if process.rank == 0:
+        best = best_folder(folder, history, settings["best_by"])
         with replace_atomically(folder / "model.safetensors") as part:
             shutil.copyfile(best / "model.safetensors", part)
         kept = read_card(best)  # of the settings of its epoch: those of the steps may have changed
@@ -201,30 +202,34 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
         "epochs": len(history),
         "best_epoch": int(row["epoch"]),
         "validation_roc_auc": float(row["validation_roc_auc"]),
-        "failures": _noted(unread, job["fingerprint"]),
+        "failures": _noted(unread),
     }
 
 
-def _noted_in(path: Path, fingerprint: str) -> Callable[[str], None]:
+def _noted_in(path: Path) -> Callable[[str], None]:
     """A function that adds a reason to a file that all processes write to; each reason once."""
-    known = set(_noted(path, fingerprint))
+    known = None
 
     def note(reason: str) -> None:
+        nonlocal known
+        if known is None:  # not before: training may have removed the file when it started
+            known = set(_noted(path))
         reason = " ".join(reason.split())
         if reason not in known:
             known.add(reason)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as lines:
-                lines.write(f"{fingerprint} {reason}\n")
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as lines:
+                lines.write(f"{reason}\n")
 
     return note
 
 
-def _noted(path: Path, fingerprint: str) -> list[str]:
-    """What a file notes of the training with this fingerprint, each reason once."""
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    noted = [line.partition(" ") for line in lines]
-    return list(dict.fromkeys(reason for of, _, reason in noted if of == fingerprint))
+def _noted(path: Path) -> list[str]:
+    """What a file notes, each reason once."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return list(dict.fromkeys(text.splitlines()))
 
 
 def _dataset(job: dict, split: str) -> PatchDataset:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -49,7 +50,7 @@ def fit(
     fingerprint: str,
     steps_per_epoch: int,
     max_epochs: int,
-    save_best: Callable[[nn.Module, dict], None],
+    save_best: Callable[[Path, nn.Module, dict], None],
     optimizer: Literal["rmsprop", "adam"] = "rmsprop",
     learning_rate: float = 5e-5,
     alpha: float = 0.9,
@@ -62,6 +63,7 @@ def fit(
     device: torch.device | str = "cpu",
     mixed_precision: bool | None = None,
     checkpoint_seconds: float = 300.0,
+    on_start: Callable[[], None] | None = None,
     on_progress: Callable[[dict], None] | None = None,
 ) -> pd.DataFrame:
     """Train a binary classifier by the lecture's recipe (Lecture, VGG16), or PatchNet's.
@@ -70,7 +72,7 @@ def fit(
     defaults are the lecture's. `folder` receives ``history.csv``, TensorBoard events and
     ``state.pt``, from which a later call with the same `folder` and `fingerprint` goes on: on a CPU
     with the same number of threads it ends with the same weights, bit for bit, as one never
-    interrupted.
+    interrupted. ``best/EPOCH/`` is for `save_best`; see `best_folder`.
 
     Under an initialised process group (`distributed`) every process calls `fit` with its share
     of each batch and of the validation set; gradients and losses are means over the images of
@@ -99,11 +101,11 @@ def fit(
     fingerprint : str
         Of all that the weights depend on but `max_epochs`, `stop_after` and `stop_at_accuracy`. A
         state with another one is not resumed, nor one of more epochs than those three allow:
-        training starts anew, and the log says so.
+        it is deleted, training starts anew, and the log says so.
     steps_per_epoch, max_epochs : int
     save_best : callable
-        ``(module, row)``, called in the first process when the measure of `best_by` improves, with
-        the epoch's row of the history.
+        ``(folder, module, row)``, called in the first process when the measure of `best_by`
+        improves, with a folder for this epoch alone and the epoch's row of the history.
     optimizer : {"rmsprop", "adam"}
     learning_rate : float
     alpha, momentum : float
@@ -117,6 +119,9 @@ def fit(
         bfloat16 autocast; see `use_mixed_precision`.
     checkpoint_seconds : float
         How often the state is saved within an epoch; at its end it always is.
+    on_start : callable, optional
+        ``()``, called in the first process, before any asks for a batch, when training starts from
+        nothing: to remove what an earlier one left.
     on_progress : callable, optional
         After each step: ``epoch`` (from 1), ``epochs``, ``step`` (done in this epoch), ``steps``,
         ``loss`` (the epoch's mean, as last fetched; NaN in its first second).
@@ -134,7 +139,7 @@ def fit(
     ------
     RunError
         If a loss is not finite (the last state saved stays), the validation set lacks one of
-        the labels, or the state cannot be read.
+        the labels, the state cannot be read, or the best weights until then are missing.
     """
     folder, device = Path(folder), torch.device(device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +163,18 @@ def fit(
         folder / "state.pt", fingerprint, module, descent, schedule, steps_per_epoch
     )
     replayed = schedule_for(torch.optim.SGD([torch.zeros(1)]))
-    state.load(too_long=partial(_too_long, max_epochs=max_epochs, schedule=replayed))
+    resumed = state.load(too_long=partial(_too_long, max_epochs=max_epochs, schedule=replayed))
+    if state.epoch and not best_folder(folder, pd.DataFrame(state.history), best_by).is_dir():
+        raise RunError(
+            f"{folder / 'state.pt'}: the weights of its best epoch are missing from"
+            f" {folder / 'best'}. Delete the file to start anew"
+        )
+    if is_first():  # before `parallel`, where the other processes wait
+        if not resumed:
+            shutil.rmtree(folder / "best", ignore_errors=True)
+            if on_start:
+                on_start()
+        _write_history(state.history, folder)  # less an epoch that will be repeated
     shared = parallel(module, device)
     with (
         _event_writer(folder, first_epoch=state.epoch + 1) as events,
@@ -171,8 +187,8 @@ def fit(
             first_step = state.epoch * steps_per_epoch + state.step
             batches = train_batches(first_step, steps_per_epoch - state.step)
             batches = _seeded(batches, seed, first_step)
-            for measures, images in _steps(shared, descent, batches, prepare, device, mixed):
-                state.add_step(measures, images)
+            for measures in _steps(shared, descent, batches, prepare, device, mixed):
+                state.add_step(measures)
                 if look.due():
                     seen_loss, _ = state.means()
                 if checkpoint.due():
@@ -188,7 +204,7 @@ def fit(
                         }
                     )
             train_loss, train_accuracy = state.means()  # waits for the device: the clock is right
-            images_per_second = state.images / (time.monotonic() - started)
+            images_per_second = state.images() / (time.monotonic() - started)
             logits, labels = _predict(module, validation_batches(), prepare, device, mixed)
             validation = _measures(logits, labels, f"{folder}, epoch {epoch}")
             improved = schedule.step(
@@ -205,9 +221,14 @@ def fit(
             }
             if is_first():
                 if improved:
-                    save_best(module, row)
-                _write_history([*state.history, row], folder, events)
-            state.end_epoch(row)  # last: if killed before, all above is repeated to the same end
+                    best = folder / "best" / str(epoch)
+                    best.mkdir(parents=True, exist_ok=True)
+                    save_best(best, module, row)
+                _write_history([*state.history, row], folder)
+                _add_events(row, events)
+            state.end_epoch(row)  # if killed before, all above is repeated
+            if is_first():  # only now: what the state goes on from is there at any time
+                _remove_all_but(best_folder(folder, pd.DataFrame(state.history), best_by))
     return pd.DataFrame(state.history)
 
 
@@ -216,6 +237,22 @@ def best_epoch(history: pd.DataFrame, best_by: Literal["roc_auc", "loss"]) -> pd
     if best_by == "roc_auc":
         return history.loc[history["validation_roc_auc"].idxmax()]
     return history.loc[history["validation_loss"].idxmin()]
+
+
+def best_folder(
+    folder: str | Path, history: pd.DataFrame, best_by: Literal["roc_auc", "loss"]
+) -> Path:
+    """What `save_best` wrote to in the best epoch of a training in `folder`: no other epoch does.
+
+    One that was killed at its end, is repeated and may not improve again, writes to its own.
+    """
+    return Path(folder) / "best" / str(int(best_epoch(history, best_by)["epoch"]))
+
+
+def _remove_all_but(best: Path) -> None:
+    for other in best.parent.iterdir():
+        if other != best:
+            shutil.rmtree(other)
 
 
 def _too_long(history: list[dict], *, max_epochs: int, schedule: Schedule) -> bool:
@@ -249,10 +286,7 @@ def _seeded(batches: Iterable[Batch], seed: int, first_step: int) -> Iterator[Ba
 
 
 def _steps(module, optimizer, batches, prepare, device, mixed):
-    """Optimise once for each batch; yield its loss and accuracy, on the device, and its images.
-
-    Of a batch without images loss and accuracy are NaN.
-    """
+    """Optimise once for each batch; yield `TrainingState.add_step`'s measures of it."""
     module.train()
     for images, labels, numbers in batches:
         images, labels = (_to(device, tensor) for tensor in (images, labels))
@@ -266,8 +300,8 @@ def _steps(module, optimizer, batches, prepare, device, mixed):
         optimizer.zero_grad()
         (loss * weight.nan_to_num()).backward()
         optimizer.step()
-        measures = torch.stack([loss.detach(), accuracy]) * weight
-        yield mean_over_processes(measures), len(labels) * process_count()
+        measures = [loss.detach() * weight, accuracy * weight, count * process_count()]
+        yield mean_over_processes(torch.stack(measures))
 
 
 def _predict(module, batches, prepare, device, mixed) -> tuple[np.ndarray, np.ndarray]:
@@ -314,10 +348,15 @@ def _event_writer(folder: Path, first_epoch: int) -> AbstractContextManager:
     return SummaryWriter(folder / "tensorboard", purge_step=first_epoch)
 
 
-def _write_history(history: list[dict], folder: Path, events: SummaryWriter) -> None:
+def _write_history(history: list[dict], folder: Path) -> None:
+    if not history:
+        (folder / "history.csv").unlink(missing_ok=True)
+        return
     with replace_atomically(folder / "history.csv") as part:
         pd.DataFrame(history).to_csv(part, index=False)
-    row = history[-1]
+
+
+def _add_events(row: dict, events: SummaryWriter) -> None:
     for name, value in row.items():
         if name != "epoch":
             events.add_scalar(name, value, row["epoch"])
