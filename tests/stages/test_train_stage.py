@@ -59,6 +59,33 @@ def test_an_error_of_several_processes_is_told_as_that_of_one(tmp_path):
     assert "none of the patches of 0 slides" in (tmp_path / "model/torchrun.log").read_text()
 
 
+ONE_FAILS = """
+from wsi_pipeline.errors import RunError
+from wsi_pipeline.stages import train
+from wsi_pipeline.training.processes import distributed, gather
+
+def _train(job, report):
+    with distributed() as process:
+        if process.rank == 1:
+            raise RunError("the second cannot read")
+        gather([])
+
+train._train = _train
+process_of_torchrun = train.process_of_torchrun
+"""
+
+
+@pytest.mark.slow
+def test_the_error_told_is_of_the_process_that_failed_not_of_one_that_waited_for_it(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "one_fails.py").write_text(ONE_FAILS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(train, "__name__", "one_fails")
+    with pytest.raises(RunError, match=r"^the second cannot read$"):
+        _torchrun({"folder": str(tmp_path / "model")}, 2, [], print)
+
+
 def test_unread_patches_are_noted_once_by_all_processes_also_of_a_path_that_is_no_text(tmp_path):
     path = tmp_path / "unread.txt"
     path.write_text("a.svs: damaged\n")  # of a training that is discarded

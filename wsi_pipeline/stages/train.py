@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from distributed import Client, get_worker
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError, WsiError
-from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.files import replace_atomically, write_json
 from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
 from wsi_pipeline.jobs.progress import step_progress
 from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs
@@ -61,6 +62,8 @@ DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "pr
 CORES_LEFT = 2
 """For training itself, where loader processes follow the machine."""
 MOST_LOADER_WORKERS = 16
+RESULT, ERROR = "result.json", "error.txt"
+"""How a training of several processes ended, beside the file of its job."""
 SAME_MPP = 1.2
 """Working resolutions further apart than this factor do not train one model."""
 
@@ -320,8 +323,8 @@ def _torchrun(job: dict, processes: int, gpus: list[str], report: Callable[[dict
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     log_file = folder / "torchrun.log"
-    with tempfile.TemporaryDirectory() as ends:
-        job_file = Path(ends) / "job.json"
+    with tempfile.TemporaryDirectory() as exchange:
+        job_file = Path(exchange) / "job.json"
         job_file.write_text(json.dumps(job))
         # Not `-m`: each loader process would import what it runs, and torch with it, anew.
         run = f"from {__name__} import process_of_torchrun as run; run({str(job_file)!r})"
@@ -344,23 +347,25 @@ def _torchrun(job: dict, processes: int, gpus: list[str], report: Callable[[dict
             for line in torchrun.stdout:
                 if line.startswith("{"):
                     report(json.loads(line))
-        in_time = sorted(Path(ends).glob("end*.json"), key=lambda file: file.stat().st_mtime_ns)
-        ended = [json.loads(file.read_text()) for file in in_time]
-    if errors := [end["error"] for end in ended if "error" in end]:
-        raise RunError(errors[0])  # the others' follow from it
-    if torchrun.returncode or len(ended) != processes:
+        result, error = (job_file.with_name(name) for name in (RESULT, ERROR))
+        result = json.loads(result.read_text()) if result.is_file() else None
+        error = error.read_text(encoding="utf-8") if error.is_file() else ""
+    if error:
+        raise RunError(error)
+    if torchrun.returncode or result is None:
         raise RunError(
             f"training in {processes} processes ended with status {torchrun.returncode}; the end of"
             f" {log_file}: {log_file.read_text()[-2000:]}"
         )
-    return ended[0]["result"]  # all read the same files
+    return result
 
 
 def process_of_torchrun(job_file: str) -> None:
     """What each process of torchrun does.
 
-    Beside the job's file it leaves how it ended; the first prints its progress, JSON in a line.
-    Standard input, which ends with the process that started torchrun, ends it too.
+    Beside the job's file the first rank leaves its result, or the first to fail its error; the
+    first rank prints its progress, JSON in a line. Standard input, which ends with the process that
+    started torchrun, ends it too.
     """
 
     def end_with_it() -> None:
@@ -368,13 +373,27 @@ def process_of_torchrun(job_file: str) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_it, daemon=True).start()
-    end = Path(job_file).with_name(f"end{os.environ['RANK']}.json")
+    job_file = Path(job_file)
     try:
-        end.write_text(json.dumps({"result": _train(json.loads(Path(job_file).read_text()), _say)}))
+        result = _train(json.loads(job_file.read_text()), _say)
+        if os.environ["RANK"] == "0":
+            write_json(job_file.with_name(RESULT), result)
     except Exception as error:
         reason = str(error) if isinstance(error, WsiError) else traceback.format_exc()
-        end.write_text(json.dumps({"error": reason}))
-        raise
+        _tell_first(job_file.with_name(ERROR), reason)
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # an orderly end may wait for processes that wait for this one
+
+
+def _tell_first(path: Path, reason: str) -> None:
+    """Write a reason, unless another process has: this one's follows from it."""
+    with (
+        suppress(FileExistsError),
+        path.open("x", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        file.write(reason)
 
 
 def _say(event: dict) -> None:

@@ -24,7 +24,9 @@ class Process(NamedTuple):
 def distributed() -> Iterator[Process]:
     """Join the process group that torchrun's environment describes; alone without one.
 
-    NCCL with one GPU for each process, or gloo on the CPU.
+    NCCL with one GPU for each process, or gloo on the CPU. After an error the group is not
+    destroyed: while other processes wait for this one, NCCL may block there, and gloo ends them
+    first.
     """
     cuda = torch.cuda.is_available()
     if "RANK" not in os.environ:
@@ -34,10 +36,8 @@ def distributed() -> Iterator[Process]:
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield Process(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        dist.destroy_process_group()
+    yield Process(dist.get_rank(), dist.get_world_size(), device)
+    dist.destroy_process_group()
 
 
 def parallel(module: nn.Module, device: torch.device) -> nn.Module:
