@@ -148,3 +148,18 @@ def test_start_weights_without_a_card_are_told(run, caplog, monkeypatch):
     (run / "other/models/vgg16/model.json").unlink()
     job_of(run, weights=weights)
     assert f"{weights}: whose slides it has seen is not known" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("downsamples", "message"),
+    [
+        ({"v": 4.0}, r"from 0\.5 \(slide a, train\) to 1 um per px \(slide v, validation\)"),
+        ({"v": 1.0}, r"from 0\.25 \(slide v, validation\) to 0\.5 um per px \(slide b, train\)"),
+        ({"b": 2.5}, r"from 0\.5 \(slide a, train\) to 0\.625 um per px \(slide b, train\)"),
+    ],
+)
+def test_one_model_is_trained_and_validated_at_one_resolution(run, downsamples, message):
+    for slide, downsample in downsamples.items():
+        add_index(run, slide, downsample)
+    with pytest.raises(RunError, match=rf"{message}.*tile\.mpp instead of tile\.level"):
+        train._train(job_of(run, loader_workers=0), print)

@@ -64,7 +64,7 @@ CORES_LEFT = 2
 """For training itself, where loader processes follow the machine."""
 MOST_LOADER_WORKERS = 16
 SAME_MPP = 1.2
-"""Working resolutions further apart than this factor do not train one model."""
+"""Working resolutions further apart than this factor do not train or validate one model."""
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,9 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
             ("validation", "validation_examples"),
         )
     }
-    card = _card(job, datasets["train"].pool)
+    pools = {split: dataset.pool for split, dataset in datasets.items()}
+    _refuse_other_resolutions(pools)
+    card = _card(job, pools["train"])
     unread = folder / "unread.txt"
     note = _noted_in(unread, job["fingerprint"])
     with distributed() as process:
@@ -269,13 +271,23 @@ def _prepare(images, numbers, *, card: ModelCard, seed: int, settings: dict) -> 
     return normalise(images, **card.normalisation)
 
 
+def _refuse_other_resolutions(pools: dict[str, PatchPool]) -> None:
+    """One model is trained, and its epoch chosen, at one resolution."""
+    (low, low_at), *_, (high, high_at) = sorted(
+        (grid.mpp * grid.downsample, f"slide {slide_id}, {split}")
+        for split, pool in pools.items()
+        for slide_id, grid in zip(pool.slide_ids, pool.grids, strict=True)
+    )
+    if high > SAME_MPP * low:
+        raise RunError(
+            f"the working resolutions go from {low:.4g} ({low_at}) to {high:.4g} um per px"
+            f" ({high_at}), but a model is trained and validated at one, the largest at most"
+            f" {SAME_MPP:g} times the smallest: set tile.mpp instead of tile.level, and tile again"
+        )
+
+
 def _card(job: dict, pool: PatchPool) -> ModelCard:
     spacings = sorted(grid.mpp * grid.downsample for grid in pool.grids)
-    if spacings[-1] > SAME_MPP * spacings[0]:
-        raise RunError(
-            f"the training slides' working resolutions go from {spacings[0]:.4g} to"
-            f" {spacings[-1]:.4g} um per px: set tile.mpp instead of tile.level, and tile again"
-        )
     settings = job["settings"]
     return ModelCard(
         architecture=settings["model"],
