@@ -268,10 +268,9 @@ def test_only_boxes_over_damage_are_lost_of_those_that_openslide_is_asked_for_to
 def test_openslide_is_asked_for_cells_together_where_they_fill_a_rectangle():
     """Cells of 512 px are taken in squares of 4096 px, 8 by 8 of them."""
     square, beside, below = [(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 8)], [(9, 0), (9, 2)]
-    frames = reader._frames(
-        [*square, *beside, *below], (512, 512)
-    )  # left, upper, right and lower edge
-    assert frames.tolist() == [[0, 0, 2, 2], [8, 0, 9, 1], [0, 9, 1, 10], [2, 9, 3, 10]]
+    frames = reader._frames([*square, *beside, *below], (512, 512)).tolist()
+    # Left, upper, right and lower edges.
+    assert frames == [[0, 0, 2, 2], [8, 0, 9, 1], [0, 9, 1, 10], [2, 9, 3, 10]]
 
 
 def test_threads_do_not_take_over_each_others_errors(damaged_slide):
