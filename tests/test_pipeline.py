@@ -110,7 +110,7 @@ def test_a_second_run_does_nothing_again(finished):
 
 def test_a_run_and_its_status_tell_how_slides_were_read(finished):
     reading = re.compile(
-        r"heatmap: 6 slides have tiles to decode, 0 are for OpenSlide alone;"
+        r"heatmap: slides with tiles to decode: 6, for OpenSlide alone: 0;"
         r" \d+\.\d\d px read for each px needed"
     )
     assert reading.search(wsi("heatmap", "-c", finished / "config.yaml").stderr)

@@ -73,8 +73,11 @@ def finish(outcomes: list[tuple], folder: Path) -> NoReturn:
     """
     failed = sum(outcome.failed for _, outcome in outcomes)
     for name, outcome in outcomes:
+        units = ", ".join(f"{stage} {number}" for stage, number in outcome.counted.items())
         console.print(
             f"{name}: {outcome.done} done, {outcome.skipped} already done, {outcome.failed} failed"
+            + (f" (units: {units})" if len(outcome.counted) > 1 else ""),
+            soft_wrap=True,
         )
     if failed:
         console.print(f"{failed} failed: see {folder / 'failures.csv'}", style="red", markup=False)
