@@ -85,9 +85,11 @@ def test_a_run_leaves_every_file_that_the_architecture_names(finished):
     expected = [
         "config.yaml", "slides.parquet", "failures.csv", "models/vgg16/model.safetensors",
         "models/vgg16/model.json", "models/vgg16/history.csv", "evaluation/vgg16/report.html",
-        "evaluation/vgg16/metrics.json",
+        "evaluation/vgg16/metrics.json", "tissue/index.html",
     ]  # fmt: skip
     assert [name for name in expected if not (finished / name).is_file()] == []
+    pictures, indices = (finished.glob(files) for files in ("tissue/*.png", "patches/*"))
+    assert {path.stem for path in pictures} == {path.stem for path in indices}
     metrics = json.loads((finished / "evaluation/vgg16/metrics.json").read_text())
     assert 0 <= metrics["patch"]["roc_auc"] <= 1
     assert {"patch", "slide", "froc"} <= metrics.keys()

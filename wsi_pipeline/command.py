@@ -141,8 +141,10 @@ def _tell_results(config: Config, outcomes: list[tuple]):
     """Say how slides were read, and where the page is that the last stage wrote."""
     from wsi_pipeline.stages.run_directory import (
         EXPLANATIONS_PAGE,
+        TISSUE_PAGE,
         evaluation_folder,
         explanation_folder,
+        tissue_folder,
     )
     from wsi_pipeline.stages.status import reading_summary
 
@@ -150,6 +152,7 @@ def _tell_results(config: Config, outcomes: list[tuple]):
         if name == "heatmap" and (reading := reading_summary(outcome.results.values())):
             console.print(f"heatmap: {reading}", markup=False, soft_wrap=True)
     pages = {
+        "tile": tissue_folder(config.out) / TISSUE_PAGE,
         "evaluate": evaluation_folder(config.out, config.train.name) / "report.html",
         "explain": explanation_folder(config.out, config.train.name) / EXPLANATIONS_PAGE,
     }
