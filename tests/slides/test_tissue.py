@@ -176,8 +176,7 @@ def test_what_cannot_be_decoded_counts_as_no_tissue_and_is_told(tmp_path):
     expected[256:512, 256:512] = False  # the second tile of the second row
     assert np.array_equal(tissue.mask, expected)
     assert np.array_equal((tissue.pixels == 255).all(-1), ~expected)
-    # Of each of the four blocks of 128 px over it.
-    assert len(tissue.unread) == 4
+    assert len(tissue.unread) == 16  # of each block of 64 px over it
     for reason in tissue.unread:
         assert "damaged.tiff: the region at level-0 px (" in reason
         assert "cannot be decoded" in reason

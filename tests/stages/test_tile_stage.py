@@ -36,7 +36,7 @@ def test_a_damaged_tile_costs_the_patches_in_it_and_is_told_and_shown(tmp_path):
     everywhere = {(256 * (i % 4), 256 * (i // 4)) for i in range(16)}
     assert corners == everywhere - {(256, 256)}
     assert result["patches"] == 15
-    assert len(result["failures"]) == 4  # blocks of 128 px
+    assert len(result["failures"]) == 16  # blocks of 64 px
     assert all(text.startswith(f"taken for no tissue: {path}") for text in result["failures"])
     with Image.open(tissue_folder(tmp_path) / "s.png") as picture:
         shown = np.asarray(picture.convert("RGB"))

@@ -18,7 +18,7 @@ from wsi_pipeline.slides.reader import Slide
 LEAST_GLASS = 0.05
 SMOOTHING_PX = 3
 # Side of the blocks of mask px that are lost as a whole where the slide cannot be decoded.
-BLOCK_PX = 128
+BLOCK_PX = 64
 
 
 @dataclass(frozen=True, eq=False)

@@ -144,17 +144,14 @@ def _picture(config: Config, slide_id: str) -> Path:
 
 def _write_page(config: Config, slides: pd.DataFrame, tiled: Outcome):
     """Show what was taken for tissue in the slides that are tiled, and what failed."""
-    found = [
-        TiledSlide(
-            slide_id,
-            tiled.results[slide_id]["patches"],
-            tiled.results[slide_id]["positive"],
-            tuple(tiled.results[slide_id]["notes"]),
-            _picture(config, slide_id).is_file(),
-        )
-        for slide_id in slides["slide_id"]
-        if slide_id in tiled.results
-    ]
+    found = []
+    for slide_id in slides["slide_id"]:
+        if result := tiled.results.get(slide_id):
+            lost = ("parts of it cannot be decoded",) if result.get("failures") else ()
+            notes = (*lost, *result["notes"])
+            counts = result["patches"], result["positive"]
+            drawn = _picture(config, slide_id).is_file()
+            found.append(TiledSlide(slide_id, *counts, notes, drawn))
     failures = [row for row in read_failures(config.out) if row.stage in ("catalog", "tile")]
     write_tissue_page(
         tissue_folder(config.out) / TISSUE_PAGE,
