@@ -88,7 +88,7 @@ def test_a_run_leaves_every_file_that_the_architecture_names(finished):
         "evaluation/vgg16/metrics.json", "tissue/index.html",
     ]  # fmt: skip
     assert [name for name in expected if not (finished / name).is_file()] == []
-    pictures, indices = (finished.glob(files) for files in ("tissue/*.png", "patches/*"))
+    pictures, indices = (finished.glob(files) for files in ("tissue/*.jpg", "patches/*"))
     assert {path.stem for path in pictures} == {path.stem for path in indices}
     metrics = json.loads((finished / "evaluation/vgg16/metrics.json").read_text())
     assert 0 <= metrics["patch"]["roc_auc"] <= 1

@@ -19,7 +19,7 @@ def test_slides_to_look_at_come_first_each_with_its_picture_if_there_is_one(tmp_
     write_tissue_page(tmp_path / "p.html", title="Tissue", slides=slides, failures=failures)
     page = (tmp_path / "p.html").read_text()
     assert re.findall(r"<h3>(.*)</h3>", page) == ["c #2", "d", "a", "b"]
-    assert re.findall(r'<img src="(.*?)"', page) == ["c%20%232.png", "d.png", "a.png"]
+    assert re.findall(r'<img src="(.*?)"', page) == ["c%20%232.jpg", "d.jpg", "a.jpg"]
     assert page.count("No picture") == 1
     assert f"1,200 patches, 3 with tumour · {note}" in page
     assert "1 patch, 0 with tumour" in page

@@ -38,10 +38,10 @@ def test_a_damaged_tile_costs_the_patches_in_it_and_is_told_and_shown(tmp_path):
     assert result["patches"] == 15
     assert len(result["failures"]) == 16  # blocks of 64 px
     assert all(text.startswith(f"taken for no tissue: {path}") for text in result["failures"])
-    with Image.open(tissue_folder(tmp_path) / "s.png") as picture:
+    with Image.open(tissue_folder(tmp_path) / "s.jpg") as picture:
         shown = np.asarray(picture.convert("RGB"))
     assert shown.shape == (1024, 1024, 3)
-    assert (shown[260:508, 260:508] == 255).all()  # inside the outline around it
+    assert shown[272:496, 272:496].min() >= 250  # inside the outline around it
     assert "picture" not in unit.inputs  # runs of before there were pictures stay done
 
 

@@ -21,7 +21,7 @@ class TiledSlide:
     notes : tuple of str
         What a reader should know.
     drawn : bool
-        Whether ``SLIDE.png`` lies beside the page.
+        Whether ``SLIDE.jpg`` lies beside the page.
     """
 
     slide_id: str

@@ -112,10 +112,7 @@ def heatmap_figure(
             axes.plot(x, y, "o", mfc="none", mec="white", mew=1.1, markersize=15)
         axes.set(xlim=frame[:2], ylim=frame[2:])
         axes.set_axis_off()
-    picture = io.BytesIO()
-    quality = {"quality": JPEG_QUALITY}
-    figure.savefig(picture, format="jpeg", dpi=DPI, pil_kwargs=quality)
-    return picture.getvalue()
+    return _jpeg(figure)
 
 
 def tissue_figure(tissue: TissueMask, lesions: Sequence[Polygon], mpp: float) -> bytes:
@@ -133,7 +130,7 @@ def tissue_figure(tissue: TissueMask, lesions: Sequence[Polygon], mpp: float) ->
     Returns
     -------
     bytes
-        A PNG image, its longer side 1024 px.
+        A JPEG image, its longer side 1024 px.
     """
     rows, cols = tissue.mask.shape
     size = [max(1, round(side * TISSUE_PX / max(rows, cols))) for side in (cols, rows)]
@@ -148,7 +145,7 @@ def tissue_figure(tissue: TissueMask, lesions: Sequence[Polygon], mpp: float) ->
         np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
         for values in (tissue.pixels, tissue.mask.astype(np.float32))
     )
-    axes.imshow(image, extent=frame, aspect="auto")
+    axes.imshow(image, extent=frame, aspect="auto", interpolation="nearest")  # px for px
     # A margin without tissue closes outlines at the edge; px 0 of it has its centre at -0.5.
     step = shown.width / size[0], shown.height / size[1]
     contours = find_contours(np.pad(share, 1), 0.5)
@@ -157,8 +154,12 @@ def tissue_figure(tissue: TissueMask, lesions: Sequence[Polygon], mpp: float) ->
     draw_scale_bar(axes, shown, mpp)
     axes.set(xlim=frame[:2], ylim=frame[2:])
     axes.set_axis_off()
+    return _jpeg(figure)
+
+
+def _jpeg(figure: Figure) -> bytes:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI)
+    figure.savefig(picture, format="jpeg", dpi=DPI, pil_kwargs={"quality": JPEG_QUALITY})
     return picture.getvalue()
 
 

@@ -40,7 +40,7 @@ def index_path(run_dir: Path, slide_id: str) -> Path:
 
 
 def tissue_folder(run_dir: Path) -> Path:
-    """Where the tissue masks' pictures lie: ``SLIDE.png``, and the page that shows them."""
+    """Where the tissue masks' pictures lie: ``SLIDE.jpg``, and the page that shows them."""
     return Path(run_dir) / "tissue"
 
 

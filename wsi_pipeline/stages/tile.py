@@ -28,7 +28,7 @@ from wsi_pipeline.stages.run_directory import (
 def run(config: Config, client: Client) -> Outcome:
     """Write ``RUN/slides.parquet`` and, for each slide, ``RUN/patches/SLIDE.parquet``.
 
-    ``RUN/tissue/SLIDE.png`` shows what was taken for tissue, and a page there all of them.
+    ``RUN/tissue/SLIDE.jpg`` shows what was taken for tissue, and a page there all of them.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def _unit(slide, config: Config) -> Unit:
 
 
 def _picture(config: Config, slide_id: str) -> Path:
-    return tissue_folder(config.out) / f"{slide_id}.png"
+    return tissue_folder(config.out) / f"{slide_id}.jpg"
 
 
 def _write_page(config: Config, slides: pd.DataFrame, tiled: Outcome):
