@@ -126,8 +126,8 @@ def scores(out: Path) -> dict[str, str]:
         lines[mode] = (
             f"undefined: {found['undefined']}"
             if found["undefined"]
-            else f"{found['score']:.4f}{interval}, {found['lesions']} lesions in"
-            f" {found['slides']} slides"
+            else f"{found['score']:.4f}{interval}, lesions: {found['lesions']},"
+            f" slides: {found['slides']}"
         )
     return lines
 

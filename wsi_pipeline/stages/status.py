@@ -107,8 +107,8 @@ def reading_summary(results: Iterable[dict]) -> str:
         for reason, count in Counter(others).most_common(REASONS_TOLD)
     )
     return (
-        f"{len(slides) - len(others)} slides have tiles to decode, {len(others)} are for OpenSlide"
-        f" alone{f' ({reasons})' if others else ''}{_px_summary(slides)}"
+        f"slides with tiles to decode: {len(slides) - len(others)}, for OpenSlide alone:"
+        f" {len(others)}{f' ({reasons})' if others else ''}{_px_summary(slides)}"
     )
 
 
@@ -120,7 +120,7 @@ def _px_summary(slides: list[dict]) -> str:
     read, decoded, needed = (
         sum(slide[name] for slide in counted) for name in ("read_px", "decoded_px", "needed_px")
     )
-    where = "" if len(counted) == len(slides) else f" (counted in {len(counted)} slides)"
+    where = "" if len(counted) == len(slides) else f" (slides counted: {len(counted)})"
     return (
         f"; {read / max(1, needed):.2f} px read for each px needed,"
         f" {decoded / max(1, read):.0%} of them by tiles{where}"
