@@ -36,6 +36,15 @@ def write_pyramid_tiff(path, level_arrays, tile=256, mpp=None, compression="jpeg
     return Path(path)
 
 
+def damage_tile(path, tile) -> None:
+    """Write zeros over a tile of level 0; tiles count from 0, row by row."""
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[tile], file.pages[0].databytecounts[tile]
+    with Path(path).open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(count))
+
+
 def write_mrxs(path, pixels, bounds_x, bounds_y, tile=100, levels=3, mpp=0.25) -> Path:
     """Write a MIRAX slide whose frame is larger than the scanned `pixels`.
 

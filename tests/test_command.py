@@ -1,5 +1,6 @@
 """What commands share, with stages and a Dask client that only pretend."""
 
+from collections import Counter
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -53,7 +54,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_the_exit_status_and_the_last_lines_tell_of_failures(tmp_path, capsys):
-    outcomes = [("tile", Outcome(done=3, skipped=1)), ("heatmap", Outcome(done=2, failed=2))]
+    catalog = Outcome(done=2, counted=Counter(catalog=2))
+    tile = Outcome(done=1, skipped=1, counted=Counter(tile=2))
+    outcomes = [("tile", catalog + tile), ("heatmap", Outcome(done=2, failed=2))]
     with pytest.raises(SystemExit) as left:
         command.finish(outcomes[:1], tmp_path)
     assert left.value.code == 0
@@ -61,9 +64,10 @@ def test_the_exit_status_and_the_last_lines_tell_of_failures(tmp_path, capsys):
         command.finish(outcomes, tmp_path)
     assert left.value.code == 1
     told = capsys.readouterr().err.replace("\n", " ").split("tile: ")
-    assert told[1] == "3 done, 1 already done, 0 failed "
+    assert told[1] == "3 done, 1 already done, 0 failed (units: catalog 2, tile 2) "
     assert told[2].startswith(
-        "3 done, 1 already done, 0 failed heatmap: 2 done, 0 already done, 2 failed 2 failed: see "
+        "3 done, 1 already done, 0 failed (units: catalog 2, tile 2)"
+        " heatmap: 2 done, 0 already done, 2 failed 2 failed: see "
     )
 
 

@@ -52,6 +52,27 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ("tile:\n  mpp: 0.5: x\n", ", line 2, column 11", "mapping values are not allowed here"),
+        (
+            "splits: [a, b\nseed: 1\n", ", line 2, column 5",
+            "while parsing a flow sequence: expected ',' or ']', but got ':'",
+        ),
+        ("seed: 1\nname: a\0b\n", "", "unacceptable character #x0000: special characters"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_syntax_is_told_in_a_line_with_its_place(tmp_path, text, place, problem):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    told = str(error.value)
+    assert told.startswith(f"{path}{place}: cannot be read as YAML: {problem}")
+    assert "\n" not in told
+
+
 def test_overrides_replace_single_settings_of_a_section(tmp_path):
     config = load_config(write(tmp_path, jobs={"workers": 3}), jobs={"scheduler": "tcp://h:1"})
     assert (config.jobs.workers, config.jobs.scheduler) == (3, "tcp://h:1")

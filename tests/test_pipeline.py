@@ -85,9 +85,11 @@ def test_a_run_leaves_every_file_that_the_architecture_names(finished):
     expected = [
         "config.yaml", "slides.parquet", "failures.csv", "models/vgg16/model.safetensors",
         "models/vgg16/model.json", "models/vgg16/history.csv", "evaluation/vgg16/report.html",
-        "evaluation/vgg16/metrics.json",
+        "evaluation/vgg16/metrics.json", "tissue/index.html",
     ]  # fmt: skip
     assert [name for name in expected if not (finished / name).is_file()] == []
+    pictures, indices = (finished.glob(files) for files in ("tissue/*.jpg", "patches/*"))
+    assert {path.stem for path in pictures} == {path.stem for path in indices}
     metrics = json.loads((finished / "evaluation/vgg16/metrics.json").read_text())
     assert 0 <= metrics["patch"]["roc_auc"] <= 1
     assert {"patch", "slide", "froc"} <= metrics.keys()
@@ -110,7 +112,7 @@ def test_a_second_run_does_nothing_again(finished):
 
 def test_a_run_and_its_status_tell_how_slides_were_read(finished):
     reading = re.compile(
-        r"heatmap: 6 slides have tiles to decode, 0 are for OpenSlide alone;"
+        r"heatmap: slides with tiles to decode: 6, for OpenSlide alone: 0;"
         r" \d+\.\d\d px read for each px needed"
     )
     assert reading.search(wsi("heatmap", "-c", finished / "config.yaml").stderr)

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from dask.system import CPU_COUNT
 from matplotlib.figure import Figure
 from PIL import Image
@@ -26,6 +25,7 @@ from pydantic import Field, ValidationError
 from sklearn.metrics import log_loss, roc_auc_score
 
 from wsi_pipeline.config import CatalogConfig, Config, Section, TileConfig, TrainConfig
+from wsi_pipeline.config_file import read_yaml
 from wsi_pipeline.errors import CatalogError, ConfigError, WsiError
 from wsi_pipeline.evaluation.overlap import average_overlap, overlap
 from wsi_pipeline.explain.cam import class_activation_map, grad_cam
@@ -410,8 +410,8 @@ def _markdown(table: pd.DataFrame) -> str:
 def load(path: Path) -> ComparisonConfig:
     """Read the settings; ConfigError names what is wrong in them."""
     try:
-        return ComparisonConfig.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        return ComparisonConfig.model_validate(read_yaml(path))
+    except ValidationError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

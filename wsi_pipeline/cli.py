@@ -282,7 +282,9 @@ def slide_scores(csv, out, scores, **columns):
             f"{text} {row[name]:.4f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
             for text, name in (("ROC AUC", "roc_auc"), ("accuracy", "accuracy"))
         )
-        found = f"{row['score']}: {', '.join(figures)} at {row['threshold']:.3g}, {row['n']} slides"
+        found = (
+            f"{row['score']}: {', '.join(figures)} at {row['threshold']:.3g}, slides: {row['n']}"
+        )
         console.print(found.replace("nan to nan", "no interval"), markup=False, soft_wrap=True)
     console.print(f"all figures: {out}", markup=False, soft_wrap=True)
 
@@ -325,7 +327,7 @@ def mine(path, out):
     with alone_in(config.out):
         mined, table = stage.run(config)
     console.print(
-        f"{len(table)} hard negatives of {table['slide_id'].nunique()} slides in {mined}:"
+        f"hard negatives: {len(table)}, of slides: {table['slide_id'].nunique()}, in {mined}:"
         " set train.hard_negatives to this file, and train.name to another name",
         soft_wrap=True,
     )

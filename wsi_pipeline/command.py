@@ -73,8 +73,11 @@ def finish(outcomes: list[tuple], folder: Path) -> NoReturn:
     """
     failed = sum(outcome.failed for _, outcome in outcomes)
     for name, outcome in outcomes:
+        units = ", ".join(f"{stage} {number}" for stage, number in outcome.counted.items())
         console.print(
             f"{name}: {outcome.done} done, {outcome.skipped} already done, {outcome.failed} failed"
+            + (f" (units: {units})" if len(outcome.counted) > 1 else ""),
+            soft_wrap=True,
         )
     if failed:
         console.print(f"{failed} failed: see {folder / 'failures.csv'}", style="red", markup=False)
@@ -138,8 +141,10 @@ def _tell_results(config: Config, outcomes: list[tuple]):
     """Say how slides were read, and where the page is that the last stage wrote."""
     from wsi_pipeline.stages.run_directory import (
         EXPLANATIONS_PAGE,
+        TISSUE_PAGE,
         evaluation_folder,
         explanation_folder,
+        tissue_folder,
     )
     from wsi_pipeline.stages.status import reading_summary
 
@@ -147,6 +152,7 @@ def _tell_results(config: Config, outcomes: list[tuple]):
         if name == "heatmap" and (reading := reading_summary(outcome.results.values())):
             console.print(f"heatmap: {reading}", markup=False, soft_wrap=True)
     pages = {
+        "tile": tissue_folder(config.out) / TISSUE_PAGE,
         "evaluate": evaluation_folder(config.out, config.train.name) / "report.html",
         "explain": explanation_folder(config.out, config.train.name) / EXPLANATIONS_PAGE,
     }

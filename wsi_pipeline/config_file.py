@@ -27,10 +27,7 @@ def load_config(path, **overrides) -> Config:
         with the value found.
     """
     path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {type(values).__name__}, not a mapping of settings")
     for key, value in overrides.items():
@@ -44,6 +41,25 @@ def load_config(path, **overrides) -> Config:
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error)}") from None
     return _with_absolute_paths(config)
+
+
+def read_yaml(path: Path) -> object:
+    """Read plain values from a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or is no YAML; the message says, in a line, where and why.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.MarkedYAMLError as error:
+        at, why = error.problem_mark, ": ".join(filter(None, (error.context, error.problem)))
+        place = f"{path}, line {at.line + 1}, column {at.column + 1}"
+        raise ConfigError(f"{place}: cannot be read as YAML: {why}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{path}: cannot be read as YAML: {why}") from error
 
 
 def _with_absolute_paths(config: Config) -> Config:

@@ -6,8 +6,16 @@ import pandas as pd
 import pytest
 
 from wsi_pipeline.evaluation.binary import binary_metrics, reliability_table
-from wsi_pipeline.evaluation.figures import froc_figure, reliability_figure, slide_roc_figure
+from wsi_pipeline.evaluation.figures import (
+    froc_figure,
+    precision_recall_figure,
+    reliability_figure,
+    score_histogram_figure,
+    slide_accuracy_figure,
+    slide_roc_figure,
+)
 from wsi_pipeline.evaluation.froc import FrocCurve
+from wsi_pipeline.evaluation.slide_level import accuracy_curve
 
 SVG = "{http://www.w3.org/2000/svg}"
 POINTS = (0.5, 2, 8)
@@ -47,6 +55,28 @@ def shares(part, axis):
     """Heights of markers as shares, measured on a curve that runs from 0 to 1."""
     y = [float(marker.get("y")) for marker in part.iter(f"{SVG}use")]
     return (y - axis[0]) / (axis[-1] - axis[0])
+
+
+def lowest(part):
+    """The largest y, down the page, of a group's lines and texts."""
+    text = re.sub(r"<(\w+:)?defs>.*?</(\w+:)?defs>", "", ET.tostring(part, "unicode"), flags=re.S)
+    at = re.findall(r"[ML] [\d.]+ ([\d.]+)|translate\([\d.]+ ([\d.]+)\)", text)
+    return max(float(path or moved) for path, moved in at)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda labels, scores: precision_recall_figure(labels, scores, 0.75),
+        lambda labels, scores: score_histogram_figure(labels, scores, 0.75),
+        lambda labels, scores: slide_accuracy_figure(
+            {"test": accuracy_curve(pd.Series(labels), pd.Series(scores))}, 0.75
+        ),
+    ],
+)
+def test_the_legend_lies_above_what_is_drawn(draw):
+    parts = groups(draw(np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.4, 0.6])))
+    assert lowest(parts["legend_1"]) < outline(parts["patch_2"])[:, 1].min() + 1  # of the axes
 
 
 def test_lecture_is_drawn_in_steps_and_the_others_in_straight_lines():

@@ -9,7 +9,8 @@ from PIL import Image
 from shapely import Point, box
 
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
+from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure, tissue_figure
+from wsi_pipeline.slides.tissue import TissueMask
 
 
 def picture(image, shown, lesions, values, grid, **settings):
@@ -143,3 +144,24 @@ def test_heatmaps_stand_side_by_side_in_their_order():
     assert left.min() > 245
     assert centre[0] > centre[2] + 60  # red
     assert right[2] > right[0] + 40  # blue
+
+
+def is_cyan(pixels):
+    return (pixels[..., 0] < 120) & (pixels[..., 1] > 190) & (pixels[..., 2] > 190)
+
+
+def test_outlines_of_tissue_and_annotation_lie_where_they_belong():
+    """A mask of 512 x 256 px of 4 level-0 px, drawn on 1024 x 512: a px of it on 2 x 2."""
+    mask = np.zeros((256, 512), bool)
+    mask[50:150, 300:400] = True
+    mask[200:, :60] = True  # to the edge
+    tissue = TissueMask(mask, Bounds(100, 200, 2048, 1024), 4.0, np.full((256, 512, 3), 230, "u1"))
+    lesion = box(100 + 4 * 320, 200 + 4 * 70, 100 + 4 * 360, 200 + 4 * 130)
+    data = tissue_figure(tissue, [lesion], 0.5)
+    with Image.open(io.BytesIO(data)) as found:
+        assert (found.format, found.size) == ("JPEG", (1024, 512))
+        pixels = np.asarray(found.convert("RGB"))
+    assert extent(is_cyan(pixels[:, 512:])) == pytest.approx((88, 287, 100, 299), abs=2)
+    assert extent(is_cyan(pixels[:, :512])) == pytest.approx((0, 119, 400, 511), abs=2)
+    assert extent(is_yellow(pixels)) == pytest.approx((640, 719, 140, 259), abs=2)
+    assert plt.get_fignums() == []

@@ -86,8 +86,9 @@ def wait_for_record(folder, count):
 def test_units_are_done_once_and_later_runs_return_the_recorded_results(client, tmp_path):
     units = squares(tmp_path, 10)
     expected = {f"square {number}": {"square": number**2} for number in range(10)}
-    assert run(client, units, tmp_path) == Outcome(done=10, results=expected)
-    assert run(client, units, tmp_path) == Outcome(skipped=10, results=expected)
+    counted = {"squares": 10}
+    assert run(client, units, tmp_path) == Outcome(done=10, results=expected, counted=counted)
+    assert run(client, units, tmp_path) == Outcome(skipped=10, results=expected, counted=counted)
     assert executed(tmp_path) == dict.fromkeys(range(10), 1)
     assert outputs(tmp_path) == {number: number**2 for number in range(10)}
 
@@ -204,10 +205,10 @@ def test_nothing_to_do_is_done_at_once(client, tmp_path):
 
 
 def test_outcomes_add_up():
-    first = Outcome(1, 2, 3, {"a": {"n": 1}, "b": {}})
-    assert first + Outcome(10, 20, 30, {"a": {"n": 2}}) == Outcome(
-        11, 22, 33, {"a": {"n": 2}, "b": {}}
-    )
+    first = Outcome(1, 2, 3, {"a": {"n": 1}, "b": {}}, Counter(slabs=6))
+    later = Outcome(10, 20, 30, {"a": {"n": 2}}, Counter(slabs=50, slides=10))
+    both = Outcome(11, 22, 33, {"a": {"n": 2}, "b": {}}, Counter(slabs=56, slides=10))
+    assert first + later == both
 
 
 def test_a_unit_that_kills_its_worker_is_retried_then_recorded(client, tmp_path):

@@ -271,7 +271,7 @@ def test_labels_without_lesions(label, expected, coverage):
 
 @pytest.mark.parametrize("label", [0, -1])
 def test_lesions_on_a_slide_that_is_not_tumour_are_an_error(label):
-    with pytest.raises(CatalogError, match=f"slide s1 has label {label} but 1 annotated lesions"):
+    with pytest.raises(CatalogError, match=rf"s1 has label {label} but annotated lesions \(1\)"):
         index([shapely.box(1100, 600, 1200, 700)], label)
 
 

@@ -103,6 +103,10 @@ def test_reads_what_a_spreadsheet_saves(tmp_path):
         (["slide_id,path", "a,a.svs", "A,b.svs"], "lines 2, 3: the same slide_id, 'a'"),
         (["slide_id,path", "a,a.svs", "b,b.svs", "c,a.svs"], "lines 2, 4: the same path"),
         (
+            ["slide_id,path,annotation", "a,a,x/a.xml", "b,b,", "c,c,./x//a.xml", "d,d,"],
+            r"lines 2, 4: the same annotation, '.*x/a\.xml', is there 2 times \(slides a, c\)",
+        ),
+        (
             ["slide_id,path,split", "a,a.svs,train", "b,b.svs,"],
             "line 3: slide 'b' has no split while others have",
         ),

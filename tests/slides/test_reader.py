@@ -249,7 +249,7 @@ def test_other_regions_of_a_damaged_slide_stay_readable(damaged_slide):
 def test_only_boxes_over_damage_are_lost_of_those_that_openslide_is_asked_for_together(
     damaged_slide, monkeypatch
 ):
-    """In four cells of 200 px, the last with the damage, from px 256 on, and two boxes."""
+    """The damage begins at px 256, in one of three boxes; together they touch a square of cells."""
     monkeypatch.setattr(reader, "PART_PX", 200)
     asked = []
     with Slide(damaged_slide) as slide:
@@ -259,11 +259,18 @@ def test_only_boxes_over_damage_are_lost_of_those_that_openslide_is_asked_for_to
         out = np.zeros((384, 384, 3), np.uint8)
         lost = slide.read_under(0, 0, boxes, 1.0, out)
     assert list(lost) == [1]
-    assert "damaged.tiff: the region at level-0 px (200, 200), 184 x 184" in lost[1]
+    assert "damaged.tiff: the region at level-0 px (100, 100), 284 x 284" in lost[1]
     for left, upper, right, lower in boxes[[0, 2]].tolist():
         assert np.abs(out[upper:lower, left:right].astype(int) - (200, 100, 150)).max() <= 3
-    together, first, second = map(tuple, asked[3:])
-    assert together == first == (200, 200, 384, 384) and second == (200, 200, 384, 256)
+    assert [list(box) for box in asked] == [[0, 0, 384, 384], *boxes.tolist()]
+
+
+def test_openslide_is_asked_for_cells_together_where_they_fill_a_rectangle():
+    """Cells of 512 px are taken in squares of 4096 px, 8 by 8 of them."""
+    square, beside, below = [(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 8)], [(9, 0), (9, 2)]
+    frames = reader._frames([*square, *beside, *below], (512, 512)).tolist()
+    # Left, upper, right and lower edges.
+    assert frames == [[0, 0, 2, 2], [8, 0, 9, 1], [0, 9, 1, 10], [2, 9, 3, 10]]
 
 
 def test_threads_do_not_take_over_each_others_errors(damaged_slide):

@@ -5,8 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import shapely
-from slide_files import write_mrxs, write_pyramid_tiff
+from slide_files import damage_tile, write_mrxs, write_pyramid_tiff
 
+from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import TissueMask, tissue_mask
@@ -153,6 +154,42 @@ def test_a_slide_coarser_than_the_mask_is_masked_at_level_0(tmp_path):
     tissue = tissue_mask(slide_of(tmp_path, pixels, mpp=29.0), **SETTINGS)
     assert (tissue.mask.shape, tissue.downsample) == ((300, 200), 1)
     assert tissue.mask.sum() == pytest.approx(100**2, rel=0.02)
+
+
+# What cannot be decoded.
+
+
+def damaged_slide(tmp_path, *tiles):
+    """Tissue everywhere, in 4 x 4 tiles of 256 px that are 256 px of the mask."""
+    path = tmp_path / "damaged.tiff"
+    write_pyramid_tiff(path, [np.full((1024, 1024, 3), PINK, np.uint8)], tile=256, mpp=8.0)
+    for tile in tiles:
+        damage_tile(path, tile)
+    return Slide(path)
+
+
+def test_what_cannot_be_decoded_counts_as_no_tissue_and_is_told(tmp_path):
+    """Not even where holes of its size are filled."""
+    settings = SETTINGS | {"max_hole_um2": 1e9}
+    tissue = tissue_mask(damaged_slide(tmp_path, 5), **settings)
+    expected = np.ones((1024, 1024), bool)
+    expected[256:512, 256:512] = False  # the second tile of the second row
+    assert np.array_equal(tissue.mask, expected)
+    assert np.array_equal((tissue.pixels == 255).all(-1), ~expected)
+    assert len(tissue.unread) == 16  # of each block of 64 px over it
+    for reason in tissue.unread:
+        assert "damaged.tiff: the region at level-0 px (" in reason
+        assert "cannot be decoded" in reason
+
+
+def test_of_a_whole_slide_nothing_is_lost(tmp_path):
+    tissue = tissue_mask(damaged_slide(tmp_path), **SETTINGS)
+    assert tissue.mask.all() and tissue.unread == ()
+
+
+def test_a_slide_of_which_nothing_can_be_decoded_is_an_error(tmp_path):
+    with pytest.raises(SlideReadError, match=r"damaged\.tiff"):
+        tissue_mask(damaged_slide(tmp_path, *range(16)), **SETTINGS)
 
 
 # Real slides. Pictures of these masks were looked at.

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-import tifffile
 import torch
 from distributed import Client
-from slide_files import write_pyramid_tiff
+from slide_files import damage_tile, write_pyramid_tiff
 
 from wsi_pipeline.config import CatalogConfig, Config, TrainConfig
 from wsi_pipeline.config_file import dump_config
@@ -92,15 +91,6 @@ def labelled(slide):
     return list(zip(*(table[axis].to_numpy()[kept].tolist() for axis in "xy"), strict=True))
 
 
-def damage(path, tile):
-    """Write zeros over a tile of level 0."""
-    with tifffile.TiffFile(path) as file:
-        offset, count = file.pages[0].dataoffsets[tile], file.pages[0].databytecounts[tile]
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(bytes(count))
-
-
 def test_every_labelled_patch_is_as_training_reads_it(run, client):
     outcome = cache.run(settings(run), client)
     assert outcome.failed == 0
@@ -131,7 +121,7 @@ def test_a_damaged_tile_loses_the_patches_over_it_with_the_slides_error(run, til
     slides = pd.read_parquet(run / "slides.parquet")
     path = run / "a.tif"
     shutil.copyfile(tiled / "a.tif", path)
-    damage(path, 0)  # level-0 px 0 to 127 of both axes
+    damage_tile(path, 0)  # level-0 px 0 to 127 of both axes
     slides.loc[slides["slide_id"] == "a", "path"] = str(path)
     slides.to_parquet(run / "slides.parquet")
     assert cache.run(settings(run), client).failed == 1
@@ -319,7 +309,7 @@ def damaged(run, tiled):
     path = run / "a.tif"
     shutil.copyfile(tiled / "a.tif", path)
     for tile in range(15):  # rows of five
-        damage(path, tile)
+        damage_tile(path, tile)
     slides.loc[slides["slide_id"] == "a", "path"] = str(path)
     slides.to_parquet(run / "slides.parquet")
     for slide in DOWNSAMPLES:

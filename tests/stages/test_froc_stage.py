@@ -135,23 +135,23 @@ def test_detections_that_break_a_rule_are_refused(cohort, text, message):
         one_slide(cohort, "Normal_1", 0, None)
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        ("detections/Test_9.csv", "", r"no slide for the files Test_9\.csv"),
-        ("annotations/Test_9.xml", ASAP.format(0, 9), r"Test_9\.xml: no slide of this name"),
-    ],
-)
-def test_files_that_do_not_fit_are_refused(cohort, file, text, message):
-    (cohort / file).write_text(text)
-    with pytest.raises(CatalogError, match=message):
-        run(cohort)
+def test_files_of_slides_not_asked_for_are_passed_over_and_named(cohort):
+    """As in the challenge's folders, and those of a run, with the detections of validation slides.
 
-
-def test_other_files_beside_the_detections_are_not_taken_for_them(cohort):
+    Nothing of them counts: neither a false positive at 1, nor two masks of one slide.
+    """
     for suffix in ("txt", "xml"):
         (cohort / f"detections/Tumor_1.{suffix}").write_text("0.1,1,1\n")
-    assert wsi_froc(cohort, "--annotations", "annotations", "--out", "out").returncode == 0
+    (cohort / "detections/Test_9.csv").write_text("1,1,1\n")
+    for name in ("Test_9.tif", "Test_9_Mask.tif"):
+        (cohort / "masks" / name).write_text("not read")
+    done = wsi_froc(cohort, "--masks", "masks", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stderr.split())
+    assert "detections: passed over, of no slide in the table: Test_9.csv" in told
+    assert "masks: passed over, of no slide in the table: Test_9.tif, Test_9_Mask.tif" in told
+    found = json.loads((cohort / "out/froc.json").read_text())
+    assert found["corrected"]["score"] == pytest.approx(0.5)  # as without these files
     assert pd.read_csv(cohort / "out/lesions.csv")["confidence"].max() == 0.95
 
 

@@ -87,7 +87,7 @@ def test_it_is_on_record_who_read_a_slide_and_what_that_took(tmp_path, client):
 
     # (117 * 16384 + 8192) / (480,000 + 8192) = 3.94; 8192 of 1,925,120 are 0.4 %.
     told = (
-        "1 slides have tiles to decode, 1 are for OpenSlide alone"
+        "slides with tiles to decode: 1, for OpenSlide alone: 1"
         " (1, mirax files are not read by tiles);"
         " 3.94 px read for each px needed, 100% of them by tiles"
     )
@@ -107,7 +107,7 @@ def test_px_that_openslide_read_of_a_level_of_tiles_are_told(tmp_path, client, m
     assert line["result"].pop("model").startswith("net@")
     assert line["result"] == {"notes": [], "failures": [], "backend": "tiles", **counts}
     told = (
-        "1 slides have tiles to decode, 0 are for OpenSlide alone; 1.00 px read for each px needed,"
+        "slides with tiles to decode: 1, for OpenSlide alone: 0; 1.00 px read for each px needed,"
         " 0% of them by tiles"
     )
     assert heatmap_reading(tmp_path, "net") == told
@@ -131,7 +131,7 @@ def test_the_most_frequent_reasons_are_told_and_results_without_them_passed_over
         for reason, count in by_reason.items()
         for _ in range(count)
     ]
-    told = "0 slides have tiles to decode, 10 are for OpenSlide alone (4, d; 3, b; 2, a)"
+    told = "slides with tiles to decode: 0, for OpenSlide alone: 10 (4, d; 3, b; 2, a)"
     took = "; 1.50 px read for each px needed, 20% of them by tiles"
     others = [{"patches": 3, "read_px": 10, "unread": []}, {"notes": [], "failures": []}]
     assert reading_summary(results + others) == told + took
@@ -142,8 +142,8 @@ def test_slides_whose_px_were_not_counted_have_no_part_in_what_reading_took():
     counted = {"backend": "tiles", "read_px": 150, "decoded_px": 120, "needed_px": 100}
     uncounted = {"backend": "tiles"}
     by_another_version = {"backend": "tiles", "read_px": 10, "needed_px": 100}
-    told = "2 slides have tiles to decode, 0 are for OpenSlide alone"
+    told = "slides with tiles to decode: 2, for OpenSlide alone: 0"
     assert reading_summary([uncounted, by_another_version]) == told
     assert reading_summary([counted, uncounted]) == (
-        f"{told}; 1.50 px read for each px needed, 80% of them by tiles (counted in 1 slides)"
+        f"{told}; 1.50 px read for each px needed, 80% of them by tiles (slides counted: 1)"
     )

@@ -34,6 +34,14 @@ def predict(run, weights, slides, minute):
     record(run, "heatmap-net", slides, minute, model=f"net@{weights}")
 
 
+def settings(run, splits):
+    config = Config(
+        out=run, catalog=CatalogConfig(csv="slides.csv"), train=TrainConfig(name="net"),
+        heatmap=HeatmapConfig(splits=splits),
+    )  # fmt: skip
+    (run / "config.yaml").write_text(dump_config(config))
+
+
 @pytest.fixture
 def run(tmp_path):
     """Slides a to d, cached, predicted and evaluated; only their files, no pixels."""
@@ -46,11 +54,7 @@ def run(tmp_path):
         (tmp_path / f"patches/{slide}.parquet").touch()
         (tmp_path / f"cache/{slide}.zarr").mkdir(parents=True)
         (tmp_path / f"evaluation/net/slides/{slide}.jpg").touch()
-    config = Config(
-        out=tmp_path, catalog=CatalogConfig(csv="slides.csv"), train=TrainConfig(name="net"),
-        heatmap=HeatmapConfig(splits=("validation",)),
-    )  # fmt: skip
-    (tmp_path / "config.yaml").write_text(dump_config(config))
+    settings(tmp_path, splits=("validation",))
     record(tmp_path, "tile", slides, 0)
     record(tmp_path, "cache", slides, 1)
     train(tmp_path, "old")
@@ -102,3 +106,23 @@ def test_heatmaps_of_other_weights_are_left_and_so_are_evaluations_of_earlier_he
     record(run, "evaluate-net", ["a"], 6)  # b and c were last evaluated at minute 4
     found = counts(run)
     assert (found["heatmap-net"], found["evaluate-net"]) == ((3, 1), (1, 3))
+
+
+def test_another_model_of_the_run_does_not_stand_for_todays(run):
+    (run / "models/other").mkdir()
+    shutil.copy(run / "models/net/model.json", run / "models/other/model.json")
+    record(run, "train", ["other"], 5)
+    assert counts(run)["train"] == (1, 0)
+    (run / "models/net/model.json").unlink()
+    assert counts(run)["train"] == (0, 1)
+
+
+def test_heatmaps_of_splits_that_are_no_longer_asked_for_do_not_count(run):
+    slides = pd.read_parquet(run / "slides.parquet")
+    slides.loc[slides["slide_id"].isin(["c", "d"]), "split"] = "test"
+    slides.to_parquet(run / "slides.parquet")
+    for slide in "cd":
+        shutil.rmtree(run / f"heatmaps/net/{slide}.zarr")
+    settings(run, splits=("test",))
+    found = counts(run)
+    assert (found["heatmap-net"], found["evaluate-net"]) == ((0, 2), (0, 2))

@@ -1,13 +1,48 @@
-"""Which patches are out of date."""
+"""What is tiled of a slide, and which patches are out of date."""
 
 import json
 
+import numpy as np
 import pandas as pd
+from PIL import Image
+from slide_files import damage_tile, write_pyramid_tiff
 
 from wsi_pipeline.config import CatalogConfig, Config, TileConfig
-from wsi_pipeline.patches.index import SCHEMA_VERSION
-from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS
+from wsi_pipeline.patches.index import SCHEMA_VERSION, read_index
+from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, tissue_folder
 from wsi_pipeline.stages.tile import _unit, stale_slides
+
+
+def test_a_damaged_tile_costs_the_patches_in_it_and_is_told_and_shown(tmp_path):
+    """4 x 4 tiles of 256 px, a patch each; a px of them is one of the mask and of the picture."""
+    path = tmp_path / "s.tif"
+    pink = np.full((1024, 1024, 3), (200, 100, 150), np.uint8)
+    write_pyramid_tiff(path, [pink], tile=256, mpp=8.0)
+    damage_tile(path, 5)
+    row = ("s", str(path), None, "s", "test", 0, 8.0, 1024, 1024, "ok")
+    slides = pd.DataFrame([row], columns=SLIDE_COLUMNS)
+    config = Config(
+        out=tmp_path,
+        catalog=CatalogConfig(csv="slides.csv"),
+        tile=TileConfig(patch_px=256, stride_px=256, inner_px=256),
+    )
+    for folder in (tmp_path / "patches", tissue_folder(tmp_path)):
+        folder.mkdir()
+    (unit,) = (_unit(slide, config) for slide in slides.itertuples(index=False))
+
+    result = unit.function(**unit.arguments)
+    table = read_index(unit.output).table
+    corners = set(zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True))
+    everywhere = {(256 * (i % 4), 256 * (i // 4)) for i in range(16)}
+    assert corners == everywhere - {(256, 256)}
+    assert result["patches"] == 15
+    assert len(result["failures"]) == 16  # blocks of 64 px
+    assert all(text.startswith(f"taken for no tissue: {path}") for text in result["failures"])
+    with Image.open(tissue_folder(tmp_path) / "s.jpg") as picture:
+        shown = np.asarray(picture.convert("RGB"))
+    assert shown.shape == (1024, 1024, 3)
+    assert shown[272:496, 272:496].min() >= 250  # inside the outline around it
+    assert "picture" not in unit.inputs  # runs of before there were pictures stay done
 
 
 def test_patches_of_an_edited_annotation_or_of_other_settings_are_out_of_date(tmp_path):

@@ -5,11 +5,21 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
+from wsi_pipeline.config import CatalogConfig, Config, TrainConfig
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.patches.index import SCHEMA, PatchIndex, read_index, write_index
+from wsi_pipeline.patches.sampling import PatchPool
 from wsi_pipeline.stages import train
+from wsi_pipeline.stages.evaluate import _refuse_leakage
+from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, index_path
 from wsi_pipeline.stages.train import _noted, _noted_in, _torchrun, loader_workers
 
 
@@ -110,3 +120,84 @@ def test_a_process_of_torchrun_ends_with_the_one_that_started_it(tmp_path):
         assert process.stdout.readline() == "training\n"
         process.stdin.close()
         assert process.wait(timeout=30) == 1
+
+
+def add_index(run, slide, downsample):
+    """Patches at two cells, a label each."""
+    grid = PatchGrid(Bounds(0, 0, 2048, 1024), 0.25, downsample, 256, 256, 256)
+    full = np.ones(2, np.float32)
+    labels = np.array([0, 1], np.int8)
+    columns = (*grid.patch_origins([0, 0], [0, 1]), full, full, labels, [[], [1]])
+    table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+    write_index(PatchIndex(slide, grid, table), index_path(run, slide))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory as the tile stage leaves it, of slides that are not there."""
+    (tmp_path / "patches").mkdir()
+    rows = []
+    for slide, split in (("a", "train"), ("b", "train"), ("v", "validation"), ("t", "test")):
+        rows.append((slide, f"{slide}.svs", None, f"p_{slide}", split, 1, 0.25, 2048, 1024, "ok"))
+        add_index(tmp_path, slide, 2.0)
+    pd.DataFrame(rows, columns=SLIDE_COLUMNS).to_parquet(tmp_path / "slides.parquet")
+    return tmp_path
+
+
+def job_of(run, **training):
+    settings = TrainConfig(**{"weights": "none", "model": "cam"} | training)
+    config = Config(out=run, catalog=CatalogConfig(csv="slides.csv"), train=settings)
+    return train._unit(config).arguments["job"]
+
+
+def start_weights(run, **patients):
+    """A model of another run with these patients, to start from."""
+    folder = run / "other/models/vgg16"
+    folder.mkdir(parents=True)
+    (folder / "model.json").write_text(json.dumps({"training": {"patients": patients}}))
+    (folder / "model.safetensors").write_bytes(b"not read")
+    return str(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "earlier", "earlier_validation"])
+def test_start_weights_that_saw_a_test_patient_are_refused(run, part):
+    weights = start_weights(run, **{"train": ["p_x"], "validation": ["p_y"]} | {part: ["p_t"]})
+    with pytest.raises(RunError, match=r"model\.safetensors: the patients \['p_t'\] of the test"):
+        job_of(run, weights=weights)
+
+
+def test_patients_that_validated_the_start_weights_may_validate_again_but_are_never_tested_on(run):
+    weights = start_weights(run, train=["p_x"], validation=["p_v", "p_y"])
+    job = job_of(run, weights=weights)
+    assert [slide["slide_id"] for slide in job["slides"]["validation"]] == ["v"]
+    pool = PatchPool.from_indexes(read_index(index_path(run, slide)) for slide in "ab")
+    card = asdict(train._card(job, pool))
+    _refuse_leakage(pd.DataFrame({"patient_id": ["p_t"]}), card)
+    for patient in ("p_x", "p_y"):  # of the test split by now
+        with pytest.raises(RunError, match=patient):
+            _refuse_leakage(pd.DataFrame({"patient_id": [patient]}), card)
+
+
+def test_start_weights_without_a_card_are_told(run, caplog, monkeypatch):
+    weights = start_weights(run, train=["p_t"])
+    monkeypatch.chdir(run / "other/models/vgg16")
+    job_of(run)  # no weights: this folder's card is not theirs
+    assert not caplog.text
+    (run / "other/models/vgg16/model.json").unlink()
+    job_of(run, weights=weights)
+    assert f"{weights}: whose slides it has seen is not known" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("downsamples", "message"),
+    [
+        ({"v": 4.0}, r"from 0\.5 \(slide a, train\) to 1 um per px \(slide v, validation\)"),
+        ({"v": 1.0}, r"from 0\.25 \(slide v, validation\) to 0\.5 um per px \(slide b, train\)"),
+        ({"b": 2.5}, r"from 0\.5 \(slide a, train\) to 0\.625 um per px \(slide b, train\)"),
+    ],
+)
+def test_one_model_is_trained_and_validated_at_one_resolution(run, downsamples, message):
+    for slide, downsample in downsamples.items():
+        add_index(run, slide, downsample)
+    with pytest.raises(RunError, match=rf"{message}.*tile\.mpp instead of tile\.level"):
+        train._train(job_of(run, loader_workers=0), print)

@@ -15,8 +15,9 @@ In memory detections are a table ``probability, x, y`` (float64), the highest fi
 """
 
 import codecs
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ from wsi_pipeline.files import replace_atomically
 COLUMNS = ("probability", "x", "y")
 LISTED = 20
 """As many names stand in a message."""
+
+log = logging.getLogger(__name__)
 
 
 def write_detections(path, detections: pd.DataFrame) -> None:
@@ -93,7 +96,8 @@ def detection_files(folder, slide_ids: Iterable[str]) -> dict[str, Path]:
 
     A file belongs to the slide of exactly its name or else, if that is one file and one slide,
     to the slide whose name differs only in upper and lower case (CAMELYON16 has both
-    ``Test_001`` and ``test_001``). Files of other kinds and hidden ones are passed over.
+    ``Test_001`` and ``test_001``). Files of other slides are passed over with a warning that names
+    them; those of other kinds and hidden ones without.
 
     Parameters
     ----------
@@ -109,7 +113,7 @@ def detection_files(folder, slide_ids: Iterable[str]) -> dict[str, Path]:
     Raises
     ------
     CatalogError
-        If a slide has no file or several, or a file no slide; the message lists them.
+        If a slide has no file or several; the message lists them.
     RunError
         If there is no such folder.
     """
@@ -125,6 +129,8 @@ def detection_files(folder, slide_ids: Iterable[str]) -> dict[str, Path]:
                 alike[file.stem.casefold()].append(file)
     found = {slide_id: exact[slide_id] or alike[slide_id.casefold()] for slide_id in slide_ids}
     used = {file for files in found.values() for file in files}
+    left = {file for files in alike.values() for file in files} - used
+    tell_passed_over(folder, left)
     _refuse(
         folder,
         {
@@ -132,12 +138,16 @@ def detection_files(folder, slide_ids: Iterable[str]) -> dict[str, Path]:
             "several files for the slides": [
                 slide_id for slide_id, files in found.items() if len(files) > 1
             ],
-            "no slide for the files": [
-                file.name for files in alike.values() for file in files if file not in used
-            ],
         },
     )
     return {slide_id: files[0] for slide_id, files in found.items()}
+
+
+def tell_passed_over(folder: Path, files: Collection[Path]) -> None:
+    """Warn of files in a folder, if there are any, that belong to none of the slides asked for."""
+    if files:
+        names = _listed(sorted(file.name for file in files))
+        log.warning("%s: passed over, of no slide in the table: %s", folder, names)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -214,13 +224,13 @@ def _check(table: pd.DataFrame, size: tuple[int, int] | None, where: Callable[[i
             raise RunError(f"{where(row)}: {column} is {value!r}: {rule}")
 
 
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
 def _refuse(folder: Path, faults: dict[str, list[str]]) -> None:
-    told = []
-    for what, names in faults.items():
-        if names:
-            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-            told.append(f"{what} {', '.join(names[:LISTED])}{more}")
-    if told:
+    if told := [f"{what} {_listed(names)}" for what, names in faults.items() if names]:
         raise CatalogError(
             f"{folder}: {'; '.join(told)}; each slide has one file, SLIDE.csv, empty where nothing"
             " was detected"

@@ -92,8 +92,8 @@ def predict_pixels(
 
     The wanted pixels of a block (see `BLOCK`) are predicted together, from the box around their
     patches. Boxes are read in bands (see `read_boxes`): tiles under none of them are not decoded,
-    and memory does not grow with the chunk's height. Where that fails the boxes left are read one
-    by one, so that only those over the damaged tiles are lost.
+    and memory does not grow with the chunk's height. Boxes over what cannot be decoded are left
+    out.
 
     A pixel's value depends on its patch alone: how the slide is divided into chunks and blocks
     changes it by the rounding of float32 at the most, as far as `Slide.read` does not depend on

@@ -17,8 +17,8 @@ def predict_slab(
 ) -> tuple[np.ndarray, list[UnreadPatch]]:
     """Predict each patch of a slab, its pixels read once.
 
-    Where reading fails, the patches left are read one by one, so that only those over the damaged
-    tiles are lost. In memory are a band of the slab (see `read_patches`) and one batch.
+    Patches over what cannot be decoded are left out. In memory are a band of the slab (see
+    `read_patches`) and one batch.
 
     How a slide is divided into slabs leaves its values as they are, up to how far `Slide.read`
     depends on where a read begins: not at all on level 0 and levels of whole-number downsample.

@@ -1,4 +1,4 @@
-"""Pictures for people: a slide, or a place in it, with its annotation beside its heatmaps.
+"""Pictures for people: a slide with its tissue mask; with its annotation beside its heatmaps.
 
 Everything is drawn in level-0 px. Colours stand for 0 to 1 in every picture, so that pictures can
 be compared.
@@ -14,15 +14,20 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from PIL import Image
 from shapely import Polygon
+from skimage.measure import find_contours
 
 from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.slides.tissue import TissueMask
 
 COLORMAP = matplotlib.colormaps["RdYlBu_r"]
 SCALE = Normalize(0, 1)
 OPACITY = 0.6
 JPEG_QUALITY = 85
 DPI = 110
+TISSUE_PX = 1024
+"""Longer side of the picture of a tissue mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +93,7 @@ def heatmap_figure(
     frame = (shown.x, shown.x + shown.width, shown.y + shown.height, shown.y)
     for axes in panels:
         axes.imshow(image, extent=frame, interpolation="antialiased")
-    outlines = rings(lesions)
-    left.add_collection(LineCollection(outlines, colors="black", linewidths=2.2))
-    left.add_collection(LineCollection(outlines, colors="yellow", linewidths=1.1))
+    _outline(left, rings(lesions), "yellow")
     left.set_title("annotation" if lesions else "no annotation")
     for axes, heatmap in zip(others, heatmaps, strict=True):
         axes.imshow(
@@ -109,10 +112,60 @@ def heatmap_figure(
             axes.plot(x, y, "o", mfc="none", mec="white", mew=1.1, markersize=15)
         axes.set(xlim=frame[:2], ylim=frame[2:])
         axes.set_axis_off()
+    return _jpeg(figure)
+
+
+def tissue_figure(tissue: TissueMask, lesions: Sequence[Polygon], mpp: float) -> bytes:
+    """Draw a slide with the outlines of its tissue mask, cyan, and of its annotation, yellow.
+
+    Parameters
+    ----------
+    tissue : TissueMask
+        With the pixels that it was found in.
+    lesions : sequence of Polygon
+        Level-0 px; may be empty.
+    mpp : float
+        Micrometres per level-0 px.
+
+    Returns
+    -------
+    bytes
+        A JPEG image, its longer side 1024 px.
+    """
+    rows, cols = tissue.mask.shape
+    size = [max(1, round(side * TISSUE_PX / max(rows, cols))) for side in (cols, rows)]
+    shown = Bounds(
+        tissue.bounds.x, tissue.bounds.y,
+        round(cols * tissue.downsample), round(rows * tissue.downsample),
+    )  # fmt: skip
+    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI))
+    axes = figure.add_axes((0, 0, 1, 1))
+    frame = (shown.x, shown.x + shown.width, shown.y + shown.height, shown.y)
+    image, share = (
+        np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+        for values in (tissue.pixels, tissue.mask.astype(np.float32))
+    )
+    axes.imshow(image, extent=frame, aspect="auto", interpolation="nearest")  # px for px
+    # A margin without tissue closes outlines at the edge; px 0 of it has its centre at -0.5.
+    step = shown.width / size[0], shown.height / size[1]
+    contours = find_contours(np.pad(share, 1), 0.5)
+    _outline(axes, [(c[:, ::-1] - 0.5) * step + (shown.x, shown.y) for c in contours], "cyan")
+    _outline(axes, rings(lesions), "yellow")
+    draw_scale_bar(axes, shown, mpp)
+    axes.set(xlim=frame[:2], ylim=frame[2:])
+    axes.set_axis_off()
+    return _jpeg(figure)
+
+
+def _jpeg(figure: Figure) -> bytes:
     picture = io.BytesIO()
-    quality = {"quality": JPEG_QUALITY}
-    figure.savefig(picture, format="jpeg", dpi=DPI, pil_kwargs=quality)
+    figure.savefig(picture, format="jpeg", dpi=DPI, pil_kwargs={"quality": JPEG_QUALITY})
     return picture.getvalue()
+
+
+def _outline(axes, outlines: list[np.ndarray], colour: str) -> None:
+    axes.add_collection(LineCollection(outlines, colors="black", linewidths=2.2))
+    axes.add_collection(LineCollection(outlines, colors=colour, linewidths=1.1))
 
 
 def _heatmap_frame(heatmap: HeatmapPanel) -> tuple[float, float, float, float]:

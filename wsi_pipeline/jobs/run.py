@@ -38,12 +38,15 @@ class Outcome:
         Units done now, done by an earlier run, and failed in whole or, now or earlier, in part.
     results : dict
         What each unit returned, now or earlier, by key; of units that failed in part as well.
+    counted : Counter
+        All units, by what the record calls their stage: a command's stage may have several.
     """
 
     done: int = 0
     skipped: int = 0
     failed: int = 0
     results: dict[str, dict] = field(default_factory=dict)
+    counted: Counter[str] = field(default_factory=Counter)
 
     @property
     def units(self) -> int:
@@ -57,6 +60,7 @@ class Outcome:
             self.skipped + later.skipped,
             self.failed + later.failed,
             self.results | later.results,
+            self.counted + later.counted,
         )
 
 
@@ -137,6 +141,7 @@ def run_units(
                 _settle(unit, attempt, record, schema_version, outcome)
                 update(outcome.units, f"{outcome.failed} failed" if outcome.failed else "")
         update(outcome.units, f"{outcome.failed} failed" if outcome.failed else "")
+    outcome.counted[stage] = outcome.units
     return outcome
 
 

@@ -120,6 +120,8 @@ def read_boxes(
             start, end = max(top, end), _last(rows, lowest, top + len(band))
             if start < end:
                 met, parts = within(edges, (0, start, width, end))
+                wanted = ~np.isin(order[met], list(lost))
+                met, parts = met[wanted], parts[wanted]
                 at, out = (left, upper + start * px), band[start - top : end - top]
                 failed = slide.read_under(*at, parts - np.array([0, start, 0, start]), px, out)
                 lost.update((int(order[met[box]]), why) for box, why in failed.items())

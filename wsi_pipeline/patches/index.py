@@ -110,7 +110,7 @@ def build_index(
     """
     if lesions and slide_label != 1:
         raise CatalogError(
-            f"slide {slide_id} has label {slide_label} but {len(lesions)} annotated lesions: its"
+            f"slide {slide_id} has label {slide_label} but annotated lesions ({len(lesions)}): its"
             " label must be 1"
         )
     rows, cols, tissue_share = _tissue_cells(grid, tissue, min_tissue)

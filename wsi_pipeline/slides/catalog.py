@@ -86,13 +86,13 @@ def read_catalog(path) -> pd.DataFrame:
     ------
     CatalogError
         If the table cannot be read, holds no slide, has unknown or missing columns, a bad value,
-        a slide id twice (upper and lower case alike) or a slide file twice, a split for only some
-        slides, or a patient in two splits; the message names the table and the line.
+        a slide id twice (upper and lower case alike), a slide file or an annotation twice, a split
+        for only some slides, or a patient in two splits; the message names the table and the line.
     """
     path = Path(path)
     lines, rows = _read_rows(path, _Row)
     frame = _to_frame(rows, folder=path.parent.absolute())
-    _refuse_duplicates(frame, path, lines, ("slide_id", "path"))
+    _refuse_duplicates(frame, path, lines, ("slide_id", "path", "annotation"))
     _check_splits(frame, path, lines)
     return frame
 
@@ -175,11 +175,13 @@ def _to_frame(rows: list[_Row], folder: Path) -> pd.DataFrame:
 def _refuse_duplicates(frame: pd.DataFrame, path: Path, lines: list[int], columns):
     for column in columns:
         values = frame[column].str.casefold() if column == "slide_id" else frame[column]
-        if (twice := values.duplicated(keep=False)).any():
-            at = np.flatnonzero(values == values[twice].iloc[0])
+        if (twice := values.notna() & values.duplicated(keep=False)).any():
+            at = np.flatnonzero((values == values[twice].iloc[0]).fillna(False))
             raise CatalogError(
                 f"{path}, lines {', '.join(str(lines[i]) for i in at)}: the same {column},"
-                f" {frame[column].iloc[at[0]]!r}, is there {len(at)} times; each slide is one row"
+                f" {frame[column].iloc[at[0]]!r}, is there {len(at)} times (slides"
+                f" {', '.join(frame['slide_id'].iloc[at])}); each slide is one row, with files of"
+                " its own"
             )
 
 

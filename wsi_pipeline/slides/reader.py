@@ -3,8 +3,9 @@
 import math
 import os
 import threading
+from collections.abc import Mapping
 from functools import lru_cache, partial
-from itertools import product
+from itertools import groupby, product
 from math import prod
 from pathlib import Path
 
@@ -22,7 +23,7 @@ OPEN_SLIDES = 64
 # pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
 # reduced.
 BLOCK_PX = 4096
-# The same where several boxes are read together: the smaller, the less of what lies between them.
+# OpenSlide is asked for at least so much: the smaller, the less of what lies between boxes.
 PART_PX = 512
 # What `difference` found, by a file's state and the level: the same slides are opened time and
 # again, and comparing takes longer than opening. A short text for each level ever read.
@@ -104,6 +105,7 @@ class Slide:
         self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self.bounds = scanned_bounds(properties, self.size)
         self.mpp = level0_mpp(self.path, properties, mpp)
+        self._cells = [_cell(properties, level) for level in range(len(self.level_sizes))]
         self._seen_px = 0
         self._counts = _Counts()
         self._levels: list[TiledLevel | str] | None = None
@@ -271,10 +273,12 @@ class Slide:
             beyond a part's edges, the parts are large.
         """
         level, scale = self.level_for(downsample)
-        first, step = 0, PART_PX if scale == 1 else _block_px(scale)
-        if scale == 1 and (tiles := self._tiles_for(level, width_px * height_px)):
-            step = tiles.tile[1]
+        if scale == 1:
+            tiles = self._tiles_for(level, width_px * height_px)
+            _, step = tiles.tile if tiles else self._cells[level]
             first = -_nearest(y / self.level_downsamples[level]) % step
+        else:
+            first, step = 0, _block_px(scale)
         return np.unique([0, *range(first, height_px, step), height_px])
 
     def as_read(self, downsample: float) -> float:
@@ -316,9 +320,9 @@ class Slide:
     def _fill(self, pixels, boxes, level, x0, y0) -> dict[int, str]:
         """Fill boxes of an array with level px from (x0, y0) on: see `read_under`.
 
-        OpenSlide is asked for the tiles that cannot be decoded; of a level without, for the cells
-        of a grid from the array's corner on. Of each it is asked for the box around all that is
-        wanted, and, since the damage may lie between, for one by one if that fails.
+        OpenSlide is asked for the tiles that cannot be decoded; of a level without, for `_frames`.
+        Of each it is asked for the box around all that is wanted, and, since the damage may lie
+        between, for one by one if that fails.
         """
         inside, x, y = self._inside(level, x0, y0, pixels)
         height, width = inside.shape[:2]
@@ -327,17 +331,16 @@ class Slide:
         if not len(held):
             return {}
         if tiles := self._tiles_for(level, width * height):
-            corner, side = np.array([0, 0]), tiles.tile
-            decoded_px, cells = tiles.read(x, y, inside, under(parts, side))
+            decoded_px, failed = tiles.read(x, y, inside, under(parts, tiles.tile))
             self._counts.decoded_px += decoded_px
             self._saw(width * height)
+            side, frames = tiles.tile, [(col, row, col + 1, row + 1) for row, col in failed]
         else:
-            corner, side = shift[:2], 2 * (BLOCK_PX if len(held) == 1 else PART_PX,)
-            cells = under(parts - shift, side)
+            side = self._cells[level]
+            frames = _frames(under(parts, side), side)
         lost = {}
-        for row, col in sorted(cells):
-            start = corner + np.multiply((col, row), side)
-            over, wanted = within(parts, (*start, *(start + side)))
+        for frame in frames:
+            over, wanted = within(parts, np.multiply(frame, 2 * side))
             if not len(over) or not (reason := self._paint(inside, level, x, y, _around(wanted))):
                 continue
             final = tiles or len(over) == 1  # a tile is decoded whole or not at all
@@ -457,6 +460,35 @@ def _cached(path, mpp, _mtime_ns, _size) -> Slide:
 def _block_px(scale: float) -> int:
     """Side of the largest block of a result that has `scale` level px for each of its px."""
     return max(1, int(BLOCK_PX / scale))
+
+
+def _cell(properties: Mapping[str, str], level: int) -> tuple[int, int]:
+    """Width and height of the least that OpenSlide is asked for: whole tiles, if it states them."""
+    names = (f"openslide.level[{level}].tile-{side}" for side in ("width", "height"))
+    width, height = (int(properties.get(name, 1)) for name in names)
+    return tuple(
+        -(-PART_PX // side) * side if side <= BLOCK_PX else PART_PX for side in (width, height)
+    )
+
+
+def _frames(cells: list[tuple[int, int]], cell: tuple[int, int]) -> np.ndarray:
+    """What to ask OpenSlide for at once: edges, int64 (M, 4), in cells of a level.
+
+    Cells, rows and columns, are taken in squares of `BLOCK_PX`, since those near each other share
+    what OpenSlide decodes and keeps for a while; together where they fill a rectangle.
+    """
+
+    def square(at: tuple[int, int]) -> tuple[int, int]:
+        return at[0] * cell[1] // BLOCK_PX, at[1] * cell[0] // BLOCK_PX
+
+    frames = []
+    for _, near in groupby(sorted(cells, key=square), square):
+        corners = np.array(list(near))[:, ::-1]
+        edges = np.hstack([corners, corners + 1])
+        around = _around(edges)
+        filled = (around[2] - around[0]) * (around[3] - around[1]) == len(edges)
+        frames.append([around] if filled else edges)
+    return np.concatenate(frames)
 
 
 def _around(boxes: np.ndarray) -> tuple[int, int, int, int]:

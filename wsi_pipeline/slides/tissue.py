@@ -9,6 +9,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import isotropic_closing
 
+from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.slides.reader import Slide
 
@@ -16,6 +17,8 @@ from wsi_pipeline.slides.reader import Slide
 # is no glass to part from: Otsu would cut the tissue itself in two.
 LEAST_GLASS = 0.05
 SMOOTHING_PX = 3
+# Side of the blocks of mask px that are lost as a whole where the slide cannot be decoded.
+BLOCK_PX = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +32,17 @@ class TissueMask:
         The masked area, level-0 px; the mask's first pixel begins at its corner.
     downsample : float
         Level-0 px per mask px.
+    pixels : uint8 array, shape (h, w, 3), optional
+        What the mask was found in; white where it cannot be decoded.
+    unread : tuple of str
+        Why parts of it cannot be decoded.
     """
 
     mask: np.ndarray
     bounds: Bounds
     downsample: float
+    pixels: np.ndarray | None = None
+    unread: tuple[str, ...] = ()
 
     def fraction(self, boxes) -> np.ndarray:
         """Share of each box that is tissue; outside the mask there is none.
@@ -76,7 +85,8 @@ def tissue_mask(
     """Find tissue as what is more saturated than glass.
 
     Otsu's threshold on the median-filtered HSV saturation, then morphological closing, removal
-    of small pieces and filling of small holes (the sources leave the method open).
+    of small pieces and filling of small holes (the sources leave the method open). What cannot be
+    decoded counts as no tissue.
 
     Parameters
     ----------
@@ -99,18 +109,38 @@ def tissue_mask(
     Raises
     ------
     SlideReadError
-        If a part of the slide cannot be decoded.
+        If nothing of the slide can be decoded.
     """
     downsample = max(1.0, mpp / slide.mpp)
     width_px = math.ceil(slide.bounds.width / downsample)
     height_px = math.ceil(slide.bounds.height / downsample)
-    pixels = slide.read(slide.bounds.x, slide.bounds.y, width_px, height_px, downsample)
+    pixels, unread, reasons = _read(slide, width_px, height_px, downsample)
     mpp = downsample * slide.mpp
     mask = _saturated(pixels, min_saturation)
     mask = _closed(mask, closing_um / mpp)
     mask = _without_small(mask, min_area_um2 / mpp**2)
-    mask = ~_without_small(~mask, max_hole_um2 / mpp**2)
-    return TissueMask(mask, slide.bounds, downsample)
+    mask = ~_without_small(~mask, max_hole_um2 / mpp**2) & ~unread
+    return TissueMask(mask, slide.bounds, downsample, pixels, reasons)
+
+
+def _read(slide, width_px, height_px, downsample) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """Pixels of a slide's bounds; where blocks of them cannot be decoded, each px; and why."""
+    pixels = np.empty((height_px, width_px, 3), np.uint8)
+    # Blocks take OpenSlide twice as long as the whole, so they are read only where that is damaged.
+    for side_px in (max(width_px, height_px), BLOCK_PX):
+        y, x = np.mgrid[:height_px:side_px, :width_px:side_px].reshape(2, -1)
+        ends = np.minimum(x + side_px, width_px), np.minimum(y + side_px, height_px)
+        boxes = np.stack([x, y, *ends], axis=1)
+        lost = slide.read_under(slide.bounds.x, slide.bounds.y, boxes, downsample, pixels)
+        if not lost:
+            break
+    if len(lost) == len(boxes):
+        raise SlideReadError(lost[0])
+    unread = np.zeros((height_px, width_px), bool)
+    for x0, y0, x1, y1 in boxes[list(lost)].tolist():
+        unread[y0:y1, x0:x1] = True
+    pixels[unread] = 255
+    return pixels, unread, tuple(dict.fromkeys(lost.values()))
 
 
 def _tissue_of_columns(mask, y0_px, y1_px) -> np.ndarray:

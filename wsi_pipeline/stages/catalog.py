@@ -106,7 +106,7 @@ def _open(path: str, mpp: float | None, default_mpp: float | None) -> Slide:
 def _label(label: int | None, annotation: str | None, lesions: int, unannotated: str) -> int:
     if label == 0 and lesions:
         raise CatalogError(
-            f"{annotation} holds {lesions} lesions, but the catalog's label of its slide is 0"
+            f"{annotation} holds lesions ({lesions}), but the catalog's label of its slide is 0"
         )
     if label is not None:
         return label

@@ -56,6 +56,7 @@ from wsi_pipeline.stages.run_directory import (
     model_id,
     of_model,
     read_model_card,
+    seen_patients,
     tiled_slides,
 )
 from wsi_pipeline.stages.scores import read_scores, read_slide_scores, write_scores
@@ -138,9 +139,7 @@ def run(config: Config, client: Client) -> Outcome:
 
 
 def _refuse_leakage(test: pd.DataFrame, card: dict):
-    patients = card["training"].get("patients", {})
-    known = {patient for split in patients.values() for patient in split}
-    if shared := sorted(known & set(test["patient_id"])):
+    if shared := sorted(seen_patients(card) & set(test["patient_id"])):
         raise RunError(
             f"patients {shared[:5]} of the test split were trained or validated on: the splits have"
             " changed since, so train again"

@@ -1,6 +1,7 @@
 """FROC of anybody's detections: CSV files, annotations or masks, and a table of slides."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from distributed import Client
 
 from wsi_pipeline.config import AnnotationConfig
 from wsi_pipeline.errors import CatalogError, RunError
-from wsi_pipeline.evaluation.detections import detection_files, read_detections
+from wsi_pipeline.evaluation.detections import detection_files, read_detections, tell_passed_over
 from wsi_pipeline.evaluation.evaluation_mask import official_labels
 from wsi_pipeline.evaluation.figures import froc_figure
 from wsi_pipeline.evaluation.froc import AVERAGE_FPS, froc_curve, froc_metrics, vertices
@@ -80,7 +81,8 @@ def run(
     Raises
     ------
     CatalogError, RunError
-        If the slides, detections and annotations do not fit together; the message names them.
+        If a slide lacks its detections or annotation, or has several; the message names them.
+        Files of other slides are passed over with a warning.
     """
     if (annotations is None) == (masks is None):
         raise RunError("give the lesions either as annotations or as masks, one of the two")
@@ -124,8 +126,8 @@ def scores(out: Path) -> dict[str, str]:
         lines[mode] = (
             f"undefined: {found['undefined']}"
             if found["undefined"]
-            else f"{found['score']:.4f}{interval}, {found['lesions']} lesions in"
-            f" {found['slides']} slides"
+            else f"{found['score']:.4f}{interval}, lesions: {found['lesions']},"
+            f" slides: {found['slides']}"
         )
     return lines
 
@@ -165,32 +167,27 @@ def slide_hits(
 
 
 def _truth(table: pd.DataFrame, annotations: Path | None, masks: Path | None) -> dict[str, Path]:
-    """The annotation or mask of each slide that has one; every tumour slide must."""
+    """The annotation or mask of each slide that has one, as every tumour slide must."""
     folder = masks or annotations
     files = files_by_stem(
         folder,
         MASK_SUFFIXES if masks else ANNOTATION_SUFFIXES,
         "masks" if masks else "annotations",
     )
-    by_name = {}
+    by_name = defaultdict(list)
     for stem, path in files.items():
-        if (other := by_name.setdefault(stem.casefold().removesuffix("_mask"), path)) != path:
-            raise CatalogError(f"{path} and {other}: two masks of one slide")
-    truth = {
-        slide_id: by_name.pop(slide_id.casefold())
-        for slide_id in table["slide_id"]
-        if slide_id.casefold() in by_name
-    }
+        by_name[stem.casefold().removesuffix("_mask")].append(path)
+    of_slides = {s: by_name.pop(s.casefold()) for s in table["slide_id"] if s.casefold() in by_name}
+    tell_passed_over(folder, [path for paths in by_name.values() for path in paths])
+    for paths in of_slides.values():
+        if len(paths) > 1:
+            raise CatalogError(f"{paths[1]} and {paths[0]}: two masks of one slide")
+    truth = {slide_id: path for slide_id, (path,) in of_slides.items()}
     tumour = table.loc[table["label"] == 1, "slide_id"]
     if lacking := [slide_id for slide_id in tumour if slide_id not in truth]:
         raise CatalogError(
             f"{folder}: nothing for the slides {', '.join(lacking[:5])} ({len(lacking)} in all),"
             " whose label is 1: their detections cannot be told from false positives"
-        )
-    if by_name:
-        raise CatalogError(
-            f"{next(iter(by_name.values()))}: no slide of this name in the table of slides"
-            f" ({len(by_name)} such files)"
         )
     return truth
 

@@ -1,12 +1,13 @@
 """Phantom slides, each drawn by a task of its own."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
 from distributed import Client
 
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.jobs.record import read_done
+from wsi_pipeline.files import write_json
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.phantom import SlidePlan, plan_cohort, write_slide, write_table
 
@@ -65,17 +66,18 @@ def draw_slide(plan: SlidePlan, out: str) -> dict:
 
 
 def _refuse_another_cohort(units: list[Unit], out: Path) -> None:
-    """Refuse to overwrite slides; one that a kill left off the record is of the recorded cohort."""
-    done = read_done(out, "phantom")
+    """Refuse to overwrite slides; the plans are written down before the first of them is drawn."""
+    path = out / "plans.json"
+    drawn = json.loads(path.read_bytes()) if path.exists() else {}
+    plans = {unit.key: unit.hash(SCHEMA_VERSION) for unit in units}
     for unit in units:
-        line = done.get(unit.key)
-        same = bool(done) if line is None else line["hash"] == unit.hash(SCHEMA_VERSION)
-        if unit.output.exists() and not same:
+        if unit.output.exists() and drawn.get(unit.key) != plans[unit.key]:
             raise RunError(
                 f"{unit.output}: it was drawn to another plan (seed, size, mpp, tiles, naevi or"
                 " version of the program), and runs may use it: choose another folder, or delete"
                 " this cohort first"
             )
+    write_json(path, drawn | plans)
 
 
 def _unit(plan: SlidePlan, out: Path) -> Unit:

@@ -20,6 +20,9 @@ CACHE_STAGES = ("cache_shards", "cache")
 """The same of the cache stage's work on shards and on slides."""
 TRAINING_SPLITS = ("train", "validation")
 
+TISSUE_PAGE = "index.html"
+"""In the folder of the tissue masks' pictures."""
+
 EXPLANATIONS_PAGE = "index.html"
 """In the folder of a model's explanations."""
 EXPLAIN_STAGES = ("explain", "panels", "rank", "trust")
@@ -34,6 +37,11 @@ def slides_path(run_dir: Path) -> Path:
 def index_path(run_dir: Path, slide_id: str) -> Path:
     """Where a slide's patch index lies."""
     return Path(run_dir) / "patches" / f"{slide_id}.parquet"
+
+
+def tissue_folder(run_dir: Path) -> Path:
+    """Where the tissue masks' pictures lie: ``SLIDE.jpg``, and the page that shows them."""
+    return Path(run_dir) / "tissue"
 
 
 def cache_path(run_dir: Path, slide_id: str) -> Path:
@@ -77,6 +85,11 @@ def learned_patients(card: dict) -> set[str]:
     """Patients that a model's weights come from: they cannot validate it."""
     patients = card["training"].get("patients", {})
     return {p for part in ("train", "hard_negatives", "earlier") for p in patients.get(part, [])}
+
+
+def seen_patients(card: dict) -> set[str]:
+    """Patients that a model's weights or epoch come from, now or earlier: they cannot test it."""
+    return set().union(*card["training"].get("patients", {}).values())
 
 
 def heatmap_folder(run_dir: Path, name: str) -> Path:

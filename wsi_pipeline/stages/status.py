@@ -35,7 +35,7 @@ REASONS_TOLD = 3
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage and its units, which are slides, or for training the model.
+    """One stage and its units, which are slides, or for training the model, of today's settings.
 
     Parameters
     ----------
@@ -68,7 +68,9 @@ def stage_status(run_dir: Path) -> list[StageStatus]:
     for stage, expected in _expected_units(run_dir, config).items():
         failed = {row.unit for row in failures if row.stage == stage}
         done = _still_done(run_dir, config.train.name, stage) - failed
-        left = None if expected is None else max(0, expected - len(done) - len(failed))
+        if expected is not None:  # of today's settings: what others left does not count
+            failed, done = failed & expected, done & expected
+        left = None if expected is None else len(expected) - len(done) - len(failed)
         found.append(StageStatus(stage, len(done), len(failed), left))
     return found
 
@@ -105,8 +107,8 @@ def reading_summary(results: Iterable[dict]) -> str:
         for reason, count in Counter(others).most_common(REASONS_TOLD)
     )
     return (
-        f"{len(slides) - len(others)} slides have tiles to decode, {len(others)} are for OpenSlide"
-        f" alone{f' ({reasons})' if others else ''}{_px_summary(slides)}"
+        f"slides with tiles to decode: {len(slides) - len(others)}, for OpenSlide alone:"
+        f" {len(others)}{f' ({reasons})' if others else ''}{_px_summary(slides)}"
     )
 
 
@@ -118,7 +120,7 @@ def _px_summary(slides: list[dict]) -> str:
     read, decoded, needed = (
         sum(slide[name] for slide in counted) for name in ("read_px", "decoded_px", "needed_px")
     )
-    where = "" if len(counted) == len(slides) else f" (counted in {len(counted)} slides)"
+    where = "" if len(counted) == len(slides) else f" (slides counted: {len(counted)})"
     return (
         f"; {read / max(1, needed):.2f} px read for each px needed,"
         f" {decoded / max(1, read):.0%} of them by tiles{where}"
@@ -184,7 +186,7 @@ def _model_today(run_dir: Path, model: str) -> str | None:
         return None
 
 
-def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
+def _expected_units(run_dir: Path, config: Config) -> dict[str, set[str] | None]:
     predict, heatmap, evaluate = (
         of_model(stage, config.train.name) for stage in ("predict", "heatmap", "evaluate")
     )
@@ -193,23 +195,24 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, int | None]:
     slides = read_slides(run_dir)
     begun = [of_model(stage, config.train.name) for stage in EXPLAIN_STAGES]
     begun = [stage for stage in begun if read_done(run_dir, stage)]  # no part of every run
-    predicted = slides["split"].isin(config.heatmap.splits)
+    in_split = slides["split"].isin
+    predicted = set(slides["slide_id"][in_split(config.heatmap.splits)])
     learned = slides["patient_id"].isin(_learned(run_dir, config.train.name))
     found = {
-        "catalog": len(read_done(run_dir, "catalog")),
-        "tile": len(slides),
-        "train": 1,
+        "catalog": set(read_done(run_dir, "catalog")),
+        "tile": set(slides["slide_id"]),
+        "train": {config.train.name},
         predict: None,  # slabs: how many there are is known while they are made
-        heatmap: int(predicted.sum()),
-        evaluate: int((predicted & ~learned).sum()),
+        heatmap: predicted,
+        evaluate: predicted - set(slides["slide_id"][learned]),
         **dict.fromkeys(begun),  # how many there are depends on what is asked for
     }
     if fine_folder(run_dir, config.train.name).is_dir():  # a stage that only some runs have
         slabs, fine, pictures = (of_model(stage, config.train.name) for stage in FINE_STAGES)
-        found |= {slabs: None, fine: int(predicted.sum()), pictures: int(predicted.sum())}
+        found |= {slabs: None, fine: predicted, pictures: predicted}
     if cache_path(run_dir, "any").parent.is_dir():  # another
         shards, cache = CACHE_STAGES
-        found |= {shards: None, cache: int(slides["split"].isin(TRAINING_SPLITS).sum())}
+        found |= {shards: None, cache: set(slides["slide_id"][in_split(TRAINING_SPLITS)])}
     return found
 
 

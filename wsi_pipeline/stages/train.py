@@ -1,6 +1,7 @@
 """The train stage: the patch classifier, as one job on a worker with a GPU when there is one."""
 
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -44,6 +45,7 @@ from wsi_pipeline.stages.run_directory import (
     learned_patients,
     model_folder,
     read_slides,
+    seen_patients,
     tiled_slides,
 )
 from wsi_pipeline.training.loop import best_epoch, best_folder, fit
@@ -65,7 +67,9 @@ MOST_LOADER_WORKERS = 16
 RESULT, ERROR = "result.json", "error.txt"
 """How a training of several processes ended, beside the file of its job."""
 SAME_MPP = 1.2
-"""Working resolutions further apart than this factor do not train one model."""
+"""Working resolutions further apart than this factor do not train or validate one model."""
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config, client: Client) -> Outcome:
@@ -76,7 +80,8 @@ def run(config: Config, client: Client) -> Outcome:
     Raises
     ------
     RunError
-        If no slide of the train or the validation split is tiled.
+        If no slide of the train or the validation split is tiled, none is left to validate with,
+        or the start weights or hard negatives come from the test split.
     """
     with step_progress(client, TOPIC, "train"):
         return run_units(
@@ -159,7 +164,9 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
             ("validation", "validation_examples"),
         )
     }
-    card = _card(job, datasets["train"].pool)
+    pools = {split: dataset.pool for split, dataset in datasets.items()}
+    _refuse_other_resolutions(pools)
+    card = _card(job, pools["train"])
     unread = folder / "unread.txt"
     note = _noted_in(unread)
     with distributed() as process:
@@ -272,13 +279,23 @@ def _prepare(images, numbers, *, card: ModelCard, seed: int, settings: dict) -> 
     return normalise(images, **card.normalisation)
 
 
+def _refuse_other_resolutions(pools: dict[str, PatchPool]) -> None:
+    """One model is trained, and its epoch chosen, at one resolution."""
+    (low, low_at), *_, (high, high_at) = sorted(
+        (grid.mpp * grid.downsample, f"slide {slide_id}, {split}")
+        for split, pool in pools.items()
+        for slide_id, grid in zip(pool.slide_ids, pool.grids, strict=True)
+    )
+    if high > SAME_MPP * low:
+        raise RunError(
+            f"the working resolutions go from {low:.4g} ({low_at}) to {high:.4g} um per px"
+            f" ({high_at}), but a model is trained and validated at one, the largest at most"
+            f" {SAME_MPP:g} times the smallest: set tile.mpp instead of tile.level, and tile again"
+        )
+
+
 def _card(job: dict, pool: PatchPool) -> ModelCard:
     spacings = sorted(grid.mpp * grid.downsample for grid in pool.grids)
-    if spacings[-1] > SAME_MPP * spacings[0]:
-        raise RunError(
-            f"the training slides' working resolutions go from {spacings[0]:.4g} to"
-            f" {spacings[-1]:.4g} um per px: set tile.mpp instead of tile.level, and tile again"
-        )
     settings = job["settings"]
     return ModelCard(
         architecture=settings["model"],
@@ -296,7 +313,7 @@ def _card(job: dict, pool: PatchPool) -> ModelCard:
             "patients": {
                 part: sorted(set(_column(job, part, "patient_id"))) for part in job["slides"]
             }
-            | {"earlier": job["earlier_patients"]},
+            | job["earlier_patients"],
         },
     )
 
@@ -403,8 +420,9 @@ def _say(event: dict) -> None:
 def _unit(config: Config) -> Unit:
     slides = {split: _slides(config.out, split) for split in TRAINING_SPLITS}
     slides["hard_negatives"] = _hard_negative_slides(config, slides)
-    earlier = _patients_of_weights(config.train.weights)
-    learned = earlier | {slide["patient_id"] for slide in slides["hard_negatives"]}
+    earlier = _patients_of_weights(config)
+    mined = {slide["patient_id"] for slide in slides["hard_negatives"]}
+    learned = mined | set(earlier["earlier"])
     left = [slide for slide in slides["validation"] if slide["patient_id"] not in learned]
     if slides["validation"] and not left:
         raise RunError(
@@ -428,7 +446,7 @@ def _unit(config: Config) -> Unit:
     job = {
         "folder": str(folder),
         "slides": slides,
-        "earlier_patients": sorted(earlier),
+        "earlier_patients": earlier,
         "settings": settings,
         "seed": config.seed,
         "gpus": visible_gpus() if config.jobs.scheduler is None else [],
@@ -449,12 +467,27 @@ def _hard_negative_slides(config: Config, slides: dict[str, list[dict]]) -> list
     return [s for split in TRAINING_SPLITS for s in slides[split] if s["slide_id"] in wanted]
 
 
-def _patients_of_weights(weights: str) -> set[str]:
-    """Patients that the start weights come from, where they are those of a model of ours."""
-    card = Path(weights).with_name("model.json")
-    if weights in ("imagenet", "none") or not card.is_file():
-        return set()
-    return learned_patients(json.loads(card.read_text()))
+def _patients_of_weights(config: Config) -> dict[str, list[str]]:
+    """Patients that the start weights have seen, as parts of a card; none of the test split.
+
+    ``earlier`` were learned from; ``earlier_validation`` only chose the epoch, and may again.
+    """
+    weights = config.train.weights
+    path, card = Path(weights).with_name("model.json"), {"training": {}}
+    if weights not in ("imagenet", "none"):
+        if path.is_file():
+            card = json.loads(path.read_text())
+        else:
+            logger.warning("%s: whose slides it has seen is not known: no %s", weights, path)
+    learned, seen = learned_patients(card), seen_patients(card)
+    test = set(read_slides(config.out, ["test"])["patient_id"])
+    if shared := sorted(seen & test):
+        raise RunError(
+            f"{weights}: the patients {shared[:5]} of the test split ({len(shared)} in all) trained"
+            " or validated these weights: what starts from them cannot be tested on their slides;"
+            " set train.weights to others, or move the patients to another split"
+        )
+    return {"earlier": sorted(learned), "earlier_validation": sorted(seen - learned)}
 
 
 def _without(settings: dict, names: set[str]) -> dict:
