@@ -17,7 +17,7 @@ def client():
 
 @pytest.fixture(scope="module")
 def cohort(client, tmp_path_factory):
-    out = tmp_path_factory.mktemp("cohort")
+    out = tmp_path_factory.mktemp("run") / "new/cohort"
     assert phantom.run(out, client, slides=2, seed=1, **COHORT).done == 2
     return out
 

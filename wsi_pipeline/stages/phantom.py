@@ -77,6 +77,7 @@ def _refuse_another_cohort(units: list[Unit], out: Path) -> None:
                 " version of the program), and runs may use it: choose another folder, or delete"
                 " this cohort first"
             )
+    out.mkdir(parents=True, exist_ok=True)
     write_json(path, drawn | plans)
 
 
