@@ -3,16 +3,9 @@
 import json
 import logging
 import multiprocessing
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +15,8 @@ from dask.system import CPU_COUNT
 from distributed import Client, get_worker
 
 from wsi_pipeline.config import Config
-from wsi_pipeline.errors import RunError, WsiError
-from wsi_pipeline.files import replace_atomically, write_json
+from wsi_pipeline.errors import RunError
+from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
 from wsi_pipeline.jobs.progress import step_progress
 from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs
@@ -50,6 +43,7 @@ from wsi_pipeline.stages.run_directory import (
 )
 from wsi_pipeline.training.loop import best_epoch, best_folder, fit
 from wsi_pipeline.training.processes import distributed
+from wsi_pipeline.training.torchrun import in_processes
 
 SCHEMA_VERSION = 2
 TOPIC = "wsi-training"
@@ -64,8 +58,6 @@ DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "pr
 CORES_LEFT = 2
 """For training itself, where loader processes follow the machine."""
 MOST_LOADER_WORKERS = 16
-RESULT, ERROR = "result.json", "error.txt"
-"""How a training of several processes ended, beside the file of its job."""
 SAME_MPP = 1.2
 """Working resolutions further apart than this factor do not train or validate one model."""
 
@@ -123,7 +115,9 @@ def train_model(job: dict) -> dict:
     workers = loader_workers(job["settings"]["loader_workers"], gpus, processes)
     job = job | {"settings": job["settings"] | {"loader_workers": workers}}
     if processes > 1:
-        return _torchrun(job, processes, gpus, report)
+        return in_processes(
+            _train, job, processes=processes, gpus=gpus, folder=Path(job["folder"]), report=report
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(CPU_COUNT)  # Dask gives a worker one, but training is alone
     try:
@@ -333,88 +327,6 @@ def _throttled(report: Callable[[dict], None]) -> Callable[[dict], None]:
             report(now)
 
     return pass_on
-
-
-def _torchrun(job: dict, processes: int, gpus: list[str], report: Callable[[dict], None]) -> dict:
-    """Train in several processes: see `process_of_torchrun`. They end when this one does."""
-    folder = Path(job["folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    log_file = folder / "torchrun.log"
-    with tempfile.TemporaryDirectory() as exchange:
-        job_file = Path(exchange) / "job.json"
-        job_file.write_text(json.dumps(job))
-        # Not `-m`: each loader process would import what it runs, and torch with it, anew.
-        run = f"from {__name__} import process_of_torchrun as run; run({str(job_file)!r})"
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc-per-node={processes}", "--no-python", sys.executable, "-c", run,
-        ]  # fmt: skip
-        environment = {
-            **os.environ,
-            # A local worker sees one GPU alone; training takes all that its client was shown.
-            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
-            # Dask gives a worker one, but training is alone.
-            "OMP_NUM_THREADS": str(max(1, CPU_COUNT // processes)),
-        }
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with (
-            log_file.open("w") as log,
-            subprocess.Popen(command, stderr=log, env=environment, **pipes) as torchrun,
-        ):
-            for line in torchrun.stdout:
-                if line.startswith("{"):
-                    report(json.loads(line))
-        result, error = (job_file.with_name(name) for name in (RESULT, ERROR))
-        result = json.loads(result.read_text()) if result.is_file() else None
-        error = error.read_text(encoding="utf-8") if error.is_file() else ""
-    if error:
-        raise RunError(error)
-    if torchrun.returncode or result is None:
-        raise RunError(
-            f"training in {processes} processes ended with status {torchrun.returncode}; the end of"
-            f" {log_file}: {log_file.read_text()[-2000:]}"
-        )
-    return result
-
-
-def process_of_torchrun(job_file: str) -> None:
-    """What each process of torchrun does.
-
-    Beside the job's file the first rank leaves its result, or the first to fail its error; the
-    first rank prints its progress, JSON in a line. Standard input, which ends with the process that
-    started torchrun, ends it too.
-    """
-
-    def end_with_it() -> None:
-        os.read(0, 1)
-        os._exit(1)
-
-    threading.Thread(target=end_with_it, daemon=True).start()
-    job_file = Path(job_file)
-    try:
-        result = _train(json.loads(job_file.read_text()), _say)
-        if os.environ["RANK"] == "0":
-            write_json(job_file.with_name(RESULT), result)
-    except Exception as error:
-        reason = str(error) if isinstance(error, WsiError) else traceback.format_exc()
-        _tell_first(job_file.with_name(ERROR), reason)
-        traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)  # an orderly end may wait for processes that wait for this one
-
-
-def _tell_first(path: Path, reason: str) -> None:
-    """Write a reason, unless another process has: this one's follows from it."""
-    with (
-        suppress(FileExistsError),
-        path.open("x", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        file.write(reason)
-
-
-def _say(event: dict) -> None:
-    print(json.dumps(event), flush=True)
 
 
 def _unit(config: Config) -> Unit:
