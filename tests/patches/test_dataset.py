@@ -33,7 +33,7 @@ from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader, _in_a_thread
 from wsi_pipeline.patches.index import PatchIndex
 from wsi_pipeline.patches.sampling import PatchPool, draw
 from wsi_pipeline.patches.slabs import slabs
-from wsi_pipeline.slides import reader
+from wsi_pipeline.slides import open_slides, reader
 from wsi_pipeline.slides.reader import Slide
 
 PATCH_PX = 32
@@ -324,7 +324,7 @@ def open_files():
 def test_open_files_are_bounded_however_many_slides_are_drawn_from(levels, tmp_path, monkeypatch):
     """Twice as many slides as may be open; of each, OpenSlide may hold a file and its tiles do."""
     monkeypatch.setattr(reader, "WORTH_TILES_PX", 0)
-    count = 2 * reader.OPEN_SLIDES
+    count = 2 * open_slides.OPEN_SLIDES
     paths = [
         write_pyramid_tiff(tmp_path / f"{number}.tiff", levels[0], tile=64)
         for number in range(count)
@@ -333,15 +333,15 @@ def test_open_files_are_bounded_however_many_slides_are_drawn_from(levels, tmp_p
         replace(an_index(0), slide_id=f"slide_{number}") for number in range(count)
     )
     dataset = PatchDataset(pool, [(path, 0.5) for path in paths], seed=5, name="train")
-    reader._cached.cache_clear()
+    open_slides._cached.cache_clear()
     gc.collect()  # else what other tests left open may be closed meanwhile
     before = open_files()
     held = []
     for _ in batches(dataset, first_step=0, steps=16, batch_size=32):
         held.append(open_files() - before)
     drawn = draw(pool, seed=5, name="train", first=0, count=16 * 32)
-    assert len(np.unique(drawn.slide)) > 1.5 * reader.OPEN_SLIDES
-    assert reader.OPEN_SLIDES <= max(held) <= 2 * reader.OPEN_SLIDES
+    assert len(np.unique(drawn.slide)) > 1.5 * open_slides.OPEN_SLIDES
+    assert open_slides.OPEN_SLIDES <= max(held) <= 2 * open_slides.OPEN_SLIDES
     assert len(set(held[8:])) == 1  # full, and no more for what is drawn later
 
 

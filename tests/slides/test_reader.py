@@ -13,7 +13,7 @@ from slide_files import write_mrxs, write_pyramid_tiff
 from wsi_pipeline.errors import SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.slides import reader
-from wsi_pipeline.slides.reader import Slide, cached_slide
+from wsi_pipeline.slides.reader import Slide
 
 
 @pytest.fixture
@@ -322,35 +322,6 @@ def test_unreadable_svs_opens_and_fails_at_the_first_read(test_data):
         for _ in range(2):
             with pytest.raises(SlideReadError, match=r"unreadable\.svs.*Bogus marker length"):
                 slide.read(0, 0, 16, 16)
-
-
-# The cache.
-
-
-def test_cached_slides_are_reused_and_the_oldest_is_closed(tmp_path, noise):
-    paths = [tmp_path / f"{i}.tiff" for i in range(reader.OPEN_SLIDES + 1)]
-    for path in paths:
-        write_pyramid_tiff(path, [noise], mpp=0.25)
-    first = cached_slide(paths[0])
-    assert cached_slide(str(paths[0])) is first
-    assert cached_slide(paths[0], mpp=0.3) is not first
-    handle = weakref.ref(first._handle)
-    del first
-    for path in paths[1:]:
-        cached_slide(path)
-    assert handle() is None
-
-
-def test_replaced_file_is_opened_anew(tmp_path, noise):
-    path = write_pyramid_tiff(tmp_path / "a.tiff", [noise], mpp=0.25)
-    assert cached_slide(path).size == (402, 301)
-    write_pyramid_tiff(path, [noise[:200]], mpp=0.25)
-    assert cached_slide(path).size == (402, 200)
-
-
-def test_cached_slide_names_a_missing_file(tmp_path):
-    with pytest.raises(SlideError, match=r"nope\.svs"):
-        cached_slide(tmp_path / "nope.svs")
 
 
 # Real slides.

@@ -22,7 +22,7 @@ from wsi_pipeline.errors import ConfigError, RunError, SlideReadError, WsiError
 from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import PatchCache
 from wsi_pipeline.patches.sampling import PatchPool, draw
-from wsi_pipeline.slides.reader import cached_slide
+from wsi_pipeline.slides.open_slides import cached_slide
 
 Item = TypeVar("Item")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

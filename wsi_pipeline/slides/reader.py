@@ -1,10 +1,9 @@
 """Open slides and read regions of them at any resolution."""
 
 import math
-import os
 import threading
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from itertools import groupby, product
 from math import prod
 from pathlib import Path
@@ -17,8 +16,6 @@ from wsi_pipeline.errors import SlideError, SlideReadError
 from wsi_pipeline.slides.openslide_file import level0_mpp, open_file, scanned_bounds
 from wsi_pipeline.slides.tiles import WHITE, TiledLevel, difference, tiled_levels, under, within
 
-# Training draws from hundreds of slides in turn, and opening one takes milliseconds.
-OPEN_SLIDES = 64
 # Level px asked of OpenSlide at once, a side: it cuts larger regions itself and then rounds the
 # pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
 # reduced.
@@ -432,29 +429,6 @@ class Slide:
             ) from failure
         self._handle = handle
         return region
-
-
-def cached_slide(path, mpp: float | None = None) -> Slide:
-    """Get a slide from the few that this process keeps open, for Dask workers.
-
-    A file that was replaced is opened anew. A slide that falls out closes when its last reader
-    lets go of it.
-
-    Raises
-    ------
-    SlideError
-        As `Slide`.
-    """
-    try:
-        state = Path(path).stat()
-    except OSError as error:
-        raise SlideError(f"{path}: cannot be opened: {error.strerror}") from error
-    return _cached(os.fspath(path), mpp, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache(maxsize=OPEN_SLIDES)
-def _cached(path, mpp, _mtime_ns, _size) -> Slide:
-    return Slide(path, mpp)
 
 
 def _block_px(scale: float) -> int:

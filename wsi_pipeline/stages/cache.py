@@ -29,7 +29,7 @@ from wsi_pipeline.patches.cache import (
 )
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.slabs import Slab, slabs
-from wsi_pipeline.slides.reader import cached_slide
+from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
     TRAINING_SPLITS,

@@ -21,7 +21,7 @@ from wsi_pipeline.jobs.run import Outcome, Unit
 from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.slabs import Slab, covered_px
-from wsi_pipeline.slides.reader import cached_slide
+from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.slides.threads import decoding_in
 from wsi_pipeline.stages.run_directory import model_folder, model_id, of_model
 from wsi_pipeline.stages.slab_stores import (

@@ -22,7 +22,7 @@ from wsi_pipeline.jobs.run import Unit
 from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
-from wsi_pipeline.slides.reader import cached_slide
+from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.explain.methods import WORDS, bind
 from wsi_pipeline.stages.explain.places import Place, catalogued
