@@ -135,6 +135,14 @@ def test_start_weights_without_a_card_are_told(run, caplog, monkeypatch):
     assert f"{weights}: whose slides it has seen is not known" in caplog.text
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"training": {"patients": [1]}}'])
+def test_a_card_beside_start_weights_that_is_not_ours_is_refused(run, text):
+    weights = start_weights(run)
+    (run / "other/models/vgg16/model.json").write_text(text)
+    with pytest.raises(RunError, match=r"model\.json: no description of one of our models"):
+        job_of(run, weights=weights)
+
+
 @pytest.mark.parametrize(
     ("downsamples", "message"),
     [

@@ -385,13 +385,18 @@ def _patients_of_weights(config: Config) -> dict[str, list[str]]:
     ``earlier`` were learned from; ``earlier_validation`` only chose the epoch, and may again.
     """
     weights = config.train.weights
-    path, card = Path(weights).with_name("model.json"), {"training": {}}
+    path, learned, seen = Path(weights).with_name("model.json"), set(), set()
     if weights not in ("imagenet", "none"):
-        if path.is_file():
-            card = json.loads(path.read_text())
-        else:
+        try:
+            card = json.loads(path.read_bytes())
+            learned, seen = learned_patients(card), seen_patients(card)
+        except FileNotFoundError:
             logger.warning("%s: whose slides it has seen is not known: no %s", weights, path)
-    learned, seen = learned_patients(card), seen_patients(card)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{path}: no description of one of our models ({error!r}), so whose slides"
+                f" {weights} has seen is not known: move it away to start from them nevertheless"
+            ) from error
     test = set(read_slides(config.out, ["test"])["patient_id"])
     if shared := sorted(seen & test):
         raise RunError(
