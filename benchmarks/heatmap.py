@@ -21,7 +21,8 @@ from benchmarks.measure import Row, busy_share, busy_text, compare, watched_gpu
 from wsi_pipeline.config import CatalogConfig, Config, HeatmapConfig, TileConfig
 from wsi_pipeline.jobs.cluster import GPU, GPU_THREADS, connect, has_resource, worker_threads
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
-from wsi_pipeline.models.inference import predictor, use_batch_size, use_mixed_precision
+from wsi_pipeline.models.inference import predictor, use_batch_size
+from wsi_pipeline.models.precision import native_precision
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.phantom import plan_cohort, write_slide
@@ -153,14 +154,14 @@ def save_random_model(config: Config) -> str:
 
 def as_heatmaps() -> dict:
     """How the heatmap stage runs a model by default."""
-    return {**SCALING, "device": DEVICE, "mixed_precision": use_mixed_precision(DEVICE, None)}
+    return {**SCALING, "device": DEVICE, "precision": native_precision(DEVICE)}
 
 
 def ways(module: nn.Module, quick: bool) -> dict[str, Predict]:
     """Predictors by name; the first is the heatmap stage's."""
     settings, last = as_heatmaps(), torch.channels_last
     module = deepcopy(module).to(memory_format=last)  # the baseline keeps contiguous weights
-    name = "channels-last" + ", bfloat16" * settings["mixed_precision"]
+    name = f"channels-last, {settings['precision']}"
     found = {f"as heatmaps ({name})": predictor(module, **settings)}
     if quick:
         return found

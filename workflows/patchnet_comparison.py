@@ -35,8 +35,9 @@ from wsi_pipeline.jobs.cluster import connect
 from wsi_pipeline.jobs.progress import progress_bar
 from wsi_pipeline.jobs.record import hash_inputs
 from wsi_pipeline.models.checkpoint import ModelCard, load_model, save_model
-from wsi_pipeline.models.inference import normalise, predictor, use_mixed_precision
+from wsi_pipeline.models.inference import normalise, predictor
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
+from wsi_pipeline.models.precision import native_precision
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.augment import augment
@@ -201,6 +202,8 @@ def _mask(annotation, x: int, y: int, grid) -> np.ndarray:
 def train(name: str, data: Data, folder: Path, config: ComparisonConfig) -> pd.DataFrame:
     """Train one model on the images; its best state lies in ``folder/best``."""
     settings = config.models[name]
+    precision = settings.precision or native_precision(DEVICE)
+    settings = settings.model_copy(update={"precision": precision})
     arguments = settings.patchnet.model_dump() if settings.model == "patchnet" else {}
     card = ModelCard(
         architecture=settings.model,
@@ -209,6 +212,7 @@ def train(name: str, data: Data, folder: Path, config: ComparisonConfig) -> pd.D
         std=IMAGENET_STD,
         gamma=settings.gamma,
         shades_of_gray=settings.shades_of_gray,
+        precision=precision,
         patch_px=config.images.side_px,
         mpp=config.phantom.patch_mpp,
     )
@@ -257,7 +261,7 @@ def train(name: str, data: Data, folder: Path, config: ComparisonConfig) -> pd.D
                 include={
                     "max_epochs", "optimizer", "learning_rate", "alpha", "momentum",
                     "halve_after", "stop_after", "best_by", "stop_at_accuracy",
-                    "mixed_precision", "checkpoint_seconds",
+                    "precision", "checkpoint_seconds",
                 }
             ),
         )  # fmt: skip
@@ -299,8 +303,7 @@ def figures(folder: Path, history: pd.DataFrame, data: Data, best_by: str) -> di
 
 def _probabilities(folder: Path, pixels: np.ndarray) -> np.ndarray:
     module, card = load_model(folder)
-    mixed = use_mixed_precision(DEVICE, None)
-    predict = predictor(module, **card.normalisation, device=DEVICE, mixed_precision=mixed)
+    predict = predictor(module, **card.normalisation, device=DEVICE, precision=card.precision)
     return np.concatenate([predict(part) for part in np.array_split(pixels, -(-len(pixels) // 16))])
 
 

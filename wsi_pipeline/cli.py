@@ -338,7 +338,12 @@ def mine(path, out):
 def status(run_dir):
     """What of a run is done, what failed, what is left."""
     from wsi_pipeline.jobs.record import read_failures
-    from wsi_pipeline.stages.status import heatmap_reading, notes_by_slide, stage_status
+    from wsi_pipeline.stages.status import (
+        heatmap_reading,
+        notes_by_slide,
+        precision_summary,
+        stage_status,
+    )
 
     if not (run_dir / "config.yaml").is_file():
         raise RunError(f"{run_dir}: it has no config.yaml, so it is no run directory")
@@ -352,6 +357,9 @@ def status(run_dir):
     model = load_config(run_dir / "config.yaml").train.name
     if reading := heatmap_reading(run_dir, model):
         out.print(f"heatmap: {reading}", markup=False, soft_wrap=True)
+    for stage, comparison in (("heatmap", "precision"), ("fine", "fine_precision")):
+        if text := precision_summary(run_dir, model, comparison):
+            out.print(f"{stage}: {text}", markup=False, soft_wrap=True)
     for slide_id, notes in notes_by_slide(run_dir, model).items():
         for note in notes:
             out.print(f"note: {slide_id}: {note}", markup=False)

@@ -138,7 +138,7 @@ def _unwritable(folder: Path, error: OSError) -> ConfigError:
 
 
 def _tell_results(config: Config, outcomes: list[tuple]):
-    """Say how slides were read, and where the page is that the last stage wrote."""
+    """Say how slides were read and predicted, and where the last stage's page is."""
     from wsi_pipeline.stages.run_directory import (
         EXPLANATIONS_PAGE,
         TISSUE_PAGE,
@@ -146,11 +146,14 @@ def _tell_results(config: Config, outcomes: list[tuple]):
         explanation_folder,
         tissue_folder,
     )
-    from wsi_pipeline.stages.status import reading_summary
+    from wsi_pipeline.stages.status import precision_summary, reading_summary
 
     for name, outcome in outcomes:
         if name == "heatmap" and (reading := reading_summary(outcome.results.values())):
             console.print(f"heatmap: {reading}", markup=False, soft_wrap=True)
+        comparison = {"heatmap": "precision", "fine": "fine_precision"}.get(name)
+        if comparison and (text := precision_summary(config.out, config.train.name, comparison)):
+            console.print(f"{name}: {text}", markup=False, soft_wrap=True)
     pages = {
         "tile": tissue_folder(config.out) / TISSUE_PAGE,
         "evaluate": evaluation_folder(config.out, config.train.name) / "report.html",

@@ -14,6 +14,13 @@ from wsi_pipeline.geometry import Bounds, PatchGrid
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 SplitName = Literal["train", "validation", "test"]
+Precision = Literal["float32", "bfloat16"]
+PRECISION = Field(
+    None,
+    description="float32: about the same figures on every machine; bfloat16: faster where the"
+    " processor supports it, less exact; null: bfloat16 if all workers support it, else float32,"
+    " decided when the run begins and kept",
+)
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -222,9 +229,7 @@ class TrainConfig(Section):
         " 6; null: none. Fine heatmaps cannot have it",
     )
     augment: AugmentConfig = AugmentConfig()
-    mixed_precision: bool | None = Field(
-        None, description="bfloat16 autocast: true, false, or null: where the device gains"
-    )
+    precision: Precision | None = PRECISION
     cache: bool = Field(
         False,
         description="read patches from the cache that `wsi cache` makes, not from the slides: the"
@@ -266,9 +271,7 @@ class HeatmapConfig(Section):
         description="patches a forward pass; null: 32 on a GPU; 4 on a CPU, where more are no"
         " faster and take 150 MB each at 512 px",
     )
-    mixed_precision: bool | None = Field(
-        None, description="bfloat16 autocast: true, false, or null: where the device gains"
-    )
+    precision: Precision | None = PRECISION
     chunk: int = Field(
         16,
         gt=0,

@@ -8,6 +8,12 @@ from pydantic import ValidationError
 from wsi_pipeline.config import Config, Section
 from wsi_pipeline.errors import ConfigError
 
+RENAMED = {
+    "mixed_precision": "this setting is now `precision`: float32 (was false), bfloat16 (was true)"
+    " or null"
+}
+"""Settings of earlier versions."""
+
 
 def load_config(path, **overrides) -> Config:
     """Read a YAML file; relative paths in it count from the current folder.
@@ -88,7 +94,9 @@ def _explain(error: ValidationError) -> str:
 
 
 def _rule(item: dict) -> str:
-    return "there is no such setting" if item["type"] == "extra_forbidden" else item["msg"]
+    if item["type"] != "extra_forbidden":
+        return item["msg"]
+    return RENAMED.get(item["loc"][-1], "there is no such setting")
 
 
 def dump_config(config: Config) -> str:

@@ -32,7 +32,7 @@ def subnet(patch_px):
 
 
 def predictor(patch_px, stride_px):
-    settings = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "device": "cpu", "mixed_precision": False}
+    settings = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "device": "cpu", "precision": "float32"}
     return dense_predictor(subnet(patch_px), stride_px=stride_px, **settings)
 
 

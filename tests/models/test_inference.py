@@ -75,7 +75,7 @@ def test_the_memory_format_is_kept(pixels):
 @pytest.mark.parametrize("corrections", [{}, {"gamma": 2.2, "shades_of_gray": 6.0}])
 def test_a_predictor_normalises_as_the_card_says(pixels, corrections):
     card = ModelCard(architecture="vgg16", mean=MEAN, std=STD, patch_px=4, mpp=0.5, **corrections)
-    predict = predictor(Brightness(), **card.normalisation, device="cpu", mixed_precision=False)
+    predict = predictor(Brightness(), **card.normalisation, device="cpu", precision="float32")
     probabilities = predict(pixels.permute(0, 2, 3, 1).numpy())
     logits = normalise(pixels, MEAN, STD, **corrections).mean(dim=(1, 2, 3))
     np.testing.assert_allclose(probabilities, torch.sigmoid(logits).numpy(), atol=1e-6)
@@ -84,10 +84,10 @@ def test_a_predictor_normalises_as_the_card_says(pixels, corrections):
     }  # fmt: skip
 
 
-def dense(patch_px, stride_px, mixed_precision=False):
+def dense(patch_px, stride_px, precision="float32"):
     torch.manual_seed(0)
     subnet = Subnet(patch_px, filters=4, layers=2)
-    settings = {"mean": MEAN, "std": STD, "device": "cpu", "mixed_precision": mixed_precision}
+    settings = {"mean": MEAN, "std": STD, "device": "cpu", "precision": precision}
     return subnet, dense_predictor(subnet, stride_px=stride_px, **settings)
 
 
@@ -115,9 +115,9 @@ def test_a_window_of_a_larger_array_is_taken_as_it_is():
     np.testing.assert_array_equal(predict(window), predict(window.copy()))
 
 
-def test_mixed_precision_is_near_single_precision_and_not_the_same():
+def test_bfloat16_is_near_float32_and_not_the_same():
     image = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
-    single, mixed = (dense(11, 1, mixed)[1](image) for mixed in (False, True))
+    single, mixed = (dense(11, 1, precision)[1](image) for precision in ("float32", "bfloat16"))
     assert mixed.dtype == np.float32
     assert 0 < np.abs(single - mixed).max() < 0.05
 
@@ -131,7 +131,7 @@ def test_dense_predictions_have_the_cards_gamma():
     subnet, _ = dense(11, 4)
     image = np.random.default_rng(0).integers(0, 256, (11, 11, 3), np.uint8)
     predict = dense_predictor(
-        subnet, stride_px=4, mean=MEAN, std=STD, gamma=2.2, device="cpu", mixed_precision=False
+        subnet, stride_px=4, mean=MEAN, std=STD, gamma=2.2, device="cpu", precision="float32"
     )
     corrected = (((image / 255) ** (1 / 2.2) - MEAN) / STD).astype(np.float32)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_the_batch_size_is_the_settings_else_the_devices(device, setting, size):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_threads_that_share_a_gpu_get_what_a_cpu_gives():
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Brightness())
-    options = {"mean": MEAN, "std": STD, "mixed_precision": False}
+    options = {"mean": MEAN, "std": STD, "precision": "float32"}
     on_cpu = predictor(deepcopy(module), device="cpu", **options)
     on_gpu = predictor(module, device="cuda", **options)
     rng = np.random.default_rng(1)

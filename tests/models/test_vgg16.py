@@ -7,8 +7,6 @@ import torch
 from torch import nn
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.models import vgg16 as vgg16_module
-from wsi_pipeline.models.inference import use_mixed_precision
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD, VGG16
 
 CONV_CHANNELS = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
@@ -75,13 +73,3 @@ def test_mixed_precision_leaves_the_logits_float32(module):
 def test_imagenet_normalisation():
     assert IMAGENET_MEAN == (0.485, 0.456, 0.406)
     assert IMAGENET_STD == (0.229, 0.224, 0.225)
-
-
-def test_mixed_precision_follows_the_setting_or_else_the_cpu(monkeypatch):
-    capabilities = {}
-    monkeypatch.setattr(vgg16_module.torch.cpu, "get_capabilities", lambda: capabilities)
-    assert use_mixed_precision("cpu", True)
-    assert not use_mixed_precision("cpu", None)
-    capabilities["avx512_bf16"] = True
-    assert use_mixed_precision(torch.device("cpu"), None)
-    assert not use_mixed_precision("cpu", False)

@@ -79,7 +79,7 @@ def settings(run, **training):
     net = {"patch_px": 11, "stride_px": 11, "filters": 4, "layers": 2}
     small = {"weights": "none", "model": "patchnet", "patchnet": net}
     small |= {"epoch_examples": 8, "validation_examples": 16}
-    small |= {"max_epochs": 1, "batch_size": 4, "mixed_precision": False, "processes": 1}
+    small |= {"max_epochs": 1, "batch_size": 4, "precision": "float32", "processes": 1}
     return Config(
         out=run, catalog=CatalogConfig(csv="slides.csv"), train=TrainConfig(**small | training)
     )

@@ -138,7 +138,7 @@ def settings(run, name="net", **of_fine):
         out=run,
         catalog=CatalogConfig(csv="slides.csv"),
         train=TrainConfig(name=name),
-        heatmap=HeatmapConfig(splits=("test",), mixed_precision=False),
+        heatmap=HeatmapConfig(splits=("test",), precision="float32"),
         fine=FineConfig(**of_fine),
     )
 

@@ -56,7 +56,7 @@ def predict_all(run, client, slides):
         out=run,
         catalog=CatalogConfig(csv="slides.csv"),
         train=TrainConfig(name="net"),
-        heatmap=HeatmapConfig(splits=("test",), mixed_precision=False, chunk=8),
+        heatmap=HeatmapConfig(splits=("test",), precision="float32", chunk=8),
     )
     outcome = heatmap.run(config, client)
     assert outcome.failed == 0

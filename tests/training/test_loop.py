@@ -29,7 +29,7 @@ from wsi_pipeline.training.state import TrainingState
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 tiny = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
-TIMES = ["seconds", "images_per_second"]
+TIMES = ["seconds", "images_per_second", "validation_seconds"]
 
 
 class Interrupted(Exception):
@@ -515,10 +515,10 @@ def test_a_validation_set_of_one_label_is_refused(tmp_path, numbers, present):
         tiny.train(tmp_path, validation_batches=lambda: [tiny.batch(numbers)])
 
 
-@pytest.mark.parametrize(("mixed", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights(tmp_path, mixed, dtype):
-    module, history = tiny.train(tmp_path, mixed_precision=mixed)
-    assert module.dtype == dtype
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_training_computes_in_its_precision_and_keeps_float32_weights(tmp_path, precision):
+    module, history = tiny.train(tmp_path, precision=precision)
+    assert module.dtype == getattr(torch, precision)
     assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
     assert np.isfinite(history).all(axis=None)
 
@@ -547,7 +547,7 @@ def test_a_step_does_not_wait_for_the_gpu():
     images, labels, numbers = tiny.batch(range(8))
     batch = images.pin_memory(), labels.pin_memory(), numbers
     optimizer = torch.optim.RMSprop(module.parameters(), momentum=0.9)
-    steps = _steps(module, optimizer, [batch] * 3, prepare, torch.device("cuda"), mixed=True)
+    steps = _steps(module, optimizer, [batch] * 3, prepare, torch.device("cuda"), "bfloat16")
     next(steps)  # sets up what stays
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -86,7 +86,7 @@ def train(folder, module=None, **settings):
         "steps_per_epoch": STEPS,
         "max_epochs": EPOCHS,
         "learning_rate": 0.003,
-        "mixed_precision": False,
+        "precision": "float32",
         "save_best": lambda best, module, row: torch.save(module.state_dict(), best / WEIGHTS),
     }
     history = fit(module, **defaults | settings)

@@ -67,6 +67,9 @@ def write_report(
         ``patch`` (`patch_metrics` of the test split), ``slide`` (`slide_metrics`), each with
         ``intervals`` of ``roc_auc, accuracy, sensitivity, specificity``; and ``froc``: for each
         of ``lecture, official, corrected`` `froc_metrics` with ``intervals``, `froc_intervals`.
+        ``precision``: of ``training`` and ``heatmaps``, "float32" or "bfloat16" (None: not on
+        record), and ``difference`` of the latter's probabilities from float32's (None, or
+        ``patches`` compared, ``largest``, ``mean``).
         ``metrics.json`` adds ``cohort``, see `cohort_counts`; what is undefined is null in it.
     patches : DataFrame
         ``slide_id, label, score`` of the test split's patches.

@@ -34,6 +34,8 @@ class Heatmap:
     ----------
     path : Path
     slide_id, model : str
+    precision : str or None
+        What the values were computed in, float32 or bfloat16; None: not on record.
     grid : PatchGrid
         Says where the pixels lie on the slide.
     ngff : str
@@ -45,6 +47,7 @@ class Heatmap:
     path: Path
     slide_id: str
     model: str
+    precision: str | None
     grid: PatchGrid
     ngff: str
     levels: tuple[zarr.Array, ...]
@@ -107,7 +110,14 @@ class Heatmap:
 
 
 def create_heatmap(
-    path, *, grid: PatchGrid, slide_id: str, model: str, chunk: int = 16, ngff: str = "0.5"
+    path,
+    *,
+    grid: PatchGrid,
+    slide_id: str,
+    model: str,
+    precision: str | None = None,
+    chunk: int = 16,
+    ngff: str = "0.5",
 ) -> None:
     """Write an empty heatmap (all NaN), with all its levels and metadata; replaces an old one.
 
@@ -117,6 +127,8 @@ def create_heatmap(
         The store's folder. Fill it under a temporary name and rename it when finished.
     grid : PatchGrid
     slide_id, model : str
+    precision : str, optional
+        What the values are computed in, float32 or bfloat16.
     chunk : int
         Side of a chunk, heatmap px.
     ngff : {"0.5", "0.4"}
@@ -130,7 +142,8 @@ def create_heatmap(
         raise ConfigError(f"ngff is {ngff!r}: it must be one of {', '.join(_ZARR_FORMAT)}")
     shapes = _level_shapes(grid.shape)
     multiscales = _multiscales(slide_id, grid, len(shapes))
-    own = {"schema": SCHEMA, "slide_id": slide_id, "model": model, "grid": grid.to_dict()}
+    own = {"schema": SCHEMA, "slide_id": slide_id, "model": model, "precision": precision}
+    own["grid"] = grid.to_dict()
     if ngff == "0.5":
         ome = {"ome": {"version": ngff, "multiscales": [multiscales]}}
         layout = {"compressors": ZstdCodec(), "dimension_names": ("y", "x")}
@@ -216,13 +229,14 @@ def finish_heatmap(path) -> None:
 
 
 def write_heatmap(
-    path, values: np.ndarray, *, grid: PatchGrid, slide_id: str, model: str, chunk: int, ngff: str
-) -> None:
+    path, values: np.ndarray, *, grid: PatchGrid, slide_id: str, model: str,
+    precision: str | None = None, chunk: int, ngff: str,
+) -> None:  # fmt: skip
     """Write a heatmap that is in memory, whole, with its pyramid; replaces an old one.
 
     Parameters
     ----------
-    path, grid, slide_id, model, chunk, ngff
+    path, grid, slide_id, model, precision, chunk, ngff
         As for `create_heatmap`.
     values : float array, shape `grid.shape`
         In any unit.
@@ -236,7 +250,8 @@ def write_heatmap(
     """
     if values.shape != grid.shape:
         raise RunError(f"{path}: values of shape {values.shape} for a grid of {grid.shape}")
-    create_heatmap(path, grid=grid, slide_id=slide_id, model=model, chunk=chunk, ngff=ngff)
+    described = {"grid": grid, "slide_id": slide_id, "model": model, "precision": precision}
+    create_heatmap(path, **described, chunk=chunk, ngff=ngff)
     _open(path, "r+").levels[0][:] = values
     finish_heatmap(path)
 
@@ -265,7 +280,8 @@ def _open(path, mode: str) -> Heatmap:
         if [level.shape for level in levels] != shapes:
             raise RunError(f"levels {[level.shape for level in levels]} are not {shapes}")
         ngff = "0.5" if group.metadata.zarr_format == 3 else "0.4"
-        return Heatmap(path, own["slide_id"], own["model"], grid, ngff, levels)
+        of = own["slide_id"], own["model"], own.get("precision")
+        return Heatmap(path, *of, grid, ngff, levels)
     except (OSError, AttributeError, KeyError, TypeError, ValueError, WsiError) as error:
         raise RunError(
             f"{path}: no heatmap of this pipeline, or a damaged one:"

@@ -70,11 +70,21 @@ def connect(
 
 def worker_threads(client: Client, resources: dict[str, float] | None = None) -> int:
     """Threads of all workers that offer the resources."""
-    return sum(
-        worker["nthreads"]
-        for worker in client.scheduler_info(n_workers=-1)["workers"].values()
+    return sum(worker["nthreads"] for worker in _workers(client, resources).values())
+
+
+def worker_addresses(client: Client, resources: dict[str, float] | None = None) -> list[str]:
+    """Addresses of all workers that offer the resources."""
+    return list(_workers(client, resources))
+
+
+def _workers(client: Client, resources: dict[str, float] | None) -> dict[str, dict]:
+    """What the scheduler knows of the workers that offer the resources, by address."""
+    return {
+        address: worker
+        for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
         if all(worker["resources"].get(name, 0) >= n for name, n in (resources or {}).items())
-    )
+    }
 
 
 def has_resource(client: Client, name: str) -> bool:

@@ -17,6 +17,7 @@ from wsi_pipeline.errors import ModelError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.models.baselines import CAMNet, GradCAMNet
 from wsi_pipeline.models.patchnet import PatchNet
+from wsi_pipeline.models.precision import Precision
 from wsi_pipeline.models.vgg16 import VGG16
 
 ARCHITECTURES = {"vgg16": VGG16, "patchnet": PatchNet, "cam": CAMNet, "vgg11": GradCAMNet}
@@ -47,6 +48,8 @@ class ModelCard:
         Of the gamma correction (`colour.correct_gamma`); None: there is none.
     shades_of_gray : float or None
         The power p of the colour constancy (`colour.shades_of_gray`); None: there is none.
+    precision : {"float32", "bfloat16"} or None
+        Of the training's computations; None: an earlier version did not say.
     training : dict
         JSON-able summary: best epoch, its metrics, seed, settings.
     versions : dict
@@ -67,6 +70,7 @@ class ModelCard:
     mpp: float
     gamma: float | None = None
     shades_of_gray: float | None = None
+    precision: Precision | None = None
     arguments: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=_versions)

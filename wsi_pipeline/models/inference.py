@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from wsi_pipeline.models import colour
 from wsi_pipeline.models.dense import dense_logits
 from wsi_pipeline.models.patchnet import Subnet, check_holds_a_patch
+from wsi_pipeline.models.precision import Precision, computing_in
 
 GPU_BATCH, CPU_BATCH = 32, 4
 """Patches that a model is given at once, unless a setting says otherwise."""
@@ -78,7 +79,7 @@ def predictor(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str,
-    mixed_precision: bool,
+    precision: Precision,
     gamma: float | None = None,
     shades_of_gray: float | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -90,8 +91,8 @@ def predictor(
         Normalised float (N, 3, H, W) to logits (N,); moved to the device, evaluation mode.
     mean, std : sequences of 3 float
     device : torch.device or str
-    mixed_precision : bool
-        bfloat16 autocast; the sigmoid is taken in float32.
+    precision : {"float32", "bfloat16"}
+        The sigmoid is taken in float32.
     gamma, shades_of_gray : float, optional
         With `mean` and `std`, as for `normalise`; a card's `ModelCard.normalisation` has all four.
 
@@ -108,7 +109,7 @@ def predictor(
         with (
             _stream_of_thread(device),
             torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision),
+            computing_in(precision, device),
         ):
             images = torch.from_numpy(patches).to(device).permute(0, 3, 1, 2)  # is channels-last
             logits = module(
@@ -146,7 +147,7 @@ def dense_predictor(
     std: Sequence[float],
     gamma: float | None = None,
     device: torch.device | str,
-    mixed_precision: bool,
+    precision: Precision,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """PatchNet's subnet as a function from an image to Q of the patches in it.
 
@@ -159,8 +160,8 @@ def dense_predictor(
     mean, std, gamma
         As for `normalise`. There is no colour constancy: it is of whole patches, not of these.
     device : torch.device or str
-    mixed_precision : bool
-        bfloat16 autocast of the convolutions; the linear models and the sigmoid are in float32.
+    precision : {"float32", "bfloat16"}
+        Of the convolutions; the linear models and the sigmoid are in float32.
 
     Returns
     -------
@@ -176,7 +177,7 @@ def dense_predictor(
         with (
             _stream_of_thread(device),
             torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision),
+            computing_in(precision, device),
         ):
             pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)
             prepared = normalise(pixels[None], mean, std, gamma=gamma)[0]
@@ -203,27 +204,6 @@ def _of_few_sizes(image: torch.Tensor, subnet: Subnet, stride_px: int) -> torch.
 
 def _rounded_up(count: int) -> int:
     return -(-count // LATTICE_STEP) * LATTICE_STEP
-
-
-def use_mixed_precision(device: torch.device | str, setting: bool | None) -> bool:
-    """Whether to run a model under bfloat16 autocast.
-
-    Parameters
-    ----------
-    device : torch.device or str
-    setting : bool or None
-        True and False are obeyed; None: where the device computes in bfloat16 natively. There
-        VGG16 gains: with channels-last, twice the images a second of float32, forward and in
-        training (measured on two cores with AVX512-BF16, 64 and 128 px). Elsewhere bfloat16
-        is emulated. F(I) changes by up to 0.04 (16 H&E tiles, random weights that spread F(I) over
-        0 to 1). In float32 GPUs convolve in TF32, torch's default.
-    """
-    if setting is not None:
-        return setting
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def use_batch_size(device: torch.device | str, setting: int | None) -> int:

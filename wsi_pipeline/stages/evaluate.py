@@ -60,7 +60,11 @@ from wsi_pipeline.stages.run_directory import (
     tiled_slides,
 )
 from wsi_pipeline.stages.scores import read_scores, read_slide_scores, write_scores
-from wsi_pipeline.stages.status import failures_on_the_way, notes_by_slide
+from wsi_pipeline.stages.status import (
+    failures_on_the_way,
+    notes_by_slide,
+    precision_difference,
+)
 
 SCHEMA_VERSION = 2
 SPLITS = ("validation", "test")
@@ -120,6 +124,7 @@ def run(config: Config, client: Client) -> Outcome:
             f"{config.out}: no slide of the test split could be evaluated: run the heatmap stage,"
             f" and see {config.out / 'failures.csv'}"
         )
+    precision = _precision(config, card, [outcome.results[s] for s in slides["slide_id"]])
     judged = _judge(config, folder, test)
     pictures = run_units(
         client,
@@ -134,8 +139,32 @@ def run(config: Config, client: Client) -> Outcome:
         stage=of_model("pictures", config.train.name),
         **common,
     )
-    _report(config, folder, slides, judged, card)
+    _report(config, folder, slides, judged, card, precision)
     return outcome + pictures
+
+
+def _precision(config: Config, card: dict, results: list[dict]) -> dict:
+    """What weights and heatmaps were computed in, and how far float32 would be from that.
+
+    Raises
+    ------
+    RunError
+        If some heatmaps are in float32 and others in bfloat16.
+    """
+    found = {result["precision"] for result in results}
+    if len(found) > 1:
+        raise RunError(
+            f"{heatmap_folder(config.out, config.train.name)}: some heatmaps are in float32 and"
+            " others in bfloat16. Run the heatmap stage to its end first"
+        )
+    (heatmaps,) = found
+    return {
+        "training": card.get("precision"),
+        "heatmaps": heatmaps,
+        "difference": precision_difference(config.out, config.train.name)
+        if heatmaps == "bfloat16"
+        else None,
+    }
 
 
 def _refuse_leakage(test: pd.DataFrame, card: dict):
@@ -160,7 +189,7 @@ def score_slide(
     Returns
     -------
     dict
-        ``lesions``: their number.
+        ``lesions``: their number; ``precision`` of the heatmap.
     """
     patches, probabilities = read_index(index), open_heatmap(heatmap)
     grid, values, folder = patches.grid, probabilities.values(), Path(folder)
@@ -182,7 +211,7 @@ def score_slide(
     panel = HeatmapPanel("heatmap", values, grid)
     jpeg = heatmap_figure(thumbnail, grid.bounds, lesions, [panel])
     write_whole(_picture_path(folder, slide_id), jpeg)
-    return {"lesions": len(lesions)}
+    return {"lesions": len(lesions), "precision": probabilities.precision}
 
 
 def _detect(values: np.ndarray, grid, method: str, radius_um: float, min_probability: float):
@@ -273,7 +302,9 @@ def _judge(config: Config, folder: Path, test: pd.DataFrame) -> _Judged:
     )
 
 
-def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged, card: dict):
+def _report(
+    config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged, card: dict, precision: dict
+):
     """Put the figures together and write the report."""
     settings, model = config.evaluate, model_id(config.train.name, card["weights_sha256"])
     slides = slides.assign(score=read_slide_scores(folder, slides["slide_id"].tolist()))
@@ -281,7 +312,7 @@ def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged,
         split: slides.loc[slides["split"] == split, ["slide_id", "label", "score"]]
         for split in SPLITS
     }
-    metrics = _metrics(config, slides, by_split, judged)
+    metrics = _metrics(config, slides, by_split, judged) | {"precision": precision}
     bootstrap = {"replicates": settings.replicates, "seed": config.seed}
     shown = (judged.lesions.head(settings.gallery), judged.false_positives.head(settings.gallery))
     write_report(
@@ -293,7 +324,7 @@ def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged,
             "model": config.train.name,
             "versions": {name: version(name) for name in LIBRARIES},
             "training": card["training"],
-            "settings": config.model_dump(mode="json"),
+            "settings": _settings(config, precision),
         },
         metrics=metrics,
         patches=judged.patches,
@@ -315,6 +346,14 @@ def _report(config: Config, folder: Path, slides: pd.DataFrame, judged: _Judged,
         explanations=explanations_link(config.train.name),
         explained=read_summary(explanation_folder(config.out, config.train.name), model),
     )
+
+
+def _settings(config: Config, precision: dict) -> dict:
+    """The settings as they were used: with the precision that was decided where they have none."""
+    settings = config.model_dump(mode="json")
+    settings["train"]["precision"] = precision["training"]
+    settings["heatmap"]["precision"] = precision["heatmaps"]
+    return settings
 
 
 def _metrics(

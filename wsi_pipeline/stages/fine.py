@@ -17,13 +17,16 @@ from wsi_pipeline.heatmaps.store import Heatmap, open_heatmap, write_chunk
 from wsi_pipeline.jobs.record import file_fingerprint
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.models.checkpoint import ModelCard, read_card
-from wsi_pipeline.models.inference import dense_predictor, use_mixed_precision
+from wsi_pipeline.models.inference import dense_predictor
+from wsi_pipeline.models.precision import Precision
 from wsi_pipeline.patches.index import PatchIndex, read_index
 from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.precision import compare_precisions, decide_precision
 from wsi_pipeline.stages.run_directory import (
     FINE_STAGES,
+    PRECISION_STAGES,
     fine_folder,
     heatmap_folder,
     index_path,
@@ -62,6 +65,7 @@ def run(config: Config, client: Client) -> Outcome:
     card = read_card(model_folder(config.out, name))
     patch_px = _subnet_patch_px(card, model_folder(config.out, name))
     _check_coarse(config)
+    config = decide_precision(config, client, "heatmap")
     folder = fine_folder(config.out, name)
     folder.mkdir(parents=True, exist_ok=True)
     slides = tiled_slides(config.out, config.heatmap.splits)
@@ -72,6 +76,11 @@ def run(config: Config, client: Client) -> Outcome:
         config, client, card, plans, units_of,
         predict=slabs, finish=finish, unread="block",
     )  # fmt: skip
+    if config.heatmap.precision == "bfloat16":
+        filled += compare_precisions(
+            config, client, card, plans,
+            stage=PRECISION_STAGES[1], fine_stride_px=config.fine.stride_px,
+        )  # fmt: skip
     finished = slides[[plan.out.exists() for plan in plans]]
     drawn = run_units(
         client,
@@ -87,7 +96,7 @@ def run(config: Config, client: Client) -> Outcome:
 
 def predict_fine_chunk(
     slide: Slide, grid: PatchGrid, coarse: PatchGrid, slab: Slab, chunk: int, store: str,
-    model: str, weights: str, mixed_precision: bool | None,
+    model: str, weights: str, precision: Precision,
 ) -> dict:  # fmt: skip
     """Predict the wanted pixels of a chunk and write it: the work of a unit, see `fill_chunk`.
 
@@ -105,7 +114,7 @@ def predict_fine_chunk(
     dict
         ``pixels`` (their number) and ``unread``: x, y, reason of blocks that cannot be decoded.
     """
-    predict = _predictor(model, weights, grid.stride_px, mixed_precision)
+    predict = _predictor(model, weights, grid.stride_px, precision)
     wanted = wanted_pixels(grid, coarse, slab, chunk)
     values, unread = predict_pixels(slide, grid, wanted, predict)
     write_chunk(store, wanted, values)
@@ -170,7 +179,7 @@ def _coarse_store(config: Config, slide_id: str) -> Path | None:
 
 def _plan(slide, config: Config, card: ModelCard, folder: Path) -> StorePlan:
     coarse = _coarse_store(config, slide.slide_id)
-    settings = config.heatmap.model_dump(include={"mixed_precision", "ngff"})
+    settings = config.heatmap.model_dump(include={"precision", "ngff"})
     settings |= config.fine.model_dump(include={"stride_px", "chunk"})
     if coarse is not None:
         settings["min_probability"] = config.fine.min_probability
@@ -216,9 +225,7 @@ def _same_grid(coarse: Heatmap, index: PatchIndex) -> Heatmap:
 
 
 @lru_cache(maxsize=1)
-def _predictor(
-    model: str, weights: str, stride_px: int, mixed_precision: bool | None
-) -> DensePredict:
+def _predictor(model: str, weights: str, stride_px: int, precision: Precision) -> DensePredict:
     """The subnet, loaded once in each worker; `weights` is the hash that tells models apart."""
     module, card = worker_model(model, weights)
     device = next(module.parameters()).device
@@ -229,7 +236,7 @@ def _predictor(
         std=card.std,
         gamma=card.gamma,
         device=device,
-        mixed_precision=use_mixed_precision(device, mixed_precision),
+        precision=precision,
     )
 
 

@@ -11,11 +11,18 @@ from wsi_pipeline.heatmaps.predict import Predict, predict_slab
 from wsi_pipeline.heatmaps.store import write_chunk
 from wsi_pipeline.jobs.run import Outcome, Unit
 from wsi_pipeline.models.checkpoint import ModelCard, read_card
-from wsi_pipeline.models.inference import predictor, use_batch_size, use_mixed_precision
+from wsi_pipeline.models.inference import predictor, use_batch_size
+from wsi_pipeline.models.precision import Precision
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.slabs import Slab, slabs
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.run_directory import heatmap_folder, model_folder, tiled_slides
+from wsi_pipeline.stages.precision import compare_precisions, decide_precision
+from wsi_pipeline.stages.run_directory import (
+    PRECISION_STAGES,
+    heatmap_folder,
+    model_folder,
+    tiled_slides,
+)
 from wsi_pipeline.stages.slab_stores import StorePlan
 from wsi_pipeline.stages.stores import (
     begin_store,
@@ -37,23 +44,27 @@ def run(config: Config, client: Client) -> Outcome:
         If the model is missing or damaged.
     """
     card = read_card(model_folder(config.out, config.train.name))
+    config = decide_precision(config, client, "heatmap")
     folder = heatmap_folder(config.out, config.train.name)
     folder.mkdir(parents=True, exist_ok=True)
     slides = tiled_slides(config.out, config.heatmap.splits)
-    settings = config.heatmap.model_dump(include={"mixed_precision", "chunk", "ngff"})
+    settings = config.heatmap.model_dump(include={"precision", "chunk", "ngff"})
     plans = [
         plan_heatmap(slide, config, card, folder, settings=settings)
         for slide in slides.itertuples(index=False)
     ]
-    return fill_heatmaps(
+    outcome = fill_heatmaps(
         config, client, card, plans, partial(_slab_units, config=config, card=card),
         predict="predict", finish="heatmap", unread="patch", patch_px=card.patch_px,
     )  # fmt: skip
+    if config.heatmap.precision == "bfloat16":
+        outcome += compare_precisions(config, client, card, plans, stage=PRECISION_STAGES[0])
+    return outcome
 
 
 def predict_chunk(
     slide: Slide, grid: PatchGrid, slab: Slab, store: str, model: str, weights: str,
-    mixed_precision: bool | None, batch_size: int | None,
+    precision: Precision, batch_size: int | None,
 ) -> dict:  # fmt: skip
     """Predict a slab and write its chunk: the work of a unit, see `fill_chunk`.
 
@@ -62,7 +73,7 @@ def predict_chunk(
     dict
         ``patches`` (their number) and ``unread``: x, y, reason of those that cannot be decoded.
     """
-    predict, batch_size = _predictor(model, weights, mixed_precision, batch_size)
+    predict, batch_size = _predictor(model, weights, precision, batch_size)
     values, unread = predict_slab(slide, grid, slab, predict, batch_size=batch_size)
     write_chunk(store, slab, values)
     return {"patches": len(values), "unread": [list(patch) for patch in unread]}
@@ -70,17 +81,12 @@ def predict_chunk(
 
 @lru_cache(maxsize=1)
 def _predictor(
-    model: str, weights: str, mixed_precision: bool | None, batch_size: int | None
+    model: str, weights: str, precision: Precision, batch_size: int | None
 ) -> tuple[Predict, int]:
     """The worker's model as a function of patches, and how many it is given at once."""
     module, card = worker_model(model, weights)
     device = next(module.parameters()).device
-    predict = predictor(
-        module,
-        **card.normalisation,
-        device=device,
-        mixed_precision=use_mixed_precision(device, mixed_precision),
-    )
+    predict = predictor(module, **card.normalisation, device=device, precision=precision)
     return predict, use_batch_size(device, batch_size)
 
 

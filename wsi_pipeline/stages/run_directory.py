@@ -25,6 +25,8 @@ TISSUE_PAGE = "index.html"
 
 EXPLANATIONS_PAGE = "index.html"
 """In the folder of a model's explanations."""
+PRECISION_STAGES = ("precision", "fine_precision")
+"""The same of the comparison of bfloat16 with float32, of heatmaps and of fine heatmaps."""
 EXPLAIN_STAGES = ("explain", "panels", "rank", "trust")
 """What the record calls the explain stage's work: maps, pictures, and the two checks of methods."""
 
@@ -37,6 +39,11 @@ def slides_path(run_dir: Path) -> Path:
 def index_path(run_dir: Path, slide_id: str) -> Path:
     """Where a slide's patch index lies."""
     return Path(run_dir) / "patches" / f"{slide_id}.parquet"
+
+
+def precision_path(run_dir: Path) -> Path:
+    """Where it lies which precision was decided where the settings say null."""
+    return Path(run_dir) / "precision.json"
 
 
 def tissue_folder(run_dir: Path) -> Path:

@@ -133,6 +133,40 @@ def heatmap_reading(run_dir: Path, model: str) -> str:
     return reading_summary(line["result"] for line in done.values())
 
 
+def precision_difference(run_dir: Path, model: str, stage: str = "precision") -> dict | None:
+    """How far a model's probabilities in bfloat16 are from those in float32, as it is on record.
+
+    Parameters
+    ----------
+    run_dir : Path
+    model : str
+        Its name.
+    stage : {"precision", "fine_precision"}
+        Of heatmaps or of fine heatmaps.
+
+    Returns
+    -------
+    dict or None
+        ``patches`` compared, ``largest`` and ``mean`` absolute difference. None if today's model
+        was not compared: its heatmaps are in float32, or of an earlier version.
+    """
+    line = read_done(run_dir, of_model(stage, model)).get(model)
+    if line is None or line["result"]["model"] != _model_today(run_dir, model):
+        return None
+    return {name: line["result"][name] for name in ("patches", "largest", "mean")}
+
+
+def precision_summary(run_dir: Path, model: str, stage: str = "precision") -> str:
+    """Say `precision_difference` in a sentence; empty where there is none."""
+    found = precision_difference(run_dir, model, stage)
+    if found is None or not found["patches"]:
+        return ""
+    return (
+        f"computed in bfloat16. On {found['patches']} patches drawn at random, the probabilities"
+        f" differ from float32 by at most {found['largest']:.2g} (mean {found['mean']:.2g})"
+    )
+
+
 def failures_on_the_way(run_dir: Path, model: str) -> list[Failure]:
     """The failures of the stages that lead to one model's evaluation."""
     shared = ("catalog", "tile", "train")

@@ -96,6 +96,7 @@ def begin_store(
             slide_id=plan.slide_id,
             model=model_id(config.train.name, card.weights_sha256),
             chunk=chunk,
+            precision=config.heatmap.precision,
             ngff=config.heatmap.ngff,
         )
         empty.rename(plan.part)
@@ -122,7 +123,7 @@ def slab_unit(
         "store": str(plan.part),
         "model": str(model_folder(config.out, config.train.name)),
         "weights": card.weights_sha256,
-        "mixed_precision": config.heatmap.mixed_precision,
+        "precision": config.heatmap.precision,
     }
     key = f"{plan.slide_id}/{slab.chunk[0]}.{slab.chunk[1]}"
     output = chunk_file(plan.part, slab.chunk, config.heatmap.ngff)

@@ -31,6 +31,7 @@ from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
 from wsi_pipeline.slides.threads import decoding_in
 from wsi_pipeline.stages.cache import cache_of
+from wsi_pipeline.stages.precision import decide_precision
 from wsi_pipeline.stages.run_directory import (
     TRAINING_SPLITS,
     cache_path,
@@ -50,7 +51,7 @@ TOPIC = "wsi-training"
 SECONDS_BETWEEN_EVENTS = 0.5
 FIT_SETTINGS = (
     "max_epochs", "optimizer", "learning_rate", "alpha", "momentum", "halve_after", "stop_after",
-    "best_by", "stop_at_accuracy", "mixed_precision", "checkpoint_seconds",
+    "best_by", "stop_at_accuracy", "precision", "checkpoint_seconds",
 )  # fmt: skip
 DOES_NOT_CHANGE_THE_MODEL = {"cache", "loader_workers", "checkpoint_seconds", "name"}
 DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "processes"}
@@ -75,6 +76,7 @@ def run(config: Config, client: Client) -> Outcome:
         If no slide of the train or the validation split is tiled, none is left to validate with,
         or the start weights or hard negatives come from the test split.
     """
+    config = decide_precision(config, client, "train")
     with step_progress(client, TOPIC, "train"):
         return run_units(
             client,
@@ -298,6 +300,7 @@ def _card(job: dict, pool: PatchPool) -> ModelCard:
         std=IMAGENET_STD,
         gamma=settings["gamma"],
         shades_of_gray=settings["shades_of_gray"],
+        precision=settings["precision"],
         patch_px=pool.grids[0].patch_px,
         mpp=spacings[len(spacings) // 2],
         training={

@@ -10,6 +10,7 @@ from torch import nn
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.checkpoint import ModelCard, load_model
+from wsi_pipeline.models.precision import computing_in
 
 _CHANGING, _LOADING = threading.Lock(), threading.Lock()
 
@@ -46,7 +47,9 @@ def held_model(folder: str, weights: str) -> Iterator[tuple[nn.Module, ModelCard
     """The `worker_model`, for one thread at a time: for work that changes it for a while.
 
     Explaining a model sets flags of its modules and parameters and hooks on its layers, which the
-    threads of a worker would see of each other.
+    threads of a worker would see of each other. It computes in float32.
     """
     with _CHANGING:
-        yield worker_model(folder, weights)
+        module, card = worker_model(folder, weights)
+        with computing_in("float32", next(module.parameters()).device):
+            yield module, card

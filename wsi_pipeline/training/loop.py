@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.files import replace_atomically
-from wsi_pipeline.models.inference import use_mixed_precision
+from wsi_pipeline.models.precision import Precision, computing_in
 from wsi_pipeline.patches.dataset import Batch
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.training.processes import (
@@ -61,7 +61,7 @@ def fit(
     stop_at_accuracy: float | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    mixed_precision: bool | None = None,
+    precision: Precision = "float32",
     checkpoint_seconds: float = 300.0,
     on_start: Callable[[], None] | None = None,
     on_progress: Callable[[dict], None] | None = None,
@@ -115,8 +115,8 @@ def fit(
     seed : int
         Of what the module draws at random.
     device : torch.device or str
-    mixed_precision : bool or None
-        bfloat16 autocast; see `use_mixed_precision`.
+    precision : {"float32", "bfloat16"}
+        Of the forward and the backward pass; weights and optimiser are float32.
     checkpoint_seconds : float
         How often the state is saved within an epoch; at its end it always is.
     on_start : callable, optional
@@ -132,8 +132,8 @@ def fit(
         ``history.csv``, a row an epoch: ``epoch`` (from 1), ``train_loss`` and ``train_accuracy``
         (means of the batches', each before its step; NaN if all were empty),
         ``validation_loss``, ``validation_accuracy``, ``validation_roc_auc``, ``learning_rate``
-        (of this epoch), ``seconds``, ``images_per_second`` (in training, all processes together).
-        Accuracies are at a probability of 1/2.
+        (of this epoch), ``seconds`` and ``images_per_second`` (of training alone, all processes
+        together), ``validation_seconds``. Accuracies are at a probability of 1/2.
 
     Raises
     ------
@@ -143,7 +143,6 @@ def fit(
     """
     folder, device = Path(folder), torch.device(device)
     folder.mkdir(parents=True, exist_ok=True)
-    mixed = use_mixed_precision(device, mixed_precision)
     module.to(device, memory_format=torch.channels_last)
     if optimizer == "adam":
         descent = torch.optim.Adam(module.parameters(), lr=learning_rate)
@@ -187,7 +186,7 @@ def fit(
             first_step = state.epoch * steps_per_epoch + state.step
             batches = train_batches(first_step, steps_per_epoch - state.step)
             batches = _seeded(batches, seed, first_step)
-            for measures in _steps(shared, descent, batches, prepare, device, mixed):
+            for measures in _steps(shared, descent, batches, prepare, device, precision):
                 state.add_step(measures)
                 if look.due():
                     seen_loss, _ = state.means()
@@ -204,9 +203,10 @@ def fit(
                         }
                     )
             train_loss, train_accuracy = state.means()  # waits for the device: the clock is right
-            images_per_second = state.images() / (time.monotonic() - started)
-            logits, labels = _predict(module, validation_batches(), prepare, device, mixed)
+            trained = time.monotonic()
+            logits, labels = _predict(module, validation_batches(), prepare, device, precision)
             validation = _measures(logits, labels, f"{folder}, epoch {epoch}")
+            validated = time.monotonic()
             improved = schedule.step(
                 validation["validation_loss"], validation["validation_roc_auc"], train_accuracy
             )
@@ -216,8 +216,9 @@ def fit(
                 "train_accuracy": train_accuracy,
                 **validation,
                 "learning_rate": rate,
-                "seconds": time.monotonic() - started,
-                "images_per_second": images_per_second,
+                "seconds": trained - started,
+                "images_per_second": state.images() / (trained - started),
+                "validation_seconds": validated - trained,
             }
             if is_first():
                 if improved:
@@ -285,12 +286,12 @@ def _seeded(batches: Iterable[Batch], seed: int, first_step: int) -> Iterator[Ba
         yield batch
 
 
-def _steps(module, optimizer, batches, prepare, device, mixed):
+def _steps(module, optimizer, batches, prepare, device, precision):
     """Optimise once for each batch; yield `TrainingState.add_step`'s measures of it."""
     module.train()
     for images, labels, numbers in batches:
         images, labels = (_to(device, tensor) for tensor in (images, labels))
-        logits = _logits(module, prepare(images, numbers), mixed)
+        logits = _logits(module, prepare(images, numbers), precision)
         losses = binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
         hits = ((logits > 0) == (labels > 0)).float()
         # Of an empty share the sum: zero, and a backward pass that the other processes wait for.
@@ -304,13 +305,13 @@ def _steps(module, optimizer, batches, prepare, device, mixed):
         yield mean_over_processes(torch.stack(measures))
 
 
-def _predict(module, batches, prepare, device, mixed) -> tuple[np.ndarray, np.ndarray]:
+def _predict(module, batches, prepare, device, precision) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of the validation set, float64: all processes' shares together."""
     module.eval()
     logits, labels = [torch.empty(0, device=device)], [torch.empty(0)]
     with torch.inference_mode():
         for images, of_batch, _ in batches:
-            logits.append(_logits(module, prepare(_to(device, images), None), mixed))
+            logits.append(_logits(module, prepare(_to(device, images), None), precision))
             labels.append(of_batch)
         # At the end: to fetch logits is to wait for the device.
         columns = np.stack([torch.cat(logits).cpu(), torch.cat(labels)]).astype(np.float64)
@@ -318,9 +319,9 @@ def _predict(module, batches, prepare, device, mixed) -> tuple[np.ndarray, np.nd
     return logits, labels
 
 
-def _logits(module, images, mixed) -> torch.Tensor:
+def _logits(module, images, precision) -> torch.Tensor:
     images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
+    with computing_in(precision, images.device):
         return module(images).float()
 
 

@@ -117,6 +117,7 @@ def map_place(
         grid=grid,
         slide_id=place.slide_id,
         model=model_name,
+        precision="float32",
         chunk=CHUNK_PX,
         ngff=ngff,
     )
