@@ -32,6 +32,14 @@ def test_every_line_of_the_commented_file_that_needs_words_has_them(tmp_path):
     assert any("Otsu" in line for line in comments)
 
 
+def test_a_setting_of_an_earlier_version_is_told_by_its_new_name(tmp_path):
+    path = write(tmp_path, heatmap={"mixed_precision": False})
+    with pytest.raises(
+        ConfigError, match=r"this setting is now `precision`: float32 \(was false\)"
+    ):
+        load_config(path)
+
+
 def test_a_broken_rule_is_told_with_setting_value_and_file(tmp_path):
     path = write(tmp_path, seed=-1, catalog={}, train={"shades_of_gray": 0.5}, foo=1)
     with pytest.raises(ConfigError) as error:

@@ -49,6 +49,12 @@ def write_heatmap(path, grid, truth, *, ngff="0.5", chunk=16):
     return path
 
 
+def test_a_heatmap_says_what_it_was_computed_in(tmp_path, grid):
+    options = {"grid": grid, "slide_id": "s", "model": "m", "precision": "bfloat16"}
+    create_heatmap(tmp_path / "s.zarr", **options)
+    assert open_heatmap(tmp_path / "s.zarr").precision == "bfloat16"
+
+
 def brute_halve(values):
     rows, cols = values.shape
     result = np.full(((rows + 1) // 2, (cols + 1) // 2), np.nan)
@@ -65,6 +71,7 @@ def test_what_was_written_is_read_back_with_all_that_explains_it(tmp_path, grid,
     heatmap = open_heatmap(write_heatmap(tmp_path / "s.zarr", grid, truth, ngff=ngff))
     assert heatmap.grid == grid
     assert (heatmap.slide_id, heatmap.model, heatmap.ngff) == ("tumor_001", "vgg16", ngff)
+    assert heatmap.precision is None  # as nobody said
     assert heatmap.values().dtype == np.float32
     np.testing.assert_array_equal(heatmap.values(), truth)
 

@@ -2,11 +2,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from wsi_pipeline.config import CatalogConfig, Config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
-from wsi_pipeline.stages.evaluate import _refuse_leakage, score_slide
+from wsi_pipeline.stages.evaluate import _precision, _refuse_leakage, score_slide
 
 MODEL = "vgg16@abc"
 
@@ -26,6 +27,16 @@ def test_a_heatmap_of_other_patches_or_another_model_is_not_evaluated(tmp_path, 
             "s", "none.tif", 0.5, [2048, 2048], {}, None, {}, str(tmp_path / "s.parquet"),
             str(tmp_path / "s.zarr"), MODEL, {}, 100, str(tmp_path),
         )  # fmt: skip
+
+
+def test_heatmaps_of_two_precisions_are_not_evaluated_together(tmp_path):
+    config = Config(out=tmp_path, catalog=CatalogConfig(csv="slides.csv"))
+    exact, fast = {"precision": "float32"}, {"precision": "bfloat16"}
+    card = {"precision": "bfloat16"}
+    expected = {"training": "bfloat16", "heatmaps": "float32", "difference": None}
+    assert _precision(config, card, [exact, exact]) == expected
+    with pytest.raises(RunError, match="some heatmaps are in float32 and others in bfloat16"):
+        _precision(config, card, [exact, fast])
 
 
 def test_patients_that_were_trained_on_are_not_tested_on():

@@ -39,7 +39,7 @@ from wsi_pipeline.stages.run_directory import (
     index_path,
     model_folder,
 )
-from wsi_pipeline.stages.status import stage_status
+from wsi_pipeline.stages.status import precision_difference, precision_summary, stage_status
 
 WIDTH, HEIGHT, MPP = 768, 640, 0.5
 GRID = PatchGrid(Bounds(0, 0, WIDTH, HEIGHT), MPP, 1.0, patch_px=64, stride_px=32, inner_px=32)
@@ -132,13 +132,13 @@ def noise():
     return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
 
-def settings(run, name="net", **of_fine):
+def settings(run, name="net", precision="float32", **of_fine):
     of_fine = {"coarse": "vgg16", "stride_px": 8, "chunk": 16} | of_fine
     return Config(
         out=run,
         catalog=CatalogConfig(csv="slides.csv"),
         train=TrainConfig(name=name),
-        heatmap=HeatmapConfig(splits=("test",), precision="float32"),
+        heatmap=HeatmapConfig(splits=("test",), precision=precision),
         fine=FineConfig(**of_fine),
     )
 
@@ -189,6 +189,24 @@ def test_only_suspicious_cells_are_predicted(tmp_path, client, counted):
     np.testing.assert_array_equal(np.isfinite(values_of(run)), wanted)
     # In chunks of 16 pixels: rows 20 to 44 lie in 1 and 2, columns 44 to 72 in 2 to 4.
     assert sorted(counted) == [(row, col) for row in (1, 2) for col in (2, 3, 4)]
+
+
+def test_in_bfloat16_it_is_said_how_far_float32_would_be(tmp_path, client):
+    run = make_run(tmp_path, noise(), random_net())
+    fine.run(settings(run), client)
+    exact = values_of(run)
+    assert precision_summary(run, "net", "fine_precision") == ""
+    outcome = fine.run(settings(run, precision="bfloat16"), client)
+    assert outcome.failed == 0
+    assert open_heatmap(run / "fine/net/s.zarr").precision == "bfloat16"
+    found = precision_difference(run, "net", "fine_precision")
+    assert found["patches"] == 1
+    wanted = np.isfinite(exact)
+    difference = np.abs(values_of(run) - exact)[wanted].max()
+    assert 0 < difference < 10 * found["largest"]  # of another place of the slide
+    assert precision_summary(run, "net", "fine_precision").startswith(
+        "computed in bfloat16. On 1 patch drawn at random, the probabilities differ from float32"
+    )
 
 
 def test_without_a_coarse_heatmap_every_indexed_patch_is_predicted(tmp_path, client):

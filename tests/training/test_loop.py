@@ -254,6 +254,14 @@ def test_an_interrupted_training_ends_the_same(tmp_path, uninterrupted, step, ch
     assert asked[0] == (resumed_at, 4 - resumed_at % 4)
 
 
+def test_an_interrupted_training_in_bfloat16_ends_the_same(tmp_path):
+    expected = tiny.train(tmp_path / "whole", precision="bfloat16")
+    options = {"precision": "bfloat16", "checkpoint_seconds": 1e-9}
+    with pytest.raises(Interrupted):
+        tiny.train(tmp_path / "parts", train_batches=interrupted_before(6), **options)
+    assert_same_end(tiny.train(tmp_path / "parts", **options), expected)
+
+
 def test_interrupted_while_the_best_model_is_saved(tmp_path, uninterrupted):
     def save_best(folder, module, row):
         raise Interrupted
@@ -482,6 +490,27 @@ def test_progress_has_the_mean_loss_so_far(tmp_path, monkeypatch):
     told = []
     _, history = tiny.train(tmp_path, max_epochs=2, on_progress=told.append)
     assert [told[3]["loss"], told[7]["loss"]] == history.train_loss.tolist()
+
+
+def test_the_seconds_of_an_epoch_are_those_of_training_without_validation(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setitem(tiny.fit.__globals__, "time", clock)
+
+    def train_batches(first_step, steps):
+        for batch in tiny.train_batches(first_step, steps):
+            clock.now += 3
+            yield batch
+
+    def validation_batches():
+        clock.now += 100
+        yield from tiny.validation_batches()
+
+    _, history = tiny.train(
+        tmp_path, train_batches=train_batches, validation_batches=validation_batches, max_epochs=2
+    )
+    assert history.seconds.tolist() == [12, 12]  # four steps
+    assert history.validation_seconds.tolist() == [100, 100]
+    assert history.images_per_second.tolist() == pytest.approx([32 / 12, 32 / 12])
 
 
 def poisoned(step):

@@ -162,7 +162,8 @@ def precision_summary(run_dir: Path, model: str, stage: str = "precision") -> st
     if found is None or not found["patches"]:
         return ""
     return (
-        f"computed in bfloat16. On {found['patches']} patches drawn at random, the probabilities"
+        f"computed in bfloat16. On {found['patches']} patch{'' if found['patches'] == 1 else 'es'}"
+        " drawn at random, the probabilities"
         f" differ from float32 by at most {found['largest']:.2g} (mean {found['mean']:.2g})"
     )
 
