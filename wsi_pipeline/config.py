@@ -14,13 +14,10 @@ from wsi_pipeline.geometry import Bounds, PatchGrid
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 SplitName = Literal["train", "validation", "test"]
+KEEPS_RESULT = {"changes_result": False}
+"""Of settings that say how work is done, not what comes out: units do not depend on them."""
 Precision = Literal["float32", "bfloat16"]
-PRECISION = Field(
-    None,
-    description="float32: about the same figures on every machine; bfloat16: faster where the"
-    " processor supports it, less exact; null: bfloat16 if all workers support it, else float32,"
-    " decided when the run begins and kept",
-)
+NULL_PRECISION = "; decided when the run begins, and kept"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -174,6 +171,7 @@ class TrainConfig(Section):
         "vgg16",
         pattern=MODEL_NAME,
         description="folder of the model's results",
+        json_schema_extra=KEEPS_RESULT,
     )
     model: Literal["vgg16", "patchnet", "cam", "vgg11"] = Field(
         "vgg16",
@@ -229,11 +227,16 @@ class TrainConfig(Section):
         " 6; null: none. Fine heatmaps cannot have it",
     )
     augment: AugmentConfig = AugmentConfig()
-    precision: Precision | None = PRECISION
+    precision: Precision | None = Field(
+        None,
+        description="float32, or bfloat16: faster where the processor supports it, less exact;"
+        " null: bfloat16 on GPUs that support it, float32 on CPUs" + NULL_PRECISION,
+    )
     cache: bool = Field(
         False,
         description="read patches from the cache that `wsi cache` makes, not from the slides: the"
         " same pixels; docs/training.md says when it pays",
+        json_schema_extra=KEEPS_RESULT,
     )
     loader_workers: int | None = Field(
         None,
@@ -241,9 +244,13 @@ class TrainConfig(Section):
         description="processes that read training patches, and as many that read validation"
         " patches, of each training process; null: for a GPU its share of the cores less two, at"
         " most 16; none on a CPU",
+        json_schema_extra=KEEPS_RESULT,
     )
     checkpoint_seconds: float = Field(
-        300.0, gt=0, description="how often the state to resume from is saved within an epoch"
+        300.0,
+        gt=0,
+        description="how often the state to resume from is saved within an epoch",
+        json_schema_extra=KEEPS_RESULT,
     )
     processes: int | None = Field(
         None, gt=0, description="torchrun processes; null: one for each GPU, or one on the CPU"
@@ -263,15 +270,22 @@ class HeatmapConfig(Section):
     """The model over every indexed patch."""
 
     splits: tuple[SplitName, ...] = Field(
-        ("validation", "test"), description="splits whose slides are predicted"
+        ("validation", "test"),
+        description="splits whose slides are predicted",
+        json_schema_extra=KEEPS_RESULT,
     )
     batch_size: int | None = Field(
         None,
         gt=0,
         description="patches a forward pass; null: 32 on a GPU; 4 on a CPU, where more are no"
         " faster and take 150 MB each at 512 px",
+        json_schema_extra=KEEPS_RESULT,
     )
-    precision: Precision | None = PRECISION
+    precision: Precision | None = Field(
+        None,
+        description="float32, or bfloat16: faster where the processor supports it, less exact;"
+        " null: bfloat16 if all workers support it, else float32" + NULL_PRECISION,
+    )
     chunk: int = Field(
         16,
         gt=0,

@@ -80,10 +80,10 @@ def network(pooling):
 
 
 def train(model, images, labels):
-    """Until the loss is low, which is in a few seconds."""
+    """Until the loss is so low that the networks make no error, on any CPU: a few seconds."""
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     generator = torch.Generator().manual_seed(0)
-    for _epoch in range(25):
+    for _epoch in range(60):
         model.train()
         losses = []
         for batch in torch.randperm(len(images), generator=generator).split(16):
@@ -92,7 +92,7 @@ def train(model, images, labels):
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        if np.mean(losses) < 0.05:
+        if np.mean(losses) < 0.02:
             break
     return model.eval()
 

@@ -77,14 +77,17 @@ def test_a_setting_is_obeyed_whatever_the_workers_have_or_the_run_began_with(
     assert json.loads((tmp_path / "precision.json").read_text()) == {"heatmap": "float32"}
 
 
-def test_training_and_heatmaps_are_decided_each(tmp_path, client, workers):
+@pytest.mark.parametrize(("gpu", "expected"), [(False, "float32"), (True, "bfloat16")])
+def test_training_is_in_bfloat16_on_gpus_alone(
+    tmp_path, client, workers, monkeypatch, gpu, expected
+):
     workers("bfloat16", "bfloat16")
+    monkeypatch.setattr(stage.torch.cuda, "is_available", lambda: gpu)
     found = decide_precision(config(tmp_path), client, "train")
-    assert (found.train.precision, found.heatmap.precision) == ("bfloat16", None)
-    workers("float32", "float32")
-    assert decided(tmp_path, client) == "float32"
+    assert (found.train.precision, found.heatmap.precision) == (expected, None)
+    assert decided(tmp_path, client) == "bfloat16"
     assert json.loads((tmp_path / "precision.json").read_text()) == {
-        "train": "bfloat16", "heatmap": "float32",
+        "train": expected, "heatmap": "bfloat16",
     }  # fmt: skip
 
 

@@ -6,52 +6,16 @@ never a worker.
 """
 
 import csv
-import hashlib
 import json
 import os
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.files import replace_atomically
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A piece of work that is done or not done: the smallest thing that a restart repeats.
-
-    Parameters
-    ----------
-    key : str
-        Its name, unique in its stage.
-    slide_id : str
-        The slide that it belongs to.
-    inputs : dict
-        All that its result depends on, as plain JSON values: settings, and of files their
-        `file_fingerprint`. The unit is done anew when any of it changes.
-    function : callable
-        Defined at a module's top level, where workers can import it. Takes `arguments` as keywords
-        and returns a small dict of plain JSON values. Under ``failures`` the dict may list reasons
-        (str) why part of the work is missing. It writes its output to a temporary place and
-        renames it, so that a kill leaves no half of a file.
-    arguments : dict
-        Small and picklable: paths and numbers, never pixels or open files.
-    output : path, optional
-        A file or folder without which the unit counts as not done, whatever the record says.
-    """
-
-    key: str
-    slide_id: str
-    inputs: dict
-    function: Callable[..., dict]
-    arguments: dict = field(default_factory=dict)
-    output: Path | None = None
-
-    def hash(self, schema_version) -> str:
-        """Hash of the inputs and of the version of the code that makes the output."""
-        return hash_inputs({"schema_version": schema_version, "inputs": self.inputs})
+from wsi_pipeline.jobs.unit import Unit
 
 
 @dataclass(frozen=True)
@@ -193,43 +157,6 @@ def read_failures(run_dir) -> list[Failure]:
     if tuple(header) != FAILURE_COLUMNS or any(len(row) != len(header) for row in rows):
         raise RunError(f"{path} does not hold the columns {', '.join(FAILURE_COLUMNS)} throughout")
     return [Failure(*row) for row in rows]
-
-
-def hash_inputs(inputs: dict) -> str:
-    """SHA-256, in hexadecimal, of plain JSON values; the order of keys does not matter.
-
-    Raises
-    ------
-    TypeError
-        If a value is none of JSON's (a path, a numpy number): its text might not be stable.
-    """
-    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_fingerprint(path, content: bool = False) -> str:
-    """What tells a file from a changed one, for a unit's inputs.
-
-    Parameters
-    ----------
-    path : path-like
-    content : bool
-        Hash the content (small files: a copy of the file is the same file); else take size and
-        time of change (slides: nothing is read).
-
-    Returns
-    -------
-    str
-        ``"unreadable"`` where there is no such file: who opens it will say why, as a failure.
-    """
-    try:
-        if content:
-            with Path(path).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        stat = Path(path).stat()
-    except OSError:
-        return "unreadable"
-    return f"{stat.st_size} bytes, {stat.st_mtime_ns} ns"
 
 
 def _done_path(run_dir: Path, stage: str) -> Path:

@@ -7,7 +7,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from collections.abc import Collection, Iterable, Iterator, Sized
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,9 +18,8 @@ from distributed import CancelledError, Client, Future, KilledWorker, as_complet
 from wsi_pipeline.errors import RunError, WsiError
 from wsi_pipeline.jobs.cluster import worker_threads
 from wsi_pipeline.jobs.progress import progress_bar
-from wsi_pipeline.jobs.record import Record, Unit
-
-__all__ = ["Outcome", "Unit", "run_units"]
+from wsi_pipeline.jobs.record import Record
+from wsi_pipeline.jobs.unit import Unit
 
 SECONDS_BETWEEN_COUNTS = 10.0
 PARTIAL = "PartialFailure"
@@ -169,7 +168,7 @@ def _undone(
                 outcome.skipped += 1
         else:
             if unit.output is not None:
-                _remove(Path(unit.output))
+                _remove(unit.output)
             yield unit
 
 
@@ -220,8 +219,7 @@ def _attempts(
         nonlocal alone
         future = client.submit(
             _attempt,
-            unit.function,
-            unit.arguments,
+            unit,
             key=f"{stage}-{uuid.uuid4().hex}",
             resources=resources,
         )
@@ -275,11 +273,11 @@ def _window_sizes(client: Client, window: int, resources) -> Iterator[int]:
             counted = time.monotonic()
 
 
-def _attempt(function: Callable[..., dict], arguments: dict) -> _Attempt:
+def _attempt(unit: Unit) -> _Attempt:
     """Do a unit, on a worker; an exception comes back as text, which always travels."""
     started = time.perf_counter()
     try:
-        result = json.loads(json.dumps(function(**arguments)))  # as it will be read back
+        result = json.loads(json.dumps(unit.run()))  # as it will be read back
         return _Attempt(result, time.perf_counter() - started)
     except WsiError as error:
         return _Attempt(error=type(error).__name__, reason=str(error))

@@ -4,7 +4,6 @@ Optional, between tile and train: docs/training.md says when it pays.
 """
 
 import shutil
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.jobs.record import Record
-from wsi_pipeline.jobs.run import Outcome, Unit
+from wsi_pipeline.jobs.run import Outcome
 from wsi_pipeline.patches.bands import UnreadPatch, readable_patches
 from wsi_pipeline.patches.cache import (
     SCHEMA,
@@ -29,21 +28,19 @@ from wsi_pipeline.patches.cache import (
 )
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.slabs import Slab, slabs
-from wsi_pipeline.slides.open_slides import cached_slide
+from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
     TRAINING_SPLITS,
     cache_path,
     tiled_slides,
 )
-from wsi_pipeline.stages.slab_stores import (
-    StorePlan,
-    all_unread,
+from wsi_pipeline.stages.stores import (
+    SlabStore,
+    begin_whole,
     failure_texts,
     fill_stores,
-    old_stores,
-    plan_store,
-    slide_inputs,
+    finish_unit,
 )
 
 
@@ -58,88 +55,58 @@ def run(config: Config, client: Client) -> Outcome:
     slides = tiled_slides(config.out, TRAINING_SPLITS)
     folder = cache_path(config.out, "any").parent
     folder.mkdir(exist_ok=True)
-    plans = [
-        plan_store(slide, config, folder, schema=SCHEMA) for slide in slides.itertuples(index=False)
-    ]
-    _check_room(config, plans, folder)
+    stores = [CacheStore.of_slide(s, config, folder) for s in slides.itertuples(index=False)]
+    _check_room(config, stores, folder)
     shards, finish = CACHE_STAGES
-    return fill_stores(
-        config, client, plans, _shard_units, _finish_unit,
-        fill=shards, finish=finish, schema_version=SCHEMA,
-    )  # fmt: skip
+    return fill_stores(config, client, stores, fill=shards, finish=finish, schema_version=SCHEMA)
 
 
-def cache_shard(slide_path: str, mpp: float, grid: PatchGrid, slab: Slab, store: str) -> dict:
-    """Read a slab and write its shard: the work of a unit.
+class CacheStore(SlabStore):
+    """A slide's cached patches: those whose label is known."""
 
-    Returns
-    -------
-    dict
-        ``patches`` (their number) and ``unread``: x, y, reason of those that cannot be decoded.
-    """
-    unread: list[UnreadPatch] = []
-    slide = cached_slide(slide_path, mpp)
-    patches = readable_patches(slide, grid, slab, unread, as_indexed=True)
-    cells = ((slab.rows[n], slab.cols[n], pixels) for n, pixels in patches)
-    write_shard(store, slab.chunk, cells)
-    return {"patches": len(slab.rows), "unread": unread}
+    def begin(self) -> tuple[PatchGrid, list[Slab]]:
+        """A slab is the labelled patches of a shard."""
+        grid, rows, cols = _labelled(self.index.path)
+        begin_whole(self.part, lambda path: create_cache(path, grid=grid, made_of=self.made_of))
+        return grid, slabs(grid, rows, cols, SHARD)
+
+    def chunk_file(self, slab: Slab) -> Path:
+        """The shard's file."""
+        return shard_file(self.part, slab.chunk)
+
+    def fill(self, slide: Slide, grid: PatchGrid, slab: Slab) -> dict:
+        """Read the slab's patches and write its shard; ``patches`` is their number."""
+        unread: list[UnreadPatch] = []
+        patches = readable_patches(slide, grid, slab, unread, as_indexed=True)
+        cells = ((slab.rows[n], slab.cols[n], pixels) for n, pixels in patches)
+        write_shard(self.part, slab.chunk, cells)
+        return {"patches": len(slab.rows), "unread": unread}
+
+    def finish(self, unread: list[list]) -> dict:
+        """Note what cannot be decoded in the cache; returns ``failures``."""
+        if self.part.exists():  # else a worker died between renaming the store and saying so
+            finish_cache(self.part, unread)
+            self.part.rename(self.out)
+        return {"failures": failure_texts(unread, "patch")}
 
 
-def finish_slide(part: str, out: str, unread: list[list]) -> dict:
-    """Complete a slide's cache and give it its name: the work of a unit."""
-    if Path(part).exists():  # else a worker died between renaming the store and saying so
-        finish_cache(part, unread)
-        Path(part).rename(out)
-    return {"failures": failure_texts(unread)}
-
-
-def cache_of(slide: dict) -> PatchCache:
+def cache_of(store: CacheStore) -> PatchCache:
     """Open the cache of a slide, made of the slide and the patch index that are there now.
-
-    Parameters
-    ----------
-    slide : dict
-        ``path``, ``mpp``, ``index`` (the patch index's path) and ``cache`` (the cache's).
 
     Raises
     ------
     RunError
         If it is missing or was made of others.
     """
-    cache = open_cache(slide["cache"])
-    now = slide_inputs(slide["path"], slide["mpp"], slide["index"])
-    changed = [name.replace("_", " ") for name in now if cache.made_of.get(name) != now[name]]
+    cache = open_cache(store.out)
+    now = store.made_of
+    changed = [name for name in now if cache.made_of.get(name) != now[name]]
     if changed:
         raise RunError(
-            f"{cache.path}: made of another {' and '.join(changed)} than {slide['path']} has now:"
-            " run `wsi cache`, or set train.cache to false"
+            f"{cache.path}: made of another {' and '.join(changed)} than {store.slide.path} has"
+            " now: run `wsi cache`, or set train.cache to false"
         )
     return cache
-
-
-def _shard_units(plan: StorePlan) -> Iterator[Unit]:
-    """A unit for each shard of a slide's cache; it is made first."""
-    grid, rows, cols = _labelled(plan.index)
-    if not plan.part.exists():
-        empty = plan.part.with_suffix(".empty")  # killed here, it is made anew
-        create_cache(empty, grid=grid, made_of=plan.inputs)
-        empty.rename(plan.part)
-    for slab in slabs(grid, rows, cols, SHARD):
-        arguments = {
-            "slide_path": plan.slide_path,
-            "mpp": plan.mpp,
-            "grid": grid,
-            "slab": slab,
-            "store": str(plan.part),
-        }
-        key = f"{plan.slide_id}/{slab.chunk[0]}.{slab.chunk[1]}"
-        output = shard_file(plan.part, slab.chunk)
-        yield Unit(key, plan.slide_id, plan.inputs, cache_shard, arguments, output)
-
-
-def _finish_unit(plan: StorePlan, results: list[dict]) -> Unit:
-    arguments = {"part": str(plan.part), "out": str(plan.out), "unread": all_unread(results)}
-    return Unit(plan.slide_id, plan.slide_id, plan.inputs, finish_slide, arguments, plan.out)
 
 
 def _labelled(index) -> tuple[PatchGrid, np.ndarray, np.ndarray]:
@@ -150,14 +117,14 @@ def _labelled(index) -> tuple[PatchGrid, np.ndarray, np.ndarray]:
     return found.grid, rows[known], cols[known]
 
 
-def _check_room(config: Config, plans: list[StorePlan], folder: Path) -> None:
+def _check_room(config: Config, stores: list[CacheStore], folder: Path) -> None:
     """Refuse what may not fit: the patches, uncompressed, of the shards that are not there.
 
     A slide's old caches make room for it and for those after it, but not for those before.
     """
     record = Record(config.out, CACHE_STAGES[1])
-    waiting = [plan for plan in plans if not record.is_done(_finish_unit(plan, []), SCHEMA)]
-    more = [_missing_bytes(plan) - _old_bytes(plan) for plan in waiting]
+    waiting = [store for store in stores if not record.is_done(finish_unit(store), SCHEMA)]
+    more = [_missing_bytes(store) - _older_bytes(store) for store in waiting]
     needed = max(accumulate(more), default=0)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -168,16 +135,16 @@ def _check_room(config: Config, plans: list[StorePlan], folder: Path) -> None:
         )
 
 
-def _old_bytes(plan: StorePlan) -> int:
-    files = (file for store in old_stores(plan) for file in store.rglob("*") if file.is_file())
+def _older_bytes(store: CacheStore) -> int:
+    files = (file for older in store.older() for file in older.rglob("*") if file.is_file())
     return sum(file.stat().st_size for file in files)
 
 
-def _missing_bytes(plan: StorePlan) -> int:
+def _missing_bytes(store: CacheStore) -> int:
     try:
-        grid, rows, cols = _labelled(plan.index)
+        grid, rows, cols = _labelled(store.index.path)
         shards = slabs(grid, rows, cols, SHARD)
     except RunError:
         return 0  # of this index there will be no cache: its slide fails when its turn comes
-    missing = (len(s.rows) for s in shards if not shard_file(plan.part, s.chunk).exists())
+    missing = (len(s.rows) for s in shards if not store.chunk_file(s).exists())
     return sum(missing) * grid.patch_px**2 * 3

@@ -1,15 +1,16 @@
 """The catalog: every slide opened once, its size, resolution, annotation and label checked."""
 
 import logging
+from dataclasses import dataclass
 
 import pandas as pd
 from distributed import Client
 
-from wsi_pipeline.config import CatalogConfig, Config
+from wsi_pipeline.config import AnnotationConfig, CatalogConfig, Config
 from wsi_pipeline.errors import CatalogError, SlideError
 from wsi_pipeline.files import replace_atomically
-from wsi_pipeline.jobs.record import file_fingerprint
-from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.jobs.run import Outcome, run_units
+from wsi_pipeline.jobs.unit import LargeFile, SmallFile, Unit
 from wsi_pipeline.slides.annotations import Annotation, read_annotation, uses_bounds_origin
 from wsi_pipeline.slides.catalog import assign_splits, read_catalog, scan_folders
 from wsi_pipeline.slides.reader import Slide
@@ -55,42 +56,67 @@ def run(config: Config, client: Client) -> Outcome:
     return outcome
 
 
-def slide_annotation(
-    slide: Slide, path: str | None, *, positive, exclusion, origin: str
-) -> Annotation:
+def slide_annotation(slide: Slide, file: SmallFile | None, rules: AnnotationConfig) -> Annotation:
     """A slide's annotation in its level-0 px; an empty one where there is no file."""
-    if path is None:
+    if file is None:
         return Annotation(lesions=(), repairs=(), ignored={})
-    from_bounds = uses_bounds_origin(path) if origin == "auto" else origin == "bounds"
+    from_bounds = (
+        uses_bounds_origin(file.path) if rules.origin == "auto" else rules.origin == "bounds"
+    )
     offset = (slide.bounds.x, slide.bounds.y) if from_bounds else (0, 0)
     return read_annotation(
-        path, positive=positive, exclusion=exclusion, offset=offset, size=slide.size
+        file.path,
+        positive=rules.positive,
+        exclusion=rules.exclusion,
+        offset=offset,
+        size=slide.size,
     )
 
 
-def inspect_slide(
-    path: str, mpp: float | None, default_mpp: float | None, annotation: str | None,
-    label: int | None, unannotated: str, annotation_rules: dict,
-) -> dict:  # fmt: skip
-    """Open one slide and read its annotation: the work of a unit.
+@dataclass(frozen=True)
+class InspectSlide(Unit):
+    """Open one slide and read its annotation."""
 
-    Returns
-    -------
-    dict
-        ``width, height`` (level-0 px), ``mpp``, ``label``, ``lesions`` (their number) and
-        ``notes`` (what was repaired or passed over in the annotation).
-    """
-    with _open(path, mpp, default_mpp) as slide:
-        found = slide_annotation(slide, annotation, **annotation_rules)
-        width, height = slide.size
-        return {
-            "width": width,
-            "height": height,
-            "mpp": slide.mpp,
-            "label": _label(label, annotation, len(found.lesions), unannotated),
-            "lesions": len(found.lesions),
-            "notes": found.notes,
-        }
+    slide: LargeFile
+    mpp: float | None
+    default_mpp: float | None
+    annotation: SmallFile | None
+    label: int | None
+    unannotated: str
+    annotation_rules: AnnotationConfig
+
+    def run(self) -> dict:
+        """Look at the slide.
+
+        Returns
+        -------
+        dict
+            ``width, height`` (level-0 px), ``mpp``, ``label``, ``lesions`` (their number) and
+            ``notes`` (what was repaired or passed over in the annotation).
+        """
+        with _open(self.slide.path, self.mpp, self.default_mpp) as slide:
+            found = slide_annotation(slide, self.annotation, self.annotation_rules)
+            width, height = slide.size
+            return {
+                "width": width,
+                "height": height,
+                "mpp": slide.mpp,
+                "label": self._label(len(found.lesions)),
+                "lesions": len(found.lesions),
+                "notes": found.notes,
+            }
+
+    def _label(self, lesions: int) -> int:
+        if self.label == 0 and lesions:
+            raise CatalogError(
+                f"{self.annotation.path} holds lesions ({lesions}), but the catalog's label of its"
+                " slide is 0"
+            )
+        if self.label is not None:
+            return self.label
+        if self.annotation is not None:
+            return int(lesions > 0)
+        return 0 if self.unannotated == "normal" else -1
 
 
 def _open(path: str, mpp: float | None, default_mpp: float | None) -> Slide:
@@ -101,18 +127,6 @@ def _open(path: str, mpp: float | None, default_mpp: float | None) -> Slide:
         if mpp is not None or default_mpp is None:
             raise
         return Slide(path, default_mpp)
-
-
-def _label(label: int | None, annotation: str | None, lesions: int, unannotated: str) -> int:
-    if label == 0 and lesions:
-        raise CatalogError(
-            f"{annotation} holds lesions ({lesions}), but the catalog's label of its slide is 0"
-        )
-    if label is not None:
-        return label
-    if annotation is not None:
-        return int(lesions > 0)
-    return 0 if unannotated == "normal" else -1
 
 
 def _listed_slides(config: Config) -> pd.DataFrame:
@@ -140,20 +154,14 @@ def _train_shares(split: dict[str, float]) -> dict[str, float]:
     return {k: v / total for k, v in shares.items()} if all(shares.values()) else {}
 
 
-def _unit(row, catalog: CatalogConfig) -> Unit:
-    annotation = None if pd.isna(row.annotation) else row.annotation
-    arguments = {
-        "path": row.path,
-        "mpp": None if pd.isna(row.mpp) else float(row.mpp),
-        "default_mpp": catalog.mpp,
-        "annotation": annotation,
-        "label": None if pd.isna(row.label) else int(row.label),
-        "unannotated": catalog.unannotated,
-        "annotation_rules": catalog.annotation.model_dump(),
-    }
-    inputs = {
-        **arguments,
-        "slide_file": file_fingerprint(row.path),
-        "annotation_file": annotation and file_fingerprint(annotation, content=True),
-    }
-    return Unit(row.slide_id, row.slide_id, inputs, inspect_slide, arguments)
+def _unit(row, catalog: CatalogConfig) -> InspectSlide:
+    return InspectSlide(
+        slide_id=row.slide_id,
+        slide=LargeFile.at(row.path),
+        mpp=None if pd.isna(row.mpp) else float(row.mpp),
+        default_mpp=catalog.mpp,
+        annotation=None if pd.isna(row.annotation) else SmallFile.at(row.annotation),
+        label=None if pd.isna(row.label) else int(row.label),
+        unannotated=catalog.unannotated,
+        annotation_rules=catalog.annotation,
+    )

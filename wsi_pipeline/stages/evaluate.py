@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.compute as pc
 from distributed import Client
 
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import AnnotationConfig, Config, DetectionConfig
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.evaluation.evaluation_mask import official_labels
@@ -29,11 +29,12 @@ from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics
 from wsi_pipeline.evaluation.uncertainty import froc_band, froc_intervals, intervals
 from wsi_pipeline.evaluation.weighted import binary_statistic
 from wsi_pipeline.files import write_whole
+from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.detect import component_detections, peak_detections
 from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
-from wsi_pipeline.jobs.record import file_fingerprint
-from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.jobs.run import Outcome, run_units
+from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import catalog, tile
@@ -134,7 +135,7 @@ def run(config: Config, client: Client) -> Outcome:
             judged.false_positives.head(config.evaluate.gallery),
             heatmap_folder(config.out, config.train.name),
             folder / "gallery",
-            config.catalog.annotation.model_dump(),
+            config.catalog.annotation,
         ),
         stage=of_model("pictures", config.train.name),
         **common,
@@ -175,81 +176,90 @@ def _refuse_leakage(test: pd.DataFrame, card: dict):
         )
 
 
-def score_slide(
-    slide_id: str, path: str, mpp: float, size: list[int], labels: dict, annotation: str | None,
-    annotation_rules: dict, index: str, heatmap: str, model: str, detections: dict,
-    thumbnail_px: int, folder: str,
-) -> dict:  # fmt: skip
-    """Look up each patch's probability, find and judge detections, draw the slide: a unit's work.
+@dataclass(frozen=True)
+class ScoreSlide(Unit):
+    """Look up each patch's probability, find and judge detections, draw the slide.
 
     Writes, in `folder`: ``slides/SLIDE.parquet``, see `write_scores`; ``detections/SLIDE.csv``;
     ``hits/SLIDE.*``, see `write_hits`; and ``slides/SLIDE.jpg``: the slide with its annotation
     beside its heatmap.
-
-    Returns
-    -------
-    dict
-        ``lesions``: their number; ``precision`` of the heatmap.
     """
-    patches, probabilities = read_index(index), open_heatmap(heatmap)
-    grid, values, folder = patches.grid, probabilities.values(), Path(folder)
-    if probabilities.grid != grid or probabilities.model != model:
-        raise RunError(
-            f"{heatmap}: made by model {probabilities.model} from other patches or another model"
-            f" than today's ({model}): run the heatmap stage again"
-        )
-    scores = probabilities.at(patches.table["x"].to_numpy(), patches.table["y"].to_numpy())
-    write_scores(folder, slide_id, patches.table, scores)
-    found = _detect(values, grid, **detections)
-    write_detections(_detections_path(folder, slide_id), found)
-    with Slide(path, mpp) as slide:
-        thumbnail, _ = slide.thumbnail(thumbnail_px)
-        lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
-    write_hits(
-        folder / "hits", slide_id, found, size=tuple(size), mpp=mpp, labels=labels, truth=lesions
-    )
-    panel = HeatmapPanel("heatmap", values, grid)
-    jpeg = heatmap_figure(thumbnail, grid.bounds, lesions, [panel])
-    write_whole(_picture_path(folder, slide_id), jpeg)
-    return {"lesions": len(lesions), "precision": probabilities.precision}
+
+    slide: LargeFile
+    mpp: float
+    size: tuple[int, int]
+    labels: dict[str, int]
+    annotation: SmallFile | None
+    annotation_rules: AnnotationConfig
+    index: SmallFile
+    heatmap: LargeFile
+    model: str
+    detections: DetectionConfig
+    thumbnail_px: int
+    folder: Output
+
+    @property
+    def output(self) -> Path:
+        """The slide's picture, which is written last."""
+        return _picture_path(Path(self.folder), self.slide_id)
+
+    def run(self) -> dict:
+        """Score the slide.
+
+        Returns
+        -------
+        dict
+            ``lesions``: their number; ``precision`` of the heatmap.
+        """
+        patches, probabilities = read_index(self.index.path), open_heatmap(self.heatmap.path)
+        grid, values, folder = patches.grid, probabilities.values(), Path(self.folder)
+        if probabilities.grid != grid or probabilities.model != self.model:
+            raise RunError(
+                f"{self.heatmap.path}: made by model {probabilities.model} from other patches or"
+                f" another model than today's ({self.model}): run the heatmap stage again"
+            )
+        scores = probabilities.at(patches.table["x"].to_numpy(), patches.table["y"].to_numpy())
+        write_scores(folder, self.slide_id, patches.table, scores)
+        found = _detect(values, grid, self.detections)
+        write_detections(_detections_path(folder, self.slide_id), found)
+        with Slide(self.slide.path, self.mpp) as slide:
+            thumbnail, _ = slide.thumbnail(self.thumbnail_px)
+            lesions = catalog.slide_annotation(
+                slide, self.annotation, self.annotation_rules
+            ).lesions
+        write_hits(
+            folder / "hits", self.slide_id, found,
+            size=self.size, mpp=self.mpp, labels=self.labels, truth=lesions,
+        )  # fmt: skip
+        panel = HeatmapPanel("heatmap", values, grid)
+        write_whole(self.output, heatmap_figure(thumbnail, grid.bounds, lesions, [panel]))
+        return {"lesions": len(lesions), "precision": probabilities.precision}
 
 
-def _detect(values: np.ndarray, grid, method: str, radius_um: float, min_probability: float):
-    if method == "components":
-        return component_detections(values, grid, min_probability=min_probability)
-    return peak_detections(values, grid, radius_um=radius_um, min_probability=min_probability)
+def _detect(values: np.ndarray, grid: PatchGrid, settings: DetectionConfig) -> pd.DataFrame:
+    least = settings.min_probability
+    if settings.method == "components":
+        return component_detections(values, grid, min_probability=least)
+    return peak_detections(values, grid, radius_um=settings.radius_um, min_probability=least)
 
 
-def _unit(slide, config: Config, card: dict, folder: Path, official_label: int) -> Unit:
-    index = index_path(config.out, slide.slide_id)
+def _unit(slide, config: Config, card: dict, folder: Path, official_label: int) -> ScoreSlide:
     heatmap = heatmap_folder(config.out, config.train.name) / f"{slide.slide_id}.zarr"
-    settings = {
-        "annotation_rules": config.catalog.annotation.model_dump(),
-        "detections": config.evaluate.detections.model_dump(),
-        "thumbnail_px": config.evaluate.thumbnail_px,
-        "labels": {"official": official_label, "corrected": int(slide.label == 1)},
-        "model": model_id(config.train.name, card["weights_sha256"]),
-    }
-    inputs = {
-        **settings,
-        "slide_file": file_fingerprint(slide.path),
-        "annotation_file": slide.annotation and file_fingerprint(slide.annotation, content=True),
-        "index": file_fingerprint(index, content=True),
-        "heatmap": file_fingerprint(heatmap),  # a finished store is renamed, never written to
-    }
-    arguments = {
-        **settings,
-        "slide_id": slide.slide_id,
-        "path": slide.path,
-        "mpp": slide.mpp,
-        "size": [int(slide.width), int(slide.height)],
-        "annotation": slide.annotation,
-        "index": str(index),
-        "heatmap": str(heatmap),
-        "folder": str(folder),
-    }
-    output = _picture_path(folder, slide.slide_id)
-    return Unit(slide.slide_id, slide.slide_id, inputs, score_slide, arguments, output)
+    return ScoreSlide(
+        slide_id=slide.slide_id,
+        slide=LargeFile.at(slide.path),
+        mpp=float(slide.mpp),
+        size=(int(slide.width), int(slide.height)),
+        labels={"official": official_label, "corrected": int(slide.label == 1)},
+        annotation=slide.annotation and SmallFile.at(slide.annotation),
+        annotation_rules=config.catalog.annotation,
+        index=SmallFile.at(index_path(config.out, slide.slide_id)),
+        heatmap=LargeFile.at(heatmap),  # a finished store is renamed, never written to
+        model=model_id(config.train.name, card["weights_sha256"]),
+        detections=config.evaluate.detections,
+        thumbnail_px=config.evaluate.thumbnail_px,
+        folder=Output(folder),
+    )
 
 
 def _picture_path(folder: Path, slide_id: str) -> Path:

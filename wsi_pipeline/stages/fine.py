@@ -1,21 +1,22 @@
 """The fine stage: PatchNet around every few pixels, everywhere or where another model points to."""
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from distributed import Client
 
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import AnnotationConfig, Config
 from wsi_pipeline.errors import ModelError, RunError
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.fine import DensePredict, coarse_slabs, predict_pixels, wanted_pixels
 from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
-from wsi_pipeline.heatmaps.store import Heatmap, open_heatmap, write_chunk
-from wsi_pipeline.jobs.record import file_fingerprint
-from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.heatmaps.store import SCHEMA, Heatmap, open_heatmap, write_chunk
+from wsi_pipeline.jobs.run import Outcome, run_units
+from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
 from wsi_pipeline.models.checkpoint import ModelCard, read_card
 from wsi_pipeline.models.inference import dense_predictor
 from wsi_pipeline.models.precision import Precision
@@ -23,6 +24,7 @@ from wsi_pipeline.patches.index import PatchIndex, read_index
 from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.heatmap import HeatmapStore, share_of_gpu
 from wsi_pipeline.stages.precision import compare_precisions, decide_precision
 from wsi_pipeline.stages.run_directory import (
     FINE_STAGES,
@@ -30,13 +32,11 @@ from wsi_pipeline.stages.run_directory import (
     fine_folder,
     heatmap_folder,
     index_path,
-    model_folder,
     of_model,
     tiled_slides,
 )
-from wsi_pipeline.stages.slab_stores import StorePlan
-from wsi_pipeline.stages.stores import begin_store, fill_heatmaps, plan_heatmap, slab_unit
-from wsi_pipeline.stages.worker_model import worker_model
+from wsi_pipeline.stages.stores import fill_stores
+from wsi_pipeline.stages.worker_model import TrainedModel, worker_model
 
 PICTURE_SCHEMA = 1
 SHOWN_LEVEL0_PX = 2000
@@ -62,26 +62,33 @@ def run(config: Config, client: Client) -> Outcome:
         If the model is missing, damaged, no PatchNet, or was trained with colour constancy.
     """
     name = config.train.name
-    card = read_card(model_folder(config.out, name))
-    patch_px = _subnet_patch_px(card, model_folder(config.out, name))
+    model = TrainedModel.of_run(config)
+    patch_px = _subnet_patch_px(read_card(model.folder), model.folder)
     _check_coarse(config)
     config = decide_precision(config, client, "heatmap")
     folder = fine_folder(config.out, name)
     folder.mkdir(parents=True, exist_ok=True)
     slides = tiled_slides(config.out, config.heatmap.splits)
-    plans = [_plan(slide, config, card, folder) for slide in slides.itertuples(index=False)]
+    stores = [
+        FineStore.of_slide(slide, config, folder, model=model, **_inputs(config, slide, patch_px))
+        for slide in slides.itertuples(index=False)
+    ]
     slabs, finish, pictures = FINE_STAGES
-    units_of = partial(_slab_units, config=config, card=card, patch_px=patch_px)
-    filled = fill_heatmaps(
-        config, client, card, plans, units_of,
-        predict=slabs, finish=finish, unread="block",
-    )  # fmt: skip
+    filled = fill_stores(
+        config,
+        client,
+        stores,
+        fill=of_model(slabs, name),
+        finish=of_model(finish, name),
+        schema_version=SCHEMA,
+        resources=share_of_gpu(client),
+    )
     if config.heatmap.precision == "bfloat16":
         filled += compare_precisions(
-            config, client, card, plans,
+            config, client, model, stores,
             stage=PRECISION_STAGES[1], fine_stride_px=config.fine.stride_px,
         )  # fmt: skip
-    finished = slides[[plan.out.exists() for plan in plans]]
+    finished = slides[[store.out.exists() for store in stores]]
     drawn = run_units(
         client,
         [_picture_unit(slide, config, folder) for slide in finished.itertuples(index=False)],
@@ -94,55 +101,104 @@ def run(config: Config, client: Client) -> Outcome:
     return filled + drawn
 
 
-def predict_fine_chunk(
-    slide: Slide, grid: PatchGrid, coarse: PatchGrid, slab: Slab, chunk: int, store: str,
-    model: str, weights: str, precision: Precision,
-) -> dict:  # fmt: skip
-    """Predict the wanted pixels of a chunk and write it: the work of a unit, see `fill_chunk`.
+@dataclass(frozen=True)
+class FineStore(HeatmapStore):
+    """A slide's fine heatmap: Q of the small patch centred at every few pixels.
 
     Parameters
     ----------
-    grid, coarse : PatchGrid
-        Of the fine heatmap and of the patch index.
-    slab : Slab
-        The coarse cells that touch the chunk.
+    patch_px, stride_px : int
+        Of the subnet's patches.
     chunk : int
-        Its side, fine heatmap px.
-
-    Returns
-    -------
-    dict
-        ``pixels`` (their number) and ``unread``: x, y, reason of blocks that cannot be decoded.
+        Side of a chunk, heatmap px.
+    coarse : LargeFile or None
+        The heatmap that says where to look. It is finished, so never written to.
+    min_probability : float or None
+        Its pixels that are suspicious; None without one.
     """
-    predict = _predictor(model, weights, grid.stride_px, precision)
-    wanted = wanted_pixels(grid, coarse, slab, chunk)
-    values, unread = predict_pixels(slide, grid, wanted, predict)
-    write_chunk(store, wanted, values)
-    return {"pixels": len(values), "unread": [list(block) for block in unread]}
+
+    patch_px: int
+    stride_px: int
+    chunk: int
+    coarse: LargeFile | None
+    min_probability: float | None
+
+    unread = "block"
+
+    def begin(self) -> tuple[PatchGrid, Iterator[Slab]]:
+        """A slab is the suspicious coarse cells that touch a chunk."""
+        picture_path(Path(self.folder), self.slide_id).unlink(missing_ok=True)  # of other inputs
+        index = read_index(self.index.path)
+        grid = index.grid.finer(self.patch_px, self.stride_px)
+        cells = _suspicious_cells(index, self.coarse, self.min_probability)
+        self.create(grid, self.chunk)
+        return index.grid, coarse_slabs(grid, index.grid, *cells, self.chunk)
+
+    def fill(self, slide: Slide, grid: PatchGrid, slab: Slab) -> dict:
+        """Predict the wanted pixels of a chunk; ``pixels`` is their number."""
+        predict = _predictor(self.model, self.stride_px, self.settings.precision)
+        finer = grid.finer(self.patch_px, self.stride_px)
+        wanted = wanted_pixels(finer, grid, slab, self.chunk)
+        values, unread = predict_pixels(slide, finer, wanted, predict)
+        write_chunk(self.part, wanted, values)
+        return {"pixels": len(values), "unread": [list(block) for block in unread]}
+
+    def size_notes(self, grid: PatchGrid, trained_px: int) -> list[str]:
+        """None: its patches are the subnet's."""
+        return []
 
 
-def draw_place(
-    path: str, mpp: float, annotation: str | None, annotation_rules: dict, index: str,
-    coarse: str | None, fine: str, titles: list[str], out: str,
-) -> dict:  # fmt: skip
-    """Draw a slide's most suspicious place, its heatmaps side by side: the work of a unit.
+def _inputs(config: Config, slide, patch_px: int) -> dict:
+    """The fine heatmap's own inputs."""
+    coarse = _coarse_store(config, slide.slide_id)
+    return {
+        "settings": config.heatmap.model_copy(update={"chunk": None}),  # it has its own
+        "patch_px": patch_px,
+        "stride_px": config.fine.stride_px,
+        "chunk": config.fine.chunk,
+        "coarse": coarse and LargeFile.at(coarse),
+        "min_probability": config.fine.min_probability if coarse else None,
+    }
+
+
+@dataclass(frozen=True)
+class DrawFinePlace(Unit):
+    """Draw a slide's most suspicious place, its heatmaps side by side.
 
     The place is around the highest value of the coarse heatmap, or in the middle of the indexed
     patches. Of the slide and of the fine heatmap no more is read than is shown.
     """
-    patches = read_index(index)
-    stores = [open_heatmap(store) for store in (coarse, fine) if store is not None]
-    shown = _around(patches.grid, *_most_suspicious(patches, stores[0] if coarse else None))
-    panels = [_panel(*titled, shown) for titled in zip(titles, stores, strict=True)]
-    with Slide(path, mpp) as slide:
-        lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
-        downsample = shown.width / PICTURE_PX
-        image = slide.read(shown.x, shown.y, PICTURE_PX, PICTURE_PX, downsample)
-    write_whole(out, heatmap_figure(image, shown, lesions, panels, width_inches=WIDTH_INCHES))
-    return {"lesions": len(lesions)}
+
+    slide: LargeFile
+    mpp: float
+    annotation: SmallFile | None
+    annotation_rules: AnnotationConfig
+    index: SmallFile
+    coarse: LargeFile | None
+    fine: LargeFile
+    titles: tuple[str, ...]
+    out: Output
+
+    def run(self) -> dict:
+        """``lesions``: their number."""
+        patches = read_index(self.index.path)
+        stores = [open_heatmap(store.path) for store in (self.coarse, self.fine) if store]
+        shown = _square_at(
+            patches.grid, *_most_suspicious(patches, stores[0] if self.coarse else None)
+        )
+        panels = [_panel(*titled, shown) for titled in zip(self.titles, stores, strict=True)]
+        with Slide(self.slide.path, self.mpp) as slide:
+            lesions = catalog.slide_annotation(
+                slide, self.annotation, self.annotation_rules
+            ).lesions
+            downsample = shown.width / PICTURE_PX
+            image = slide.read(shown.x, shown.y, PICTURE_PX, PICTURE_PX, downsample)
+        figure = heatmap_figure(image, shown, lesions, panels, width_inches=WIDTH_INCHES)
+        write_whole(self.out, figure)
+        return {"lesions": len(lesions)}
 
 
-def _subnet_patch_px(card: ModelCard, folder: Path) -> int:
+def _subnet_patch_px(card: ModelCard, folder: str) -> int:
     """Side of the patches of PatchNet's subnet, px."""
     if card.architecture != "patchnet":
         raise ModelError(
@@ -168,7 +224,8 @@ def _check_coarse(config: Config):
         )
 
 
-def _picture(folder: Path, slide_id: str) -> Path:
+def picture_path(folder: Path, slide_id: str) -> Path:
+    """Where the picture of a slide's most suspicious place lies."""
     return folder / f"{slide_id}.jpg"
 
 
@@ -177,42 +234,13 @@ def _coarse_store(config: Config, slide_id: str) -> Path | None:
     return name and heatmap_folder(config.out, name) / f"{slide_id}.zarr"
 
 
-def _plan(slide, config: Config, card: ModelCard, folder: Path) -> StorePlan:
-    coarse = _coarse_store(config, slide.slide_id)
-    settings = config.heatmap.model_dump(include={"precision", "ngff"})
-    settings |= config.fine.model_dump(include={"stride_px", "chunk"})
-    if coarse is not None:
-        settings["min_probability"] = config.fine.min_probability
-    return plan_heatmap(
-        slide, config, card, folder, settings=settings,
-        coarse=coarse and file_fingerprint(coarse),  # a finished store is never written to
-    )  # fmt: skip
-
-
-def _slab_units(plan: StorePlan, config: Config, card: ModelCard, patch_px: int) -> Iterator[Unit]:
-    """A unit for each chunk with something to look at; the store is made first."""
-    _picture(plan.out.parent, plan.slide_id).unlink(missing_ok=True)  # of other inputs
-    index = read_index(plan.index)
-    rows, cols = _suspicious_cells(
-        index, _coarse_store(config, plan.slide_id), config.fine.min_probability
-    )
-    grid = index.grid.finer(patch_px, config.fine.stride_px)
-    chunk = config.fine.chunk
-    begin_store(plan, config, card, grid, chunk)
-    for slab in coarse_slabs(grid, index.grid, rows, cols, chunk):
-        yield slab_unit(
-            plan, config, card, slab, predict_fine_chunk, grid=grid, coarse=index.grid,
-            chunk=chunk,
-        )  # fmt: skip
-
-
 def _suspicious_cells(
-    index: PatchIndex, coarse: Path | None, min_probability: float
+    index: PatchIndex, coarse: LargeFile | None, min_probability: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the coarse heatmap's suspicious pixels, or of all indexed patches."""
     if coarse is None:
         return index.cells()
-    return np.nonzero(_same_grid(open_heatmap(coarse), index).values() >= min_probability)
+    return np.nonzero(_same_grid(open_heatmap(coarse.path), index).values() >= min_probability)
 
 
 def _same_grid(coarse: Heatmap, index: PatchIndex) -> Heatmap:
@@ -251,30 +279,18 @@ def _picture_unit(slide, config: Config, folder: Path) -> Unit:
             f"coarse heatmap ({config.fine.coarse})",
             f"fine heatmap ({config.train.name})\n{where}",
         ]
-    settings = {
-        "mpp": slide.mpp,
-        "annotation_rules": config.catalog.annotation.model_dump(),
-        "titles": titles,
-    }
-    inputs = {
-        **settings,
-        "slide_file": file_fingerprint(slide.path),
-        "annotation_file": slide.annotation and file_fingerprint(slide.annotation, content=True),
-        "index": file_fingerprint(index, content=True),
-        "coarse": coarse and file_fingerprint(coarse),
-        "fine": file_fingerprint(fine),
-    }
-    out = _picture(folder, slide.slide_id)
-    arguments = {
-        **settings,
-        "path": slide.path,
-        "annotation": slide.annotation,
-        "index": str(index),
-        "coarse": coarse and str(coarse),
-        "fine": str(fine),
-        "out": str(out),
-    }
-    return Unit(slide.slide_id, slide.slide_id, inputs, draw_place, arguments, out)
+    return DrawFinePlace(
+        slide_id=slide.slide_id,
+        slide=LargeFile.at(slide.path),
+        mpp=float(slide.mpp),
+        annotation=slide.annotation and SmallFile.at(slide.annotation),
+        annotation_rules=config.catalog.annotation,
+        index=SmallFile.at(index),
+        coarse=coarse and LargeFile.at(coarse),
+        fine=LargeFile.at(fine),
+        titles=tuple(titles),
+        out=Output(picture_path(folder, slide.slide_id)),
+    )
 
 
 def _most_suspicious(patches: PatchIndex, coarse: Heatmap | None) -> tuple[int, int]:
@@ -290,7 +306,7 @@ def _most_suspicious(patches: PatchIndex, coarse: Heatmap | None) -> tuple[int, 
     return rows[central], cols[central]
 
 
-def _around(grid: PatchGrid, row: int, col: int) -> Bounds:
+def _square_at(grid: PatchGrid, row: int, col: int) -> Bounds:
     """A square around a cell's centre, level-0 px; within the slide's bounds where it fits."""
     bounds = grid.bounds
     side = round(max(SHOWN_LEVEL0_PX, INNER_SQUARES * grid.inner_px * grid.downsample))

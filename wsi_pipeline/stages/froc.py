@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,8 +19,8 @@ from wsi_pipeline.evaluation.lesion_pixels import read_mask
 from wsi_pipeline.evaluation.lesions import found_or_missed
 from wsi_pipeline.evaluation.uncertainty import REPLICATES, froc_band, froc_intervals
 from wsi_pipeline.files import write_csv, write_json, write_whole
-from wsi_pipeline.jobs.record import file_fingerprint
-from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.jobs.run import Outcome, run_units
+from wsi_pipeline.jobs.unit import Output, SmallFile, Unit
 from wsi_pipeline.slides.annotations import read_annotation
 from wsi_pipeline.slides.catalog import ANNOTATION_SUFFIXES, files_by_stem, read_measured_slides
 from wsi_pipeline.stages.hits import (
@@ -132,38 +133,57 @@ def scores(out: Path) -> dict[str, str]:
     return lines
 
 
-def slide_hits(
-    slide_id: str, detections: str, size: list[int], mpp: float, labels: dict, truth: str | None,
-    is_mask: bool, annotation_rules: dict, folder: str,
-) -> dict:  # fmt: skip
-    """Hold one slide's detections against its lesions: the work of a unit.
+@dataclass(frozen=True)
+class SlideHits(Unit):
+    """Compare one slide's detections with its lesions."""
 
-    Returns
-    -------
-    dict
-        ``lesions``: their number; ``notes``: what was repaired or passed over in the annotation.
-    """
-    size = tuple(size)
-    lesions, notes = (), []
-    if truth is not None and is_mask:
-        lesions = Path(truth) if labels["corrected"] or read_mask(truth).any() else ()
-    elif truth is not None:
-        annotation = read_annotation(truth, **annotation_rules, size=size)
-        lesions, notes = annotation.lesions, annotation.notes
-        if labels["corrected"] and not lesions:
+    detections: SmallFile
+    size: tuple[int, int]
+    mpp: float
+    labels: dict[str, int]
+    truth: SmallFile | None
+    annotation_rules: dict
+    folder: Output
+
+    @property
+    def output(self) -> Path:
+        """The lesions' table, which is written last."""
+        return Path(self.folder) / f"{self.slide_id}.lesions.parquet"
+
+    def run(self) -> dict:
+        """Write the slide's hits.
+
+        Returns
+        -------
+        dict
+            ``lesions``: their number; ``notes``: what was repaired or passed over in the
+            annotation.
+        """
+        lesions, notes = self._lesions()
+        if self.labels["corrected"] == 0 and lesions:
             raise CatalogError(
-                f"{truth} holds no lesion, but the label of slide {slide_id} is 1: its detections"
-                " cannot be told from false positives"
+                f"{self.truth.path} annotates slide {self.slide_id}, whose label is 0: which of the"
+                " two is right?"
             )
-    if not labels["corrected"] and lesions:
-        raise CatalogError(
-            f"{truth} annotates slide {slide_id}, whose label is 0: which of the two is right?"
-        )
-    number = write_hits(
-        Path(folder), slide_id, read_detections(detections, size),
-        size=size, mpp=mpp, labels=labels, truth=lesions,
-    )  # fmt: skip
-    return {"lesions": number, "notes": notes}
+        number = write_hits(
+            Path(self.folder), self.slide_id, read_detections(self.detections.path, self.size),
+            size=self.size, mpp=self.mpp, labels=self.labels, truth=lesions,
+        )  # fmt: skip
+        return {"lesions": number, "notes": notes}
+
+    def _lesions(self) -> tuple[Sequence | Path, list[str]]:
+        if self.truth is None:
+            return (), []
+        path, tumour = Path(self.truth.path), bool(self.labels["corrected"])
+        if path.suffix.lower() in MASK_SUFFIXES:
+            return path if tumour or read_mask(path).any() else (), []
+        annotation = read_annotation(path, **self.annotation_rules, size=self.size)
+        if tumour and not annotation.lesions:
+            raise CatalogError(
+                f"{path} holds no lesion, but the label of slide {self.slide_id} is 1: its"
+                " detections cannot be told from false positives"
+            )
+        return annotation.lesions, annotation.notes
 
 
 def _truth(table: pd.DataFrame, annotations: Path | None, masks: Path | None) -> dict[str, Path]:
@@ -194,25 +214,17 @@ def _truth(table: pd.DataFrame, annotations: Path | None, masks: Path | None) ->
 
 def _unit(
     row, detections: Path, truth: Path | None, labels: dict[str, int], tumour: list[str], hits: Path
-) -> Unit:
-    arguments = {
-        "slide_id": row.slide_id,
-        "detections": str(detections.absolute()),
-        "size": [int(row.width), int(row.height)],
-        "mpp": float(row.mpp),
-        "labels": labels,
-        "truth": truth and str(truth.absolute()),
-        "is_mask": truth is not None and truth.suffix.lower() in MASK_SUFFIXES,
-        "annotation_rules": {"positive": tumour, "exclusion": list(AnnotationConfig().exclusion)},
-        "folder": str(hits.absolute()),
-    }
-    inputs = {
-        **arguments,
-        "detections_file": file_fingerprint(detections, content=True),
-        "truth_file": truth and file_fingerprint(truth, content=True),
-    }
-    output = hits / f"{row.slide_id}.lesions.parquet"
-    return Unit(row.slide_id, row.slide_id, inputs, slide_hits, arguments, output)
+) -> SlideHits:
+    return SlideHits(
+        slide_id=row.slide_id,
+        detections=SmallFile.at(detections.absolute()),
+        size=(int(row.width), int(row.height)),
+        mpp=float(row.mpp),
+        labels=labels,
+        truth=truth and SmallFile.at(truth.absolute()),
+        annotation_rules={"positive": tumour, "exclusion": list(AnnotationConfig().exclusion)},
+        folder=Output(hits.absolute()),
+    )
 
 
 def _write(

@@ -1,16 +1,17 @@
 """Pictures of places: each lesion, found or missed, and the worst false positives."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from wsi_pipeline.config import AnnotationConfig
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
-from wsi_pipeline.jobs.record import file_fingerprint
-from wsi_pipeline.jobs.run import Unit
+from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import catalog
 
@@ -29,7 +30,7 @@ def picture_units(
     false_positives: pd.DataFrame,
     heatmaps: Path,
     folder: Path,
-    annotation_rules: dict,
+    annotation_rules: AnnotationConfig,
 ) -> Iterator[Unit]:
     """Give one unit for each slide with something to show.
 
@@ -45,43 +46,31 @@ def picture_units(
         Folder of the heatmaps.
     folder : Path
         Of the pictures.
-    annotation_rules : dict
+    annotation_rules : AnnotationConfig
         See `catalog.slide_annotation`.
     """
     for slide in slides.itertuples(index=False):
         places = [
-            {
-                "name": picture_name("lesion", row.lesion_id),
-                "box": [float(side) for side in (row.x0, row.y0, row.x1, row.y1)],
-            }
+            Place(
+                picture_name("lesion", row.lesion_id),
+                tuple(map(float, (row.x0, row.y0, row.x1, row.y1))),
+            )
             for row in lesions[lesions["slide_id"] == slide.slide_id].itertuples(index=False)
         ] + [
-            {
-                "name": picture_name("false-positive", row.Index),
-                "box": [float(row.x), float(row.y)] * 2,
-            }
+            Place(picture_name("false-positive", row.Index), (float(row.x), float(row.y)) * 2)
             for row in false_positives[false_positives["slide_id"] == slide.slide_id].itertuples()
         ]
-        if not places:
-            continue
-        heatmap = heatmaps / f"{slide.slide_id}.zarr"
-        output = folder / slide.slide_id
-        settings = {"places": places, "annotation_rules": annotation_rules, "mpp": slide.mpp}
-        inputs = {
-            **settings,
-            "slide_file": file_fingerprint(slide.path),
-            "annotation_file": slide.annotation
-            and file_fingerprint(slide.annotation, content=True),
-            "heatmap": file_fingerprint(heatmap),
-        }
-        arguments = {
-            **settings,
-            "path": slide.path,
-            "annotation": slide.annotation,
-            "heatmap": str(heatmap),
-            "folder": str(output),
-        }
-        yield Unit(slide.slide_id, slide.slide_id, inputs, draw_places, arguments, output)
+        if places:
+            yield DrawPlaces(
+                slide_id=slide.slide_id,
+                slide=LargeFile.at(slide.path),
+                mpp=float(slide.mpp),
+                annotation=slide.annotation and SmallFile.at(slide.annotation),
+                annotation_rules=annotation_rules,
+                heatmap=LargeFile.at(heatmaps / f"{slide.slide_id}.zarr"),
+                places=tuple(places),
+                folder=Output(folder / slide.slide_id),
+            )
 
 
 def picture_name(kind: str, number: int) -> str:
@@ -100,35 +89,57 @@ def read_pictures(folder: Path, kind: str, shown: pd.DataFrame, number: str | No
     return pictures
 
 
-def draw_places(
-    path: str, mpp: float, annotation: str | None, annotation_rules: dict, heatmap: str,
-    places: list[dict], folder: str,
-) -> dict:  # fmt: skip
-    """Draw places of one slide: the work of a unit.
+@dataclass(frozen=True)
+class Place:
+    """A picture's name, and the box that it shows: x0, y0, x1, y1, level-0 px; or one point."""
 
-    A lesion is shown with some of what is around it; a false positive with a circle.
+    name: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class DrawPlaces(Unit):
+    """Draw places of one slide.
+
+    A lesion is shown with some of its surroundings; a false positive with a circle.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    probabilities = open_heatmap(heatmap)
-    grid = probabilities.grid
-    panels = [HeatmapPanel("heatmap", probabilities.values(), grid)]
-    with Slide(path, mpp) as slide:
-        lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
-        for place in places:
-            shown = _around(place["box"], INNER_SQUARES * grid.inner_px * grid.downsample)
-            downsample = max(1.0, shown.width / PICTURE_PX)
-            side = max(1, round(shown.width / downsample))
-            image = slide.read(shown.x, shown.y, side, side, downsample)
-            x0, y0, x1, y1 = place["box"]
-            marks = [(x0, y0)] if (x0, y0) == (x1, y1) else []
-            jpeg = heatmap_figure(
-                image, shown, lesions, panels, marks=marks, width_inches=WIDTH_INCHES
-            )
-            write_whole(Path(folder) / place["name"], jpeg)
-    return {"pictures": len(places)}
+
+    slide: LargeFile
+    mpp: float
+    annotation: SmallFile | None
+    annotation_rules: AnnotationConfig
+    heatmap: LargeFile
+    places: tuple[Place, ...]
+    folder: Output
+
+    def run(self) -> dict:
+        """``pictures``: their number."""
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        probabilities = open_heatmap(self.heatmap.path)
+        grid = probabilities.grid
+        panels = [HeatmapPanel("heatmap", probabilities.values(), grid)]
+        with Slide(self.slide.path, self.mpp) as slide:
+            lesions = catalog.slide_annotation(
+                slide, self.annotation, self.annotation_rules
+            ).lesions
+            for place in self.places:
+                least = INNER_SQUARES * grid.inner_px * grid.downsample
+                jpeg = _picture(slide, place.box, least, lesions, panels)
+                write_whole(Path(self.folder) / place.name, jpeg)
+        return {"pictures": len(self.places)}
 
 
-def _around(box: list[float], least: float) -> Bounds:
+def _picture(slide: Slide, box, least: float, lesions, panels) -> bytes:
+    shown = _square_over(box, least)
+    downsample = max(1.0, shown.width / PICTURE_PX)
+    side = max(1, round(shown.width / downsample))
+    image = slide.read(shown.x, shown.y, side, side, downsample)
+    x0, y0, x1, y1 = box
+    marks = [(x0, y0)] if (x0, y0) == (x1, y1) else []
+    return heatmap_figure(image, shown, lesions, panels, marks=marks, width_inches=WIDTH_INCHES)
+
+
+def _square_over(box: tuple[float, ...], least: float) -> Bounds:
     """A square around a box, level-0 px; it may reach over the slide's edge, which is white."""
     x0, y0, x1, y1 = box
     side = round(max(least, AROUND_LESION * max(x1 - x0, y1 - y0)))

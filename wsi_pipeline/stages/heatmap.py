@@ -1,36 +1,43 @@
 """The heatmap stage: the model over every indexed patch, one OME-Zarr for each slide."""
 
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from distributed import Client
 
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import Config, HeatmapConfig
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.predict import Predict, predict_slab
-from wsi_pipeline.heatmaps.store import write_chunk
-from wsi_pipeline.jobs.run import Outcome, Unit
-from wsi_pipeline.models.checkpoint import ModelCard, read_card
+from wsi_pipeline.heatmaps.store import (
+    SCHEMA,
+    chunk_file,
+    create_heatmap,
+    finish_heatmap,
+    open_heatmap,
+    write_chunk,
+)
+from wsi_pipeline.jobs.cluster import GPU, GPU_THREADS, has_resource
+from wsi_pipeline.jobs.run import Outcome
+from wsi_pipeline.models.checkpoint import read_card
 from wsi_pipeline.models.inference import predictor, use_batch_size
 from wsi_pipeline.models.precision import Precision
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.slabs import Slab, slabs
+from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.precision import compare_precisions, decide_precision
 from wsi_pipeline.stages.run_directory import (
     PRECISION_STAGES,
     heatmap_folder,
-    model_folder,
+    of_model,
     tiled_slides,
 )
-from wsi_pipeline.stages.slab_stores import StorePlan
-from wsi_pipeline.stages.stores import (
-    begin_store,
-    fill_heatmaps,
-    plan_heatmap,
-    slab_unit,
-)
-from wsi_pipeline.stages.worker_model import worker_model
+from wsi_pipeline.stages.stores import SlabStore, begin_whole, failure_texts, fill_stores
+from wsi_pipeline.stages.worker_model import TrainedModel, worker_model
+
+SHARE_OFF_TRAINING_MPP = 0.2
+"""A slide whose working resolution is further than this share from the model's gets a note."""
 
 
 def run(config: Config, client: Client) -> Outcome:
@@ -43,60 +50,125 @@ def run(config: Config, client: Client) -> Outcome:
     ModelError
         If the model is missing or damaged.
     """
-    card = read_card(model_folder(config.out, config.train.name))
+    name = config.train.name
+    model = TrainedModel.of_run(config)
     config = decide_precision(config, client, "heatmap")
-    folder = heatmap_folder(config.out, config.train.name)
+    folder = heatmap_folder(config.out, name)
     folder.mkdir(parents=True, exist_ok=True)
-    slides = tiled_slides(config.out, config.heatmap.splits)
-    settings = config.heatmap.model_dump(include={"precision", "chunk", "ngff"})
-    plans = [
-        plan_heatmap(slide, config, card, folder, settings=settings)
-        for slide in slides.itertuples(index=False)
+    stores = [
+        HeatmapStore.of_slide(slide, config, folder, model=model, settings=config.heatmap)
+        for slide in tiled_slides(config.out, config.heatmap.splits).itertuples(index=False)
     ]
-    outcome = fill_heatmaps(
-        config, client, card, plans, partial(_slab_units, config=config, card=card),
-        predict="predict", finish="heatmap", unread="patch", patch_px=card.patch_px,
-    )  # fmt: skip
+    outcome = fill_stores(
+        config,
+        client,
+        stores,
+        fill=of_model("predict", name),
+        finish=of_model("heatmap", name),
+        schema_version=SCHEMA,
+        resources=share_of_gpu(client),
+    )
     if config.heatmap.precision == "bfloat16":
-        outcome += compare_precisions(config, client, card, plans, stage=PRECISION_STAGES[0])
+        outcome += compare_precisions(config, client, model, stores, stage=PRECISION_STAGES[0])
     return outcome
 
 
-def predict_chunk(
-    slide: Slide, grid: PatchGrid, slab: Slab, store: str, model: str, weights: str,
-    precision: Precision, batch_size: int | None,
-) -> dict:  # fmt: skip
-    """Predict a slab and write its chunk: the work of a unit, see `fill_chunk`.
+def share_of_gpu(client: Client) -> dict[str, float] | None:
+    """What a unit that predicts asks a worker for: its share of a GPU if any worker has one."""
+    return {GPU: 1 / GPU_THREADS} if has_resource(client, GPU) else None
 
-    Returns
-    -------
-    dict
-        ``patches`` (their number) and ``unread``: x, y, reason of those that cannot be decoded.
+
+@dataclass(frozen=True)
+class HeatmapStore(SlabStore):
+    """A slide's heatmap: a model's probability of each indexed patch.
+
+    Parameters
+    ----------
+    model : TrainedModel
+    settings : HeatmapConfig
     """
-    predict, batch_size = _predictor(model, weights, precision, batch_size)
-    values, unread = predict_slab(slide, grid, slab, predict, batch_size=batch_size)
-    write_chunk(store, slab, values)
-    return {"patches": len(values), "unread": [list(patch) for patch in unread]}
+
+    model: TrainedModel
+    settings: HeatmapConfig
+
+    unread = "patch"
+    """What the record calls one thing that cannot be decoded."""
+
+    def begin(self) -> tuple[PatchGrid, list[Slab]]:
+        """A slab is the indexed patches of a chunk."""
+        index = read_index(self.index.path)
+        self.create(index.grid, self.settings.chunk)
+        return index.grid, slabs(index.grid, *index.cells(), self.settings.chunk)
+
+    def create(self, grid: PatchGrid, chunk: int) -> None:
+        """Make the empty OME-Zarr unless it is there."""
+        begin_whole(
+            self.part,
+            lambda path: create_heatmap(
+                path,
+                grid=grid,
+                slide_id=self.slide_id,
+                model=self.model.id,
+                precision=self.settings.precision,
+                chunk=chunk,
+                ngff=self.settings.ngff,
+            ),
+        )
+
+    def chunk_file(self, slab: Slab) -> Path:
+        """The chunk's file in the store."""
+        return chunk_file(self.part, slab.chunk, self.settings.ngff)
+
+    def fill(self, slide: Slide, grid: PatchGrid, slab: Slab) -> dict:
+        """Predict the slab's patches; ``patches`` is their number."""
+        predict, batch_size = _predictor(
+            self.model, self.settings.precision, self.settings.batch_size
+        )
+        values, unread = predict_slab(slide, grid, slab, predict, batch_size=batch_size)
+        write_chunk(self.part, slab, values)
+        return {"patches": len(values), "unread": [list(patch) for patch in unread]}
+
+    def finish(self, unread: list[list]) -> dict:
+        """Fill the pyramid; returns ``notes``, ``failures``, ``backend`` and ``model``."""
+        # Without one under the temporary name, a worker died between renaming it and saying so.
+        store = self.part if self.part.exists() else self.out
+        heatmap = open_heatmap(store)
+        slide = cached_slide(self.slide.path, self.mpp)
+        found = {
+            "notes": self.notes(heatmap.grid),
+            "failures": failure_texts(unread, self.unread),
+            "backend": slide.backend(slide.level_for(heatmap.grid.downsample)[0]),
+            "model": heatmap.model,
+        }
+        if store == self.part:  # last: a store under its name that is not on record is made anew
+            finish_heatmap(store)
+            store.rename(self.out)
+        return found
+
+    def notes(self, grid: PatchGrid) -> list[str]:
+        """How the heatmap's patches differ from those that the model was trained on."""
+        card = read_card(self.model.folder)
+        notes, working_mpp = [], grid.mpp * grid.downsample
+        if abs(working_mpp / card.mpp - 1) > SHARE_OFF_TRAINING_MPP:
+            notes.append(
+                f"patches have {working_mpp:.4g} um per px, the model was trained at"
+                f" {card.mpp:.4g}: its probabilities mean little here"
+            )
+        return notes + self.size_notes(grid, card.patch_px)
+
+    def size_notes(self, grid: PatchGrid, trained_px: int) -> list[str]:
+        """The same of the patches' size."""
+        if grid.patch_px == trained_px:
+            return []
+        return [f"patches have {grid.patch_px} px, the model was trained on {trained_px}"]
 
 
 @lru_cache(maxsize=1)
 def _predictor(
-    model: str, weights: str, precision: Precision, batch_size: int | None
+    model: TrainedModel, precision: Precision, batch_size: int | None
 ) -> tuple[Predict, int]:
     """The worker's model as a function of patches, and how many it is given at once."""
-    module, card = worker_model(model, weights)
+    module, card = worker_model(model)
     device = next(module.parameters()).device
     predict = predictor(module, **card.normalisation, device=device, precision=precision)
     return predict, use_batch_size(device, batch_size)
-
-
-def _slab_units(plan: StorePlan, config: Config, card: ModelCard) -> Iterator[Unit]:
-    """A unit for each slab of a slide; its store is made first."""
-    settings = config.heatmap
-    index = read_index(plan.index)
-    begin_store(plan, config, card, index.grid, settings.chunk)
-    for slab in slabs(index.grid, *index.cells(), settings.chunk):
-        yield slab_unit(
-            plan, config, card, slab, predict_chunk, grid=index.grid,
-            batch_size=settings.batch_size,
-        )  # fmt: skip

@@ -1,14 +1,15 @@
 """Phantom slides, each drawn by a task of its own."""
 
 import json
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 
 from distributed import Client
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.files import write_json
-from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.jobs.run import Outcome, run_units
+from wsi_pipeline.jobs.unit import Output, Unit
 from wsi_pipeline.phantom import SlidePlan, plan_cohort, write_slide, write_table
 
 SCHEMA_VERSION = 2
@@ -47,7 +48,7 @@ def run(
         naevi=naevi,
     )
     out = Path(out)
-    units = [_unit(plan, out) for plan in plans]
+    units = [DrawSlide(plan.slide_id, plan, Output(out)) for plan in plans]
     _refuse_another_cohort(units, out)
     outcome = run_units(
         client,
@@ -60,9 +61,21 @@ def run(
     return outcome
 
 
-def draw_slide(plan: SlidePlan, out: str) -> dict:
-    """Draw one slide: the work of a unit; its row of the table."""
-    return write_slide(plan, out)
+@dataclass(frozen=True)
+class DrawSlide(Unit):
+    """Draw one slide; what it returns is its row of the table."""
+
+    plan: SlidePlan
+    folder: Output
+
+    @property
+    def output(self) -> Path:
+        """The slide."""
+        return Path(self.folder) / "slides" / f"{self.slide_id}.tif"
+
+    def run(self) -> dict:
+        """As `write_slide`."""
+        return write_slide(self.plan, self.folder)
 
 
 def _refuse_another_cohort(units: list[Unit], out: Path) -> None:
@@ -79,14 +92,3 @@ def _refuse_another_cohort(units: list[Unit], out: Path) -> None:
             )
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, drawn | plans)
-
-
-def _unit(plan: SlidePlan, out: Path) -> Unit:
-    return Unit(
-        plan.slide_id,
-        plan.slide_id,
-        inputs=asdict(plan),
-        function=draw_slide,
-        arguments={"plan": plan, "out": str(out)},
-        output=out / "slides" / f"{plan.slide_id}.tif",
-    )

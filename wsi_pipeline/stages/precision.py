@@ -1,7 +1,9 @@
 """The precision of a run's models: decided once, kept by whoever goes on, and what it changes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,21 +16,17 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError, SlideError
 from wsi_pipeline.files import write_json
 from wsi_pipeline.jobs.cluster import GPU, has_resource, worker_addresses
-from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.jobs.run import Outcome, run_units
+from wsi_pipeline.jobs.unit import Unit
 from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.models.inference import dense_predictor, predictor
 from wsi_pipeline.models.precision import Precision, native_precision
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
-from wsi_pipeline.stages.run_directory import (
-    model_folder,
-    model_id,
-    of_model,
-    precision_path,
-)
-from wsi_pipeline.stages.slab_stores import StorePlan
-from wsi_pipeline.stages.worker_model import worker_model
+from wsi_pipeline.stages.run_directory import of_model, precision_path
+from wsi_pipeline.stages.stores import SlabStore
+from wsi_pipeline.stages.worker_model import TrainedModel, worker_model
 
 SCHEMA_VERSION = 1
 SLIDES_COMPARED, PATCHES_COMPARED = 16, 4
@@ -46,7 +44,7 @@ def decide_precision(
 
     A setting is obeyed. Where it is null, what the run began with is kept (``RUN/precision.json``).
     A run that begins takes bfloat16 if all workers that may do the work have it natively, else
-    float32, and writes down which.
+    float32, and writes down which. Training on CPUs is float32: see docs/training.md.
 
     Workers without native bfloat16 emulate it where they must: slowly, and the log says so.
 
@@ -68,7 +66,7 @@ def decide_precision(
 
 def _of_workers(client: Client, section: str, precision: Precision | None) -> Precision:
     """The precision unless it is still to be decided, from what the workers have natively."""
-    native = _native_precisions(client)
+    native = _native_precisions(client, section)
     slow = native.count("float32")
     if precision is None:
         precision = "float32" if slow else "bfloat16"
@@ -89,8 +87,8 @@ def _of_workers(client: Client, section: str, precision: Precision | None) -> Pr
 def compare_precisions(
     config: Config,
     client: Client,
-    card: ModelCard,
-    plans: Sequence[StorePlan],
+    model: TrainedModel,
+    stores: Sequence[SlabStore],
     *,
     stage: str,
     fine_stride_px: int | None = None,
@@ -99,9 +97,9 @@ def compare_precisions(
 
     Parameters
     ----------
-    config, client, card
-    plans : sequence of StorePlan
-        Of the heatmaps.
+    config, client, model
+    stores : sequence of SlabStore
+        The heatmaps.
     stage : str
         What the record calls this work, before the model's name.
     fine_stride_px : int, optional
@@ -110,15 +108,16 @@ def compare_precisions(
     Returns
     -------
     Outcome
-        One unit, see `probability_differences`.
+        One unit, see `ComparePrecisions`.
     """
-    name = config.train.name
-    unit = _comparison(config, card, plans, fine_stride_px)
+    drawn = np.random.default_rng(derived_seed(config.seed, "precision")).permutation(len(stores))
+    drawn = [stores[number] for number in sorted(drawn[:SLIDES_COMPARED])]
+    patches = PATCHES_COMPARED if fine_stride_px is None else FINE_PATCHES_COMPARED
     return run_units(
         client,
-        [unit],
+        [ComparePrecisions("", model, tuple(drawn), patches, fine_stride_px, config.seed)],
         run_dir=config.out,
-        stage=of_model(stage, name),
+        stage=of_model(stage, model.name),
         schema_version=SCHEMA_VERSION,
         retries=config.jobs.retries,
         window=config.jobs.window,
@@ -126,45 +125,74 @@ def compare_precisions(
     )
 
 
-def probability_differences(
-    patches: list[dict], model: str, weights: str, model_name: str, fine_stride_px: int | None
-) -> dict:
-    """How far a model's probabilities in bfloat16 are from those in float32: the work of a unit.
+@dataclass(frozen=True)
+class ComparePrecisions(Unit):
+    """Find how far a model's probabilities in bfloat16 are from those in float32.
 
     Parameters
     ----------
-    patches : list of dict
-        ``path``, ``mpp``, ``x``, ``y`` (level-0 px), ``patch_px``, ``downsample``. Those that
-        cannot be decoded are passed over: the heatmap stage reports them.
-
-    Returns
-    -------
-    dict
-        ``model`` (see `model_id`), ``patches`` compared, ``largest`` and ``mean`` absolute
-        difference (None without patches).
+    model : TrainedModel
+    stores : tuple of SlabStore
+        The heatmaps of the slides that patches are drawn from.
+    patches : int
+        Of each slide, at most. Those that cannot be decoded are passed over: the heatmap stage
+        reports them.
+    fine_stride_px : int or None
+        See `compare_precisions`.
+    seed : int
     """
-    module, card = worker_model(model, weights)
-    device = next(module.parameters()).device
-    exact, fast = (
-        _predictor(module, card, device, precision, fine_stride_px)
-        for precision in ("float32", "bfloat16")
-    )
-    found = []
-    for patch in patches:
-        side = patch["patch_px"]
-        slide = cached_slide(patch["path"], patch["mpp"])
+
+    model: TrainedModel
+    stores: tuple[SlabStore, ...]
+    patches: int
+    fine_stride_px: int | None
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    def run(self) -> dict:
+        """Compare.
+
+        Returns
+        -------
+        dict
+            ``model`` (see `TrainedModel.id`), ``patches`` compared, ``largest`` and ``mean``
+            absolute difference (None without patches).
+        """
+        module, card = worker_model(self.model)
+        device = next(module.parameters()).device
+        exact, fast = (
+            _predictor(module, card, device, precision, self.fine_stride_px)
+            for precision in ("float32", "bfloat16")
+        )
+        found = [
+            np.abs(exact(pixels) - fast(pixels)).ravel()
+            for store in self.stores
+            for pixels in self._draw(store)
+        ]
+        differences = np.concatenate(found) if found else None
+        return {
+            "model": self.model.id,
+            "patches": len(found),
+            "largest": None if differences is None else float(differences.max()),
+            "mean": None if differences is None else float(differences.mean()),
+        }
+
+    def _draw(self, store: SlabStore) -> Iterator[np.ndarray]:
+        """Pixels of some of a slide's indexed patches; none where the index cannot be read."""
         try:
-            pixels = slide.read(patch["x"], patch["y"], side, side, patch["downsample"])
-        except SlideError:
-            continue
-        found.append(np.abs(exact(pixels) - fast(pixels)).ravel())
-    differences = np.concatenate(found) if found else None
-    return {
-        "model": model_name,
-        "patches": len(found),
-        "largest": None if differences is None else float(differences.max()),
-        "mean": None if differences is None else float(differences.mean()),
-    }
+            index = read_index(store.index.path)
+        except RunError:  # the slide's heatmap has failed and says why
+            return
+        rng = np.random.default_rng(derived_seed(self.seed, f"precision/{store.slide_id}"))
+        drawn = np.sort(rng.permutation(index.table.num_rows)[: self.patches])
+        slide, side = cached_slide(store.slide.path, store.mpp), index.grid.patch_px
+        for corner in index.table.select(["x", "y"]).take(drawn).to_pylist():
+            with suppress(SlideError):
+                yield slide.read(corner["x"], corner["y"], side, side, index.grid.downsample)
 
 
 def _predictor(module, card: ModelCard, device, precision: Precision, fine_stride_px: int | None):
@@ -177,53 +205,17 @@ def _predictor(module, card: ModelCard, device, precision: Precision, fine_strid
     return dense_predictor(module.subnet, stride_px=fine_stride_px, **options)
 
 
-def _comparison(
-    config: Config, card: ModelCard, plans: Sequence[StorePlan], fine_stride_px: int | None
-) -> Unit:
-    rng = np.random.default_rng(derived_seed(config.seed, "precision"))
-    drawn = rng.permutation(len(plans))[:SLIDES_COMPARED]
-    drawn = [plans[number] for number in sorted(drawn)]
-    count = PATCHES_COMPARED if fine_stride_px is None else FINE_PATCHES_COMPARED
-    own = {
-        "model_name": model_id(config.train.name, card.weights_sha256),
-        "fine_stride_px": fine_stride_px,
-    }
-    inputs = own | {"seed": config.seed, "slides": [plan.inputs for plan in drawn]}
-    arguments = own | {
-        "patches": [patch for plan in drawn for patch in _draw(plan, count, rng)],
-        "model": str(model_folder(config.out, config.train.name)),
-        "weights": card.weights_sha256,
-    }
-    return Unit(config.train.name, "", inputs, probability_differences, arguments)
-
-
-def _draw(plan: StorePlan, count: int, rng: np.random.Generator) -> list[dict]:
-    """Some of a slide's indexed patches; none where the index cannot be read."""
-    try:
-        index = read_index(plan.index)
-    except RunError:  # its heatmap has failed and says why
-        return []
-    corners = index.table.select(["x", "y"]).take(
-        np.sort(rng.permutation(index.table.num_rows)[:count])
-    )
-    common = {
-        "path": plan.slide_path,
-        "mpp": plan.mpp,
-        "patch_px": index.grid.patch_px,
-        "downsample": index.grid.downsample,
-    }
-    return [corner | common for corner in corners.to_pylist()]
-
-
-def _native_precisions(client: Client) -> list[Precision]:
-    """Of each worker that models may run on."""
+def _native_precisions(client: Client, section: str) -> list[Precision]:
+    """What each worker that models may run on computes in if it may choose."""
     resources = {GPU: 1} if has_resource(client, GPU) else None
-    found = client.run(_native_precision, workers=worker_addresses(client, resources))
+    found = client.run(_native_precision, section, workers=worker_addresses(client, resources))
     return list(found.values())
 
 
-def _native_precision() -> Precision:
-    return native_precision("cuda" if torch.cuda.is_available() else "cpu")
+def _native_precision(section: str) -> Precision:
+    if torch.cuda.is_available():
+        return native_precision("cuda")
+    return "float32" if section == "train" else native_precision("cpu")
 
 
 def _read(path: Path) -> dict[str, Precision]:

@@ -1,230 +1,280 @@
-"""Heatmap stores filled slab by slab: what the heatmap stage and the fine one share."""
+"""Stores that are filled slab by slab: the cache's, the heatmaps' and the fine heatmaps'.
+
+A store is a value: it says what it is made of, and begins, fills and finishes itself. `fill_stores`
+is the loop over them. The slabs of all slides are the units of one batch, so that no worker waits
+for the last slab of a slide. A slide's store is filled under a temporary name and gets its own when
+all of its slabs are there.
+"""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from distributed import Client
 
 from wsi_pipeline.config import Config
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.heatmaps.store import (
-    SCHEMA,
-    chunk_file,
-    create_heatmap,
-    finish_heatmap,
-    open_heatmap,
+from wsi_pipeline.jobs.cluster import GPU_CORES
+from wsi_pipeline.jobs.record import Record
+from wsi_pipeline.jobs.run import Outcome, run_units
+from wsi_pipeline.jobs.unit import (
+    LargeFile,
+    Output,
+    SmallFile,
+    Unhashed,
+    Unit,
+    hash_inputs,
+    state_of,
 )
-from wsi_pipeline.jobs.cluster import GPU, GPU_CORES, GPU_THREADS, has_resource
-from wsi_pipeline.jobs.run import Outcome, Unit
-from wsi_pipeline.models.checkpoint import ModelCard
-from wsi_pipeline.patches.index import read_index
-from wsi_pipeline.patches.slabs import Slab, covered_px
+from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.slides.open_slides import cached_slide
+from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.threads import decoding_in
-from wsi_pipeline.stages.run_directory import model_folder, model_id, of_model
-from wsi_pipeline.stages.slab_stores import (
-    StorePlan,
-    all_unread,
-    failure_texts,
-    fill_stores,
-    plan_store,
-)
+from wsi_pipeline.stages.run_directory import index_path
 
-SAME_MPP = 0.2
-"""A slide whose working resolution is further than this share from the model's gets a note."""
+HASH_DIGITS = 12
 
 
-def plan_heatmap(slide, config: Config, card: ModelCard, folder: Path, **inputs) -> StorePlan:
-    """Plan the store ``FOLDER/SLIDE.zarr`` of a row of the catalog.
+@dataclass(frozen=True)
+class SlabStore:
+    """One slide's store, and all that it depends on.
 
-    `inputs` are those beside the slide, its index and the weights.
+    Parameters
+    ----------
+    slide_id : str
+    slide : LargeFile
+    mpp : float
+        Micrometres per level-0 px.
+    index : SmallFile
+        The patch index.
+    folder : Output
+        Where the store lies.
     """
-    return plan_store(slide, config, folder, schema=SCHEMA, weights=card.weights_sha256, **inputs)
+
+    slide_id: str
+    slide: LargeFile
+    mpp: float
+    index: SmallFile
+    folder: Output
+
+    @classmethod
+    def of_slide(cls, row, config: Config, folder: Path, **inputs) -> "SlabStore":
+        """Plan the store of a row of the catalog; `inputs` are the class's own."""
+        return cls(
+            slide_id=row.slide_id,
+            slide=LargeFile.at(row.path),
+            mpp=float(row.mpp),
+            index=SmallFile.at(index_path(config.out, row.slide_id)),
+            folder=Output(folder),
+            **inputs,
+        )
+
+    @cached_property
+    def made_of(self) -> dict:
+        """What the store depends on, as plain JSON values."""
+        return state_of(self)
+
+    @property
+    def part(self) -> Path:
+        """The store while it is filled."""
+        name = hash_inputs(self.made_of)[:HASH_DIGITS]
+        return Path(self.folder) / f".{self.slide_id}-{name}.zarr"
+
+    @property
+    def out(self) -> Path:
+        """The store when it is finished."""
+        return Path(self.folder) / f"{self.slide_id}.zarr"
+
+    def begin(self) -> tuple[PatchGrid, Sequence[Slab]]:
+        """Make an empty store, unless an earlier run has begun it.
+
+        Returns
+        -------
+        grid : PatchGrid
+            Of the patch index.
+        slabs : sequence of Slab
+            What is to be filled.
+
+        Raises
+        ------
+        RunError, OSError
+            If the index is damaged or the disk is full.
+        """
+        raise NotImplementedError
+
+    def chunk_file(self, slab: Slab) -> Path:
+        """What must exist for a slab to be filled."""
+        raise NotImplementedError
+
+    def fill(self, slide: Slide, grid: PatchGrid, slab: Slab) -> dict:
+        """Do the work on a slab, on a worker.
+
+        Returns
+        -------
+        dict
+            ``unread``: x, y (level-0 px), reason of what cannot be decoded.
+        """
+        raise NotImplementedError
+
+    def finish(self, unread: list[list]) -> dict:
+        """Complete the store and give it its name, on a worker.
+
+        Returns
+        -------
+        dict
+            ``failures``: what cannot be decoded, a sentence each; and what the stage records.
+        """
+        raise NotImplementedError
+
+    def older(self) -> list[Path]:
+        """The slide's stores that give way to this one; one that is finished is among them."""
+        begun = self.out.parent.glob(f".{self.slide_id}-{'?' * HASH_DIGITS}.zarr")
+        return [store for store in (self.out, *begun) if store != self.part and store.exists()]
 
 
-def fill_heatmaps(
+@dataclass(frozen=True)
+class FillSlab(Unit):
+    """Fill a slab of a store. On a local worker, a GPU is fed by its share of all cores."""
+
+    store: SlabStore
+    grid: Unhashed[PatchGrid]
+    slab: Unhashed[Slab]
+
+    @property
+    def key(self) -> str:
+        """Slide and chunk."""
+        return f"{self.slide_id}/{self.slab.chunk[0]}.{self.slab.chunk[1]}"
+
+    @property
+    def output(self) -> Path:
+        """The chunk."""
+        return self.store.chunk_file(self.slab)
+
+    def run(self) -> dict:
+        """As `SlabStore.fill`."""
+        with decoding_in(int(os.environ.get(GPU_CORES, 0))):
+            slide = cached_slide(self.store.slide.path, self.store.mpp)
+            return self.store.fill(slide, self.grid, self.slab)
+
+
+@dataclass(frozen=True)
+class FinishStore(Unit):
+    """Complete a store all of whose slabs are filled."""
+
+    store: SlabStore
+    unread: Unhashed[list[list]]
+
+    @property
+    def output(self) -> Path:
+        """The finished store."""
+        return self.store.out
+
+    def run(self) -> dict:
+        """As `SlabStore.finish`."""
+        return self.store.finish(self.unread)
+
+
+@dataclass(frozen=True)
+class RefuseStore(Unit):
+    """Fail, so that what is wrong with one slide is recorded and the others go on."""
+
+    reason: str
+
+    @property
+    def key(self) -> str:
+        """The slide, where a chunk would be named."""
+        return f"{self.slide_id}/"
+
+    def run(self) -> dict:
+        """Raise RunError."""
+        raise RunError(self.reason)
+
+
+def fill_stores(
     config: Config,
     client: Client,
-    card: ModelCard,
-    plans: Sequence[StorePlan],
-    units_of: Callable[[StorePlan], Iterator[Unit]],
+    stores: Sequence[SlabStore],
     *,
-    predict: str,
+    fill: str,
     finish: str,
-    unread: str,
-    patch_px: int | None = None,
+    schema_version: int,
+    resources: dict[str, float] | None = None,
 ) -> Outcome:
-    """Fill and finish the stores that are not finished, on GPUs if any worker has one.
+    """Fill and finish the stores that are not finished.
 
     Parameters
     ----------
-    config, client, plans, units_of
-        As for `fill_stores`; each is a `slab_unit`.
-    card : ModelCard
-    predict, finish : str
-        What the record calls the work on slabs and on slides, before the model's name.
-    unread : str
-        What the record calls one thing that cannot be decoded.
-    patch_px : int, optional
-        Of the model's training, where the stores' pixels are the indexed patches: slides with
-        patches of another size get a note.
+    config : Config
+    client : distributed.Client
+    stores : sequence of SlabStore
+        Each is begun when its first slab has room among the units in flight. A RunError or OSError
+        that this raises fails the slide, not the batch.
+    fill, finish : str
+        What the record calls the work on slabs and on slides.
+    schema_version : int
+        Of the stores.
+    resources : dict, optional
+        What a worker must offer to fill a slab.
     """
-    return fill_stores(
-        config,
-        client,
-        plans,
-        units_of,
-        partial(_finish_unit, what=unread, mpp=card.mpp, patch_px=patch_px),
-        fill=of_model(predict, config.train.name),
-        finish=of_model(finish, config.train.name),
-        schema_version=SCHEMA,
-        resources={GPU: 1 / GPU_THREADS} if has_resource(client, GPU) else None,
-    )
-
-
-def begin_store(
-    plan: StorePlan, config: Config, card: ModelCard, grid: PatchGrid, chunk: int
-) -> None:
-    """Make an empty store where an earlier run has not begun it."""
-    if not plan.part.exists():
-        empty = plan.part.with_suffix(".empty")  # killed here, it is made anew
-        create_heatmap(
-            empty,
-            grid=grid,
-            slide_id=plan.slide_id,
-            model=model_id(config.train.name, card.weights_sha256),
-            chunk=chunk,
-            precision=config.heatmap.precision,
-            ngff=config.heatmap.ngff,
-        )
-        empty.rename(plan.part)
-
-
-def slab_unit(
-    plan: StorePlan,
-    config: Config,
-    card: ModelCard,
-    slab: Slab,
-    function: Callable[..., dict],
-    **arguments,
-) -> Unit:
-    """Give the unit that writes a chunk of a store.
-
-    `function` gets the open slide, the slab, the store and the model, beside `arguments`; see
-    `fill_chunk`.
-    """
-    own = {
-        "function": function,
-        "slide_path": plan.slide_path,
-        "mpp": plan.mpp,
-        "slab": slab,
-        "store": str(plan.part),
-        "model": str(model_folder(config.out, config.train.name)),
-        "weights": card.weights_sha256,
-        "precision": config.heatmap.precision,
+    record = Record(config.out, finish)
+    common = {
+        "run_dir": config.out,
+        "schema_version": schema_version,
+        "retries": config.jobs.retries,
+        "window": config.jobs.window,
     }
-    key = f"{plan.slide_id}/{slab.chunk[0]}.{slab.chunk[1]}"
-    output = chunk_file(plan.part, slab.chunk, config.heatmap.ngff)
-    return Unit(key, plan.slide_id, plan.inputs, fill_chunk, own | arguments, output)
+    expected = Counter()
+
+    def slab_units() -> Iterator[Unit]:
+        for store in stores:
+            if not record.is_done(finish_unit(store), schema_version):
+                for unit in _slab_units(store):
+                    expected[store.slide_id] += 1
+                    yield unit
+
+    filled = run_units(client, slab_units(), stage=fill, resources=resources, **common)
+    results = defaultdict(list)
+    for key, result in filled.results.items():
+        results[key.rpartition("/")[0]].append(result)
+    finish_units = [
+        finish_unit(store, results[store.slide_id])
+        for store in stores
+        if len(results[store.slide_id]) == expected[store.slide_id]
+    ]
+    return filled + run_units(client, finish_units, stage=finish, **common)
 
 
-def fill_chunk(function: Callable[..., dict], slide_path: str, mpp: float, **arguments) -> dict:
-    """Do the work on a slab: a unit. A local worker's GPU is fed by its share of all cores.
-
-    Returns
-    -------
-    dict
-        What `function` returns of the open slide and `arguments`, and the level px that this took:
-        ``read_px``, and ``decoded_px``, those of them that are of tiles. See `Slide`.
-    """
-    slide = cached_slide(slide_path, mpp)
-    read_px, decoded_px = slide.read_px, slide.decoded_px
-    with decoding_in(int(os.environ.get(GPU_CORES, 0))):
-        result = function(slide, **arguments)
-    return result | {
-        "read_px": slide.read_px - read_px,
-        "decoded_px": slide.decoded_px - decoded_px,
-    }
+def finish_unit(store: SlabStore, results: Sequence[dict] = ()) -> FinishStore:
+    """The unit that finishes a store whose slabs returned these results."""
+    unread = [place for result in results for place in result["unread"]]
+    return FinishStore(store.slide_id, store, unread)
 
 
-def finish_slide(
-    plan: StorePlan, failures: list[str], took: dict, patch_px: int | None, mpp: float
-) -> dict:
-    """Complete a slide's store and give it its name: the work of a unit.
-
-    Parameters
-    ----------
-    plan : StorePlan
-    failures : list of str
-        What of the slide could not be read.
-    took : dict
-        The ``read_px`` and ``decoded_px`` of its slabs, see `fill_chunk`; empty if not all of them
-        were counted.
-    patch_px : int or None
-        See `fill_heatmaps`.
-    mpp : float
-        Of the model's training, um per working px.
-
-    Returns
-    -------
-    dict
-        ``notes``, ``failures``, ``backend`` (who reads such a level, see `Slide.backend`),
-        ``model`` (by name and weights, see `model_id`), what is in `took` and, with it and
-        `patch_px`, ``needed_px``: level px under the indexed patches, each counted once.
-    """
-    # Without one under the temporary name, a worker died between renaming it and saying so.
-    store = plan.part if plan.part.exists() else plan.out
-    heatmap = open_heatmap(store)
-    grid = heatmap.grid
-    slide = cached_slide(plan.slide_path, plan.mpp)
-    level, scale = slide.level_for(grid.downsample)
-    found = {
-        "notes": _unlike_training(grid, patch_px, mpp),
-        "failures": failures,
-        "backend": slide.backend(level),
-        "model": heatmap.model,
-        **took,
-    }
-    if took and patch_px is not None:
-        cells = read_index(plan.index).cells()
-        found["needed_px"] = round(covered_px(grid, *cells, *slide.size) * scale**2)
-    if store == plan.part:  # last: a store under its name that is not on record is made anew
-        finish_heatmap(store)
-        store.rename(plan.out)
-    return found
+def failure_texts(unread: list[list], what: str) -> list[str]:
+    """What cannot be decoded (x, y, reason), each in a sentence for the record."""
+    return [f"{what} at level-0 px ({x}, {y}): {reason}" for x, y, reason in unread]
 
 
-def _unlike_training(grid: PatchGrid, patch_px: int | None, mpp: float) -> list[str]:
-    notes = []
-    working_mpp = grid.mpp * grid.downsample
-    if abs(working_mpp / mpp - 1) > SAME_MPP:
-        notes.append(
-            f"patches have {working_mpp:.4g} um per px, the model was trained at {mpp:.4g}:"
-            " its probabilities mean little here"
-        )
-    if patch_px is not None and grid.patch_px != patch_px:
-        notes.append(f"patches have {grid.patch_px} px, the model was trained on {patch_px}")
-    return notes
+def begin_whole(part: Path, make) -> None:
+    """Make an empty store at `part` unless it is there: ``make(path)``, then a renaming."""
+    if not part.exists():
+        empty = part.with_suffix(".empty")  # killed here, it is made anew
+        make(empty)
+        empty.rename(part)
 
 
-def _finish_unit(
-    plan: StorePlan, results: list[dict], *, what: str, mpp: float, patch_px: int | None
-) -> Unit:
-    arguments = {
-        "plan": plan,
-        "failures": failure_texts(all_unread(results), what),
-        "took": _took(results),
-        "patch_px": patch_px,
-        "mpp": mpp,
-    }
-    return Unit(plan.slide_id, plan.slide_id, plan.inputs, finish_slide, arguments, plan.out)
-
-
-def _took(results: list[dict]) -> dict:
-    """Level px that slabs took; nothing if there are any of older runs, which did not count."""
-    names = ("read_px", "decoded_px")
-    if any(name not in result for result in results for name in names):
-        return {}
-    return {name: sum(result[name] for result in results) for name in names}
+def _slab_units(store: SlabStore) -> Iterator[Unit]:
+    """Give a slide's units, or one that fails; its older stores make room first."""
+    try:
+        for older in store.older():
+            shutil.rmtree(older)
+        grid, slabs = store.begin()
+        for slab in slabs:
+            yield FillSlab(store.slide_id, store, grid, slab)
+    except (OSError, RunError) as error:  # an index is damaged; the disk is full
+        yield RefuseStore(store.slide_id, str(error))

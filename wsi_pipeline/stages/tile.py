@@ -1,17 +1,19 @@
 """The tile stage: tissue mask, patch grid and inner-square labels of each slide."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from distributed import Client
 
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import AnnotationConfig, Config, TileConfig
 from wsi_pipeline.evaluation.tissue_page import TiledSlide, write_tissue_page
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.render import tissue_figure
-from wsi_pipeline.jobs.record import file_fingerprint, read_done, read_failures
-from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.jobs.record import read_done, read_failures
+from wsi_pipeline.jobs.run import Outcome, run_units
+from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
 from wsi_pipeline.patches.index import SCHEMA_VERSION as INDEX_VERSION
 from wsi_pipeline.patches.index import build_index, uncovered_lesions, write_index
 from wsi_pipeline.slides.reader import Slide
@@ -53,48 +55,55 @@ def run(config: Config, client: Client) -> Outcome:
     return opened + tiled
 
 
-def tile_slide(
-    slide_id: str, path: str, mpp: float, annotation: str | None, label: int, out: str,
-    picture: str, annotation_rules: dict, tissue: dict, level: int | None, target_mpp: float | None,
-    patch_px: int, stride_px: int, inner_px: int, min_tissue: float,
-) -> dict:  # fmt: skip
-    """Index the patches of one slide and draw its tissue mask: the work of a unit.
+@dataclass(frozen=True)
+class TileSlide(Unit):
+    """Index the patches of one slide and draw its tissue mask."""
 
-    Returns
-    -------
-    dict
-        Numbers of ``patches``, ``positive`` patches and ``lesions``; ``backend``: who reads the
-        working level, see `Slide.backend`; ``notes``: lesions that no indexed patch reaches,
-        since the tissue mask misses them; and ``failures``: why parts of the slide, of which
-        nothing is indexed, cannot be decoded.
-    """
-    Path(picture).unlink(missing_ok=True)  # of other inputs
-    with Slide(path, mpp) as slide:
-        grid = PatchGrid(
-            slide.bounds,
-            slide.mpp,
-            slide.downsample(level, target_mpp),
-            patch_px,
-            stride_px,
-            inner_px,
-        )
-        lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
-        mask = tissue_mask(slide, **tissue)
-        backend = slide.backend(slide.level_for(grid.downsample)[0])
-    index = build_index(slide_id, grid, mask, lesions, label, min_tissue)
-    write_whole(picture, tissue_figure(mask, lesions, grid.mpp))
-    write_index(index, out)
-    return {
-        "patches": index.table.num_rows,
-        "positive": int((index.table["label"].to_numpy() == 1).sum()),
-        "lesions": len(lesions),
-        "backend": backend,
-        "notes": [
-            f"lesion {lesion} has no tissue in the mask: no patch can find it"
-            for lesion in uncovered_lesions(index, lesions)
-        ],
-        "failures": [f"taken for no tissue: {reason}" for reason in mask.unread],
-    }
+    slide: LargeFile
+    mpp: float
+    annotation: SmallFile | None
+    label: int
+    annotation_rules: AnnotationConfig
+    settings: TileConfig
+    out: Output
+    picture: Output
+
+    def run(self) -> dict:
+        """Write the index and the picture.
+
+        Returns
+        -------
+        dict
+            Numbers of ``patches``, ``positive`` patches and ``lesions``; ``backend``: who reads the
+            working level, see `Slide.backend`; ``notes``: lesions that no indexed patch reaches,
+            since the tissue mask misses them; and ``failures``: why parts of the slide, of which
+            nothing is indexed, cannot be decoded.
+        """
+        tile = self.settings
+        Path(self.picture).unlink(missing_ok=True)  # of other inputs
+        with Slide(self.slide.path, self.mpp) as slide:
+            downsample = slide.downsample(tile.level, tile.mpp)
+            sizes = tile.patch_px, tile.stride_px, tile.inner_px
+            grid = PatchGrid(slide.bounds, slide.mpp, downsample, *sizes)
+            lesions = catalog.slide_annotation(
+                slide, self.annotation, self.annotation_rules
+            ).lesions
+            mask = tissue_mask(slide, **tile.tissue.model_dump())
+            backend = slide.backend(slide.level_for(grid.downsample)[0])
+        index = build_index(self.slide_id, grid, mask, lesions, self.label, tile.min_tissue)
+        write_whole(self.picture, tissue_figure(mask, lesions, grid.mpp))
+        write_index(index, self.out)
+        return {
+            "patches": index.table.num_rows,
+            "positive": int((index.table["label"].to_numpy() == 1).sum()),
+            "lesions": len(lesions),
+            "backend": backend,
+            "notes": [
+                f"lesion {lesion} has no tissue in the mask: no patch can find it"
+                for lesion in uncovered_lesions(index, lesions)
+            ],
+            "failures": [f"taken for no tissue: {reason}" for reason in mask.unread],
+        }
 
 
 def stale_slides(config: Config, slides: pd.DataFrame) -> list[str]:
@@ -111,31 +120,18 @@ def stale_slides(config: Config, slides: pd.DataFrame) -> list[str]:
     ]
 
 
-def _unit(slide, config: Config) -> Unit:
-    tile = config.tile
-    arguments = {
-        "path": slide.path,
-        "mpp": slide.mpp,
-        "annotation": slide.annotation,
-        "label": int(slide.label),
-        "annotation_rules": config.catalog.annotation.model_dump(),
-        "tissue": tile.tissue.model_dump(),
-        "level": tile.level,
-        "target_mpp": tile.mpp,
-        "patch_px": tile.patch_px,
-        "stride_px": tile.stride_px,
-        "inner_px": tile.inner_px,
-        "min_tissue": tile.min_tissue,
-    }
-    inputs = {
-        **arguments,
-        "slide_file": file_fingerprint(slide.path),
-        "annotation_file": slide.annotation and file_fingerprint(slide.annotation, content=True),
-    }
-    out = index_path(config.out, slide.slide_id)
-    picture = _picture(config, slide.slide_id)
-    arguments |= {"slide_id": slide.slide_id, "out": str(out), "picture": str(picture)}
-    return Unit(slide.slide_id, slide.slide_id, inputs, tile_slide, arguments, output=out)
+def _unit(slide, config: Config) -> TileSlide:
+    return TileSlide(
+        slide_id=slide.slide_id,
+        slide=LargeFile.at(slide.path),
+        mpp=float(slide.mpp),
+        annotation=slide.annotation and SmallFile.at(slide.annotation),
+        label=int(slide.label),
+        annotation_rules=config.catalog.annotation,
+        settings=config.tile,
+        out=Output(index_path(config.out, slide.slide_id)),
+        picture=Output(_picture(config, slide.slide_id)),
+    )
 
 
 def _picture(config: Config, slide_id: str) -> Path:

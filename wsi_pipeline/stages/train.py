@@ -6,7 +6,7 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +14,13 @@ import torch
 from dask.system import CPU_COUNT
 from distributed import Client, get_worker
 
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import Config, PatchNetConfig, TrainConfig
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
 from wsi_pipeline.jobs.progress import step_progress
-from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs
-from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.jobs.run import Outcome, run_units
+from wsi_pipeline.jobs.unit import Output, SmallFile, Unhashed, Unit, hash_inputs, state_of
 from wsi_pipeline.models.checkpoint import ModelCard, read_card, save_model, write_card
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
@@ -30,12 +30,11 @@ from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
 from wsi_pipeline.slides.threads import decoding_in
-from wsi_pipeline.stages.cache import cache_of
+from wsi_pipeline.stages.cache import CacheStore, cache_of
 from wsi_pipeline.stages.precision import decide_precision
 from wsi_pipeline.stages.run_directory import (
     TRAINING_SPLITS,
     cache_path,
-    index_path,
     learned_patients,
     model_folder,
     read_slides,
@@ -49,11 +48,10 @@ from wsi_pipeline.training.torchrun import in_processes
 SCHEMA_VERSION = 2
 TOPIC = "wsi-training"
 SECONDS_BETWEEN_EVENTS = 0.5
-FIT_SETTINGS = (
+FIT_SETTINGS = {
     "max_epochs", "optimizer", "learning_rate", "alpha", "momentum", "halve_after", "stop_after",
     "best_by", "stop_at_accuracy", "precision", "checkpoint_seconds",
-)  # fmt: skip
-DOES_NOT_CHANGE_THE_MODEL = {"cache", "loader_workers", "checkpoint_seconds", "name"}
+}  # fmt: skip
 DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "processes"}
 """With other values of these a training goes on where it was, unless it would have ended before."""
 CORES_LEFT = 2
@@ -91,42 +89,92 @@ def run(config: Config, client: Client) -> Outcome:
         )
 
 
-def train_model(job: dict) -> dict:
-    """Train in this process, or in several under torchrun: the work of the unit.
+@dataclass(frozen=True)
+class LearnedSlide:
+    """A slide of a training: its patient, and its patches, which a cache may hold."""
+
+    patient_id: str
+    patches: CacheStore
+
+
+@dataclass(frozen=True)
+class TrainModel(Unit):
+    """Train a model, in this process or in several under torchrun.
 
     Parameters
     ----------
-    job : dict
-        ``folder``, ``slides`` (of each split: slide_id, path, mpp, index), ``settings`` (of the
-        train section), ``seed``, ``fingerprint``; plain values.
-
-    Returns
-    -------
-    dict
-        ``epochs``, ``best_epoch`` and its ``validation_roc_auc``; ``failures``: the patches that
-        could not be decoded, and were left out of their batches. They are noted in ``unread.txt``
-        as they are found, for a training that goes on after an interruption.
+    settings : TrainConfig
+        With a precision.
+    seed : int
+    slides : dict
+        Of each split, and of ``hard_negatives``: those that they are read from.
+    earlier_patients : dict
+        Patients that the start weights have seen, as parts of a card.
+    weights_file, hard_negatives_file : SmallFile or None
+    gpus : tuple of str
+        Those of this machine, where its own worker trains; else empty.
+    card : Output
+        ``model.json`` in the model's folder.
     """
-    report = partial(get_worker().log_event, TOPIC)
-    gpus = job["gpus"] or visible_gpus()
-    processes = job["settings"]["processes"] or max(1, len(gpus))
-    if gpus and processes > len(gpus):
-        raise RunError(
-            f"train.processes is {processes}: each takes a GPU, and there are {len(gpus)}"
-        )
-    workers = loader_workers(job["settings"]["loader_workers"], gpus, processes)
-    job = job | {"settings": job["settings"] | {"loader_workers": workers}}
-    if processes > 1:
-        return in_processes(
-            _train, job, processes=processes, gpus=gpus, folder=Path(job["folder"]), report=report
-        )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(CPU_COUNT)  # Dask gives a worker one, but training is alone
-    try:
-        with decoding_in(CPU_COUNT):
-            return _train(job, report)
-    finally:
-        torch.set_num_threads(threads)
+
+    settings: TrainConfig
+    seed: int
+    slides: dict[str, tuple[LearnedSlide, ...]]
+    earlier_patients: dict[str, list[str]]
+    weights_file: SmallFile | None
+    hard_negatives_file: SmallFile | None
+    gpus: Unhashed[tuple[str, ...]]
+    card: Output
+
+    @property
+    def key(self) -> str:
+        """The model's name."""
+        return self.settings.name
+
+    @property
+    def folder(self) -> Path:
+        """The model's."""
+        return Path(self.card).parent
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what each step depends on: with the same, a training goes on where it was."""
+        steps = state_of(self)
+        for name in DOES_NOT_CHANGE_THE_STEPS:
+            del steps["settings"][name]
+        return hash_inputs({**steps, "schema": SCHEMA_VERSION})
+
+    def run(self) -> dict:
+        """Train.
+
+        Returns
+        -------
+        dict
+            ``epochs``, ``best_epoch`` and its ``validation_roc_auc``; ``failures``: the patches
+            that could not be decoded, and were left out of their batches. They are noted in
+            ``unread.txt`` as they are found, for a training that goes on after an interruption.
+        """
+        report = partial(get_worker().log_event, TOPIC)
+        gpus = list(self.gpus) or visible_gpus()
+        processes = self.settings.processes or max(1, len(gpus))
+        if gpus and processes > len(gpus):
+            raise RunError(
+                f"train.processes is {processes}: each takes a GPU, and there are {len(gpus)}"
+            )
+        workers = loader_workers(self.settings.loader_workers, gpus, processes)
+        settings = self.settings.model_copy(update={"loader_workers": workers})
+        job = replace(self, settings=settings)
+        if processes > 1:
+            return in_processes(
+                _train, job, processes=processes, gpus=gpus, folder=self.folder, report=report
+            )
+        threads = torch.get_num_threads()
+        torch.set_num_threads(CPU_COUNT)  # Dask gives a worker one, but training is alone
+        try:
+            with decoding_in(CPU_COUNT):
+                return _train(job, report)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def loader_workers(stated: int | None, gpus: list[str], processes: int) -> int:
@@ -150,16 +198,11 @@ def loader_workers(stated: int | None, gpus: list[str], processes: int) -> int:
     return stated
 
 
-def _train(job: dict, report: Callable[[dict], None]) -> dict:
-    settings, seed, folder = job["settings"], job["seed"], Path(job["folder"])
+def _train(job: TrainModel, report: Callable[[dict], None]) -> dict:
+    settings, seed, folder = job.settings, job.seed, job.folder
     datasets = {split: _dataset(job, split) for split in TRAINING_SPLITS}
-    steps = {
-        split: -(-settings[examples] // settings["batch_size"])
-        for split, examples in (
-            ("train", "epoch_examples"),
-            ("validation", "validation_examples"),
-        )
-    }
+    examples = {"train": settings.epoch_examples, "validation": settings.validation_examples}
+    steps = {split: -(-count // settings.batch_size) for split, count in examples.items()}
     pools = {split: dataset.pool for split, dataset in datasets.items()}
     _refuse_other_resolutions(pools)
     card = _card(job, pools["train"])
@@ -169,24 +212,22 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
         loaders = {
             split: PatchLoader(
                 dataset,
-                batch_size=settings["batch_size"],
+                batch_size=settings.batch_size,
                 rank=process.rank,
                 world=process.count,
-                workers=settings["loader_workers"],
+                workers=settings.loader_workers,
                 pin=process.device.type == "cuda",
                 on_unread=note,
             )
             for split, dataset in datasets.items()
         }
         history = fit(
-            start_model(
-                card.architecture, settings["weights"], arguments=card.arguments, seed=seed
-            ),
+            start_model(card.architecture, settings.weights, arguments=card.arguments, seed=seed),
             train_batches=loaders["train"].batches,
             validation_batches=partial(loaders["validation"].batches, 0, steps["validation"]),
-            prepare=partial(_prepare, card=card, seed=seed, settings=settings["augment"]),
+            prepare=partial(_prepare, card=card, seed=seed, settings=settings.augment.model_dump()),
             folder=folder,
-            fingerprint=job["fingerprint"],
+            fingerprint=job.fingerprint,
             steps_per_epoch=steps["train"],
             seed=seed,
             save_best=lambda best, module, row: save_model(
@@ -195,15 +236,15 @@ def _train(job: dict, report: Callable[[dict], None]) -> dict:
             on_start=partial(unread.unlink, missing_ok=True),
             device=process.device,
             on_progress=_throttled(report) if process.rank == 0 else None,
-            **{name: settings[name] for name in FIT_SETTINGS},
+            **settings.model_dump(include=FIT_SETTINGS),
         )
     if process.rank == 0:
-        best = best_folder(folder, history, settings["best_by"])
+        best = best_folder(folder, history, settings.best_by)
         with replace_atomically(folder / "model.safetensors") as part:
             shutil.copyfile(best / "model.safetensors", part)
         kept = read_card(best)  # of the settings of its epoch: those of the steps may have changed
         write_card(folder, replace(kept, training={**kept.training, **card.training}))
-    row = best_epoch(history, settings["best_by"])
+    row = best_epoch(history, settings.best_by)
     return {
         "epochs": len(history),
         "best_epoch": int(row["epoch"]),
@@ -238,17 +279,17 @@ def _noted(path: Path) -> list[str]:
     return list(dict.fromkeys(text.splitlines()))
 
 
-def _dataset(job: dict, split: str) -> PatchDataset:
-    slides = job["slides"][split]
-    pool = PatchPool.from_indexes(read_index(slide["index"]) for slide in slides)
-    hard = job["slides"]["hard_negatives"] if split == "train" else []
+def _dataset(job: TrainModel, split: str) -> PatchDataset:
+    slides = job.slides[split]
+    pool = PatchPool.from_indexes(read_index(of.patches.index.path) for of in slides)
+    hard = job.slides["hard_negatives"] if split == "train" else ()
     if hard:
-        path = job["settings"]["hard_negatives"]
+        path = job.hard_negatives_file.path
         pool = add_hard_negatives(
             pool,
             read_hard_negatives(path, test_slides=()),  # refused when the unit was made
-            (read_index(slide["index"]) for slide in hard),
-            share=job["settings"]["hard_negative_share"],
+            (read_index(of.patches.index.path) for of in hard),
+            share=job.settings.hard_negative_share,
             path=path,
         )
     if len(pool.labels) < 2:
@@ -257,14 +298,14 @@ def _dataset(job: dict, split: str) -> PatchDataset:
             f"every labelled patch of the {len(slides)} slides in the {split} split is '{only}':"
             " training needs both labels in it"
         )
-    by_id = {slide["slide_id"]: slide for slide in [*slides, *hard]}
-    slides = [by_id[slide_id] for slide_id in pool.slide_ids]
+    by_id = {of.patches.slide_id: of.patches for of in [*slides, *hard]}
+    patches = [by_id[slide_id] for slide_id in pool.slide_ids]
     return PatchDataset(
         pool,
-        [(slide["path"], slide["mpp"]) for slide in slides],
-        seed=job["seed"],
+        [(of.slide.path, of.mpp) for of in patches],
+        seed=job.seed,
         name=split,
-        caches=[cache_of(slide) for slide in slides] if job["settings"]["cache"] else None,
+        caches=[cache_of(of) for of in patches] if job.settings.cache else None,
     )
 
 
@@ -290,33 +331,31 @@ def _refuse_other_resolutions(pools: dict[str, PatchPool]) -> None:
         )
 
 
-def _card(job: dict, pool: PatchPool) -> ModelCard:
+def _card(job: TrainModel, pool: PatchPool) -> ModelCard:
     spacings = sorted(grid.mpp * grid.downsample for grid in pool.grids)
-    settings = job["settings"]
+    settings = job.settings
+    dumped = settings.model_dump(mode="json")
+    if settings.model != "patchnet":
+        del dumped["patchnet"]
+    slide_ids = {part: [of.patches.slide_id for of in job.slides[part]] for part in job.slides}
+    patients = {part: sorted({of.patient_id for of in job.slides[part]}) for part in job.slides}
     return ModelCard(
-        architecture=settings["model"],
-        arguments=settings.get("patchnet", {}),
+        architecture=settings.model,
+        arguments=dumped.get("patchnet", {}),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        gamma=settings["gamma"],
-        shades_of_gray=settings["shades_of_gray"],
-        precision=settings["precision"],
+        gamma=settings.gamma,
+        shades_of_gray=settings.shades_of_gray,
+        precision=settings.precision,
         patch_px=pool.grids[0].patch_px,
         mpp=spacings[len(spacings) // 2],
         training={
-            "seed": job["seed"],
-            "settings": settings,
-            "slides": {part: _column(job, part, "slide_id") for part in job["slides"]},
-            "patients": {
-                part: sorted(set(_column(job, part, "patient_id"))) for part in job["slides"]
-            }
-            | job["earlier_patients"],
+            "seed": job.seed,
+            "settings": dumped,
+            "slides": slide_ids,
+            "patients": patients | job.earlier_patients,
         },
     )
-
-
-def _column(job: dict, split: str, name: str) -> list[str]:
-    return [slide[name] for slide in job["slides"][split]]
 
 
 def _throttled(report: Callable[[dict], None]) -> Callable[[dict], None]:
@@ -332,13 +371,13 @@ def _throttled(report: Callable[[dict], None]) -> Callable[[dict], None]:
     return pass_on
 
 
-def _unit(config: Config) -> Unit:
-    slides = {split: _slides(config.out, split) for split in TRAINING_SPLITS}
+def _unit(config: Config) -> TrainModel:
+    slides = {split: _slides(config, split) for split in TRAINING_SPLITS}
     slides["hard_negatives"] = _hard_negative_slides(config, slides)
     earlier = _patients_of_weights(config)
-    mined = {slide["patient_id"] for slide in slides["hard_negatives"]}
+    mined = {of.patient_id for of in slides["hard_negatives"]}
     learned = mined | set(earlier["earlier"])
-    left = [slide for slide in slides["validation"] if slide["patient_id"] not in learned]
+    left = tuple(of for of in slides["validation"] if of.patient_id not in learned)
     if slides["validation"] and not left:
         raise RunError(
             f"no slide of {config.out} is left to validate with: the start weights or the hard"
@@ -346,40 +385,35 @@ def _unit(config: Config) -> Unit:
             f" {config.train.weights}, train.hard_negatives: {config.train.hard_negatives})"
         )
     slides["validation"] = left
-    settings = config.train.model_dump(mode="json")
-    if config.train.model != "patchnet":
-        del settings["patchnet"]
-    inputs = {
-        "seed": config.seed,
-        "settings": _without(settings, DOES_NOT_CHANGE_THE_MODEL),
-        "weights_file": file_fingerprint(settings["weights"], content=True),
-        "hard_negatives_file": file_fingerprint(settings["hard_negatives"] or "", content=True),
-        "slides": {part: [_slide_inputs(slide) for slide in slides[part]] for part in slides},
-    }
-    steps = _without(inputs["settings"], DOES_NOT_CHANGE_THE_STEPS)
-    folder = model_folder(config.out, config.train.name)
-    job = {
-        "folder": str(folder),
-        "slides": slides,
-        "earlier_patients": earlier,
-        "settings": settings,
-        "seed": config.seed,
-        "gpus": visible_gpus() if config.jobs.scheduler is None else [],
-        "fingerprint": hash_inputs({**inputs, "settings": steps, "schema": SCHEMA_VERSION}),
-    }
-    return Unit(
-        config.train.name, "", inputs, train_model, {"job": job}, output=folder / "model.json"
+    settings = config.train
+    if settings.model != "patchnet":  # its settings do not count
+        settings = settings.model_copy(update={"patchnet": PatchNetConfig()})
+    own_weights = settings.weights not in ("imagenet", "none")
+    hard = settings.hard_negatives
+    return TrainModel(
+        slide_id="",
+        settings=settings,
+        seed=config.seed,
+        slides=slides,
+        earlier_patients=earlier,
+        weights_file=SmallFile.at(settings.weights) if own_weights else None,
+        hard_negatives_file=None if hard is None else SmallFile.at(hard),
+        gpus=tuple(visible_gpus()) if config.jobs.scheduler is None else (),
+        card=Output(model_folder(config.out, settings.name) / "model.json"),
     )
 
 
-def _hard_negative_slides(config: Config, slides: dict[str, list[dict]]) -> list[dict]:
+def _hard_negative_slides(
+    config: Config, slides: dict[str, tuple[LearnedSlide, ...]]
+) -> tuple[LearnedSlide, ...]:
     """The slides that hard negatives are read from; none of the test split."""
     path = config.train.hard_negatives
     if path is None:
-        return []
+        return ()
     test = set(read_slides(config.out, ["test"])["slide_id"])
     wanted = set(read_hard_negatives(path, test_slides=test)["slide_id"])
-    return [s for split in TRAINING_SPLITS for s in slides[split] if s["slide_id"] in wanted]
+    both = (of for split in TRAINING_SPLITS for of in slides[split])
+    return tuple(of for of in both if of.patches.slide_id in wanted)
 
 
 def _patients_of_weights(config: Config) -> dict[str, list[str]]:
@@ -410,28 +444,9 @@ def _patients_of_weights(config: Config) -> dict[str, list[str]]:
     return {"earlier": sorted(learned), "earlier_validation": sorted(seen - learned)}
 
 
-def _without(settings: dict, names: set[str]) -> dict:
-    return {name: value for name, value in settings.items() if name not in names}
-
-
-def _slide_inputs(slide: dict) -> list:
-    return [
-        slide["slide_id"],
-        slide["mpp"],
-        file_fingerprint(slide["path"]),
-        file_fingerprint(slide["index"], content=True),
-    ]
-
-
-def _slides(run_dir: Path, split: str) -> list[dict]:
-    return [
-        {
-            "slide_id": slide.slide_id,
-            "patient_id": slide.patient_id,
-            "path": slide.path,
-            "mpp": slide.mpp,
-            "index": str(index_path(run_dir, slide.slide_id)),
-            "cache": str(cache_path(run_dir, slide.slide_id)),
-        }
-        for slide in tiled_slides(run_dir, [split]).itertuples(index=False)
-    ]
+def _slides(config: Config, split: str) -> tuple[LearnedSlide, ...]:
+    folder = cache_path(config.out, "any").parent
+    return tuple(
+        LearnedSlide(slide.patient_id, CacheStore.of_slide(slide, config, folder))
+        for slide in tiled_slides(config.out, [split]).itertuples(index=False)
+    )

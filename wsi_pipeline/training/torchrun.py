@@ -18,14 +18,14 @@ from wsi_pipeline.errors import RunError, WsiError
 from wsi_pipeline.files import write_json
 
 Report = Callable[[dict], None]
-Work = Callable[[dict, Report], dict]
+Work = Callable[[object, Report], dict]
 
 RESULT, ERROR = "result.json", "error.txt"
 """How the work ended, beside the file of its job."""
 
 
 def in_processes(
-    work: Work, job: dict, *, processes: int, gpus: list[str], folder: Path, report: Report
+    work: Work, job: object, *, processes: int, gpus: list[str], folder: Path, report: Report
 ) -> dict:
     """Do the same work in several processes of this machine. They end when this one does.
 
@@ -34,7 +34,7 @@ def in_processes(
     work : callable
         Defined at a module's top level. Takes the job and a function that takes a dict of plain
         JSON values now and then, and returns such a dict. See `distributed`.
-    job : dict
+    job : object
         Picklable.
     processes : int
     gpus : list of str

@@ -12,7 +12,7 @@ from wsi_pipeline.stages.explain.places import Place
 
 def test_the_mask_of_a_patch_is_the_annotation_at_its_pixels(run):
     """The patch at (80, 80) reaches from there to 144: tumour from working px 8 on, to its end."""
-    place = Place("asked", "s", 80, 80, 32, 32, 2.0, 32)
+    place = Place("s", 80, 80, 32, 32, 2.0, 32, "asked")
     slide, annotation = (str(run.parent / name) for name in ("s.tif", "s.geojson"))
     rules = settings(run).catalog.annotation.model_dump()
     expected = np.zeros((32, 32), bool)

@@ -28,7 +28,7 @@ def test_settings_are_told_where_they_matter(run):
 
 
 def test_a_place_is_told_as_at_takes_it_and_in_um():
-    place = Place("asked", "s", 100, -64, 32, 32, 2.0, 32)
+    place = Place("s", 100, -64, 32, 32, 2.0, 32, "asked")
     # 100 and -64 px of 0.5 um; 32 working px of 2 level-0 px of 0.5 um.
     assert units._where(place, 0.5, [0.25]) == (
         "slide s, upper left corner at level-0 px 100,-64 (x 50 µm, y -32 µm), 32 x 32 µm;"
@@ -77,9 +77,9 @@ def test_threads_of_a_worker_explain_one_at_a_time(run, monkeypatch, work):
 
 def test_a_regions_map_is_that_of_its_patches_side_by_side(run):
     """50 x 32 px: a patch, and 18 columns of the one beside it, 64 level-0 px further right."""
-    values, probabilities = explained(run, Place("asked", "s", 10, 20, 50, 32, 2.0, 32))
-    left, first = explained(run, Place("asked", "s", 10, 20, 32, 32, 2.0, 32))
-    right, second = explained(run, Place("asked", "s", 10 + 64, 20, 32, 32, 2.0, 32))
+    values, probabilities = explained(run, Place("s", 10, 20, 50, 32, 2.0, 32, "asked"))
+    left, first = explained(run, Place("s", 10, 20, 32, 32, 2.0, 32, "asked"))
+    right, second = explained(run, Place("s", 10 + 64, 20, 32, 32, 2.0, 32, "asked"))
     assert values.shape == (32, 50)
     np.testing.assert_array_equal(values, np.hstack([left, right[:, :18]]))
     assert probabilities == first + second
@@ -88,7 +88,7 @@ def test_a_regions_map_is_that_of_its_patches_side_by_side(run):
 
 def test_a_map_lies_over_the_slide(run):
     """The first working px covers level-0 px 10 and 11: its centre, 10.5, is at 5.25 um."""
-    place = Place("asked", "s", 10, 20, 32, 40, 2.0, 32)
+    place = Place("s", 10, 20, 32, 40, 2.0, 32, "asked")
     values, _ = explained(run, place)
     assert values.shape == (40, 32)
     group = zarr.open_group(run / f"{place.name}.zarr", mode="r")
@@ -132,12 +132,12 @@ def test_a_large_place_is_read_patch_by_patch_and_drawn_small(run, client, monke
     ("side_px", "level"), [(32, 0), (512, 0), (799, 0), (800, 1), (1600, 2), (1599, 1)]
 )
 def test_a_panel_is_drawn_from_the_coarsest_level_that_is_large_enough(side_px, level):
-    place = Place("asked", "s", 0, 0, 32, side_px, 1.0, 32)
+    place = Place("s", 0, 0, 32, side_px, 1.0, 32, "asked")
     assert units.panel_level(place) == level
 
 
 @pytest.mark.parametrize("downsample", [1.0, 2.0, 1.9876, 4.000_01, 0.93])
 @pytest.mark.parametrize("side_px", [32, 33, 512])
 def test_a_maps_grid_has_a_cell_for_each_pixel(downsample, side_px):
-    place = Place("asked", "s", 7, -9, side_px, 40, downsample, 32)
+    place = Place("s", 7, -9, side_px, 40, downsample, 32, "asked")
     assert map_grid(place, 0.5).shape == (40, side_px)

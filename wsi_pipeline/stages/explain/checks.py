@@ -1,8 +1,8 @@
 """Methods of explanation held against annotations, and against what a map must depend on."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,27 +12,25 @@ from scipy.stats import rankdata
 from shapely.affinity import translate
 from torch import nn
 
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import AnnotationConfig, Config
 from wsi_pipeline.evaluation.lesion_pixels import rasterise
 from wsi_pipeline.evaluation.overlap import STATISTICS, average_overlap, overlap
 from wsi_pipeline.explain.methods import unit_maps
 from wsi_pipeline.explain.trust import deletion_and_insertion, randomised, similarity
-from wsi_pipeline.jobs.record import file_fingerprint
-from wsi_pipeline.jobs.run import Unit
+from wsi_pipeline.jobs.unit import LargeFile, SmallFile, Unit
 from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.explain.methods import WORDS, bind
-from wsi_pipeline.stages.explain.places import Place, catalogued
+from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
 from wsi_pipeline.stages.explain.units import (
     method_settings,
-    model_arguments,
     read_patches,
-    shown_of,
+    trained_model,
 )
-from wsi_pipeline.stages.worker_model import held_model
+from wsi_pipeline.stages.worker_model import TrainedModel, held_model
 
 SIMILAR = 0.5
 """Mean rank correlation with the maps of a model of random weights, from which on a method is
@@ -41,10 +39,10 @@ DEPTHS = 5
 """Depths of the randomisation that are compared: each costs as much as the method itself."""
 
 
-def place_mask(path: str, mpp: float, place: Place, annotation, annotation_rules) -> np.ndarray:
+def place_mask(path: str, mpp: float, place: PlacedPixels, annotation, rules) -> np.ndarray:
     """The place's pixels whose centres are annotated as tumour, bool (height_px, width_px)."""
     slide = cached_slide(path, mpp)
-    lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
+    lesions = catalog.slide_annotation(slide, annotation, rules).lesions
     size = (place.width_px * place.downsample, place.height_px * place.downsample)
     inside = [
         shapely.clip_by_rect(translate(lesion, -place.x, -place.y), 0, 0, *size)
@@ -53,31 +51,53 @@ def place_mask(path: str, mpp: float, place: Place, annotation, annotation_rules
     return rasterise([part for part in inside if part.area > 0], size, place.downsample)
 
 
-def rank_patch(
-    path: str, mpp: float, place: dict, method: str, settings: dict, annotation: str | None,
-    annotation_rules: dict, model: str, weights: str,
-) -> dict:  # fmt: skip
-    """Hold a method's map of a patch against the annotation: the work of a unit.
+@dataclass(frozen=True)
+class MethodOnPatch(Unit):
+    """A method on an annotated patch: what the two checks share."""
 
-    Returns
-    -------
-    dict
-        ``mixed``: whether the patch has pixels with and without tumour; ``seconds`` of the
-        method; and the `STATISTICS`, None where undefined, see `map_overlap`.
-    """
-    place = Place(**place)
-    mask = place_mask(path, mpp, place, annotation, annotation_rules)
-    with held_model(model, weights) as (module, card):
-        [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
-        started = time.perf_counter()
-        maps = bind(method, **settings)(module, patch).cpu()
-        seconds = time.perf_counter() - started
-    figures = map_overlap(method, maps, mask)
-    return {
-        "mixed": bool(mask.any() and not mask.all()),
-        "seconds": seconds,
-        **{name: None if np.isnan(value) else float(value) for name, value in figures.items()},
-    }
+    slide: LargeFile
+    mpp: float
+    place: PlacedPixels
+    method: str
+    settings: dict
+    model: TrainedModel
+
+    @property
+    def key(self) -> str:
+        """Place and method."""
+        return f"{self.slide_id}/{self.place.x},{self.place.y}/{self.method}"
+
+
+@dataclass(frozen=True)
+class RankPatch(MethodOnPatch):
+    """Compare a method's map of a patch with the annotation."""
+
+    annotation: SmallFile | None
+    annotation_rules: AnnotationConfig
+
+    def run(self) -> dict:
+        """Explain the patch.
+
+        Returns
+        -------
+        dict
+            ``mixed``: whether the patch has pixels with and without tumour; ``seconds`` of the
+            method; and the `STATISTICS`, None where undefined, see `map_overlap`.
+        """
+        path, place = self.slide.path, self.place
+        mask = place_mask(path, self.mpp, place, self.annotation, self.annotation_rules)
+        with held_model(self.model) as (module, card):
+            device = next(module.parameters()).device
+            [(*_, patch)] = read_patches(path, self.mpp, place, card, device)
+            started = time.perf_counter()
+            maps = bind(self.method, **self.settings)(module, patch).cpu()
+            seconds = time.perf_counter() - started
+        figures = map_overlap(self.method, maps, mask)
+        return {
+            "mixed": bool(mask.any() and not mask.all()),
+            "seconds": seconds,
+            **{name: None if np.isnan(v) else float(v) for name, v in figures.items()},
+        }
 
 
 def map_overlap(method: str, maps: torch.Tensor, mask: np.ndarray) -> pd.Series:
@@ -95,37 +115,41 @@ def map_overlap(method: str, maps: torch.Tensor, mask: np.ndarray) -> pd.Series:
     return figures.loc[0]
 
 
-def check_patch(
-    path: str, mpp: float, place: dict, method: str, settings: dict, seed: int, model: str,
-    weights: str,
-) -> dict:  # fmt: skip
-    """Try whether a method's map of a patch can be trusted: the work of a unit.
+@dataclass(frozen=True)
+class CheckPatch(MethodOnPatch):
+    """Try whether a method's map of a patch can be trusted; `seed` is of the random weights."""
 
-    Returns
-    -------
-    dict
-        ``deletion``, ``insertion``: areas, see `deletion_and_insertion`; ``layers``: the layers
-        down to which the weights were random, from the head on; ``similarity`` of the maps at
-        each of these depths to the model's own, None where a map is constant.
-    """
-    place, explain = Place(**place), bind(method, **settings)
-    with held_model(model, weights) as (module, card):
-        [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
-        maps = explain(module, patch)
-        curves = deletion_and_insertion(module, patch, maps)
-        layers = cascade_layers(module)
-        depths = np.unique(np.linspace(0, len(layers) - 1, DEPTHS).round().astype(int))
-        found = {}
-        for depth, (layer, other) in enumerate(randomised(module, seed, layers=layers)):
-            if depth in depths:
-                alike = similarity(maps, explain(other, patch))[0]
-                found[layer] = None if np.isnan(alike) else float(alike)
-    return {
-        "deletion": float(curves.deletion_area[0]),
-        "insertion": float(curves.insertion_area[0]),
-        "layers": list(found),
-        "similarity": list(found.values()),
-    }
+    seed: int
+
+    def run(self) -> dict:
+        """Explain the patch with the model's weights, with random ones, and with pixels removed.
+
+        Returns
+        -------
+        dict
+            ``deletion``, ``insertion``: areas, see `deletion_and_insertion`; ``layers``: the layers
+            down to which the weights were random, from the head on; ``similarity`` of the maps at
+            each of these depths to the model's own, None where a map is constant.
+        """
+        explain = bind(self.method, **self.settings)
+        with held_model(self.model) as (module, card):
+            device = next(module.parameters()).device
+            [(*_, patch)] = read_patches(self.slide.path, self.mpp, self.place, card, device)
+            maps = explain(module, patch)
+            curves = deletion_and_insertion(module, patch, maps)
+            layers = cascade_layers(module)
+            depths = np.unique(np.linspace(0, len(layers) - 1, DEPTHS).round().astype(int))
+            found = {}
+            for depth, (layer, other) in enumerate(randomised(module, self.seed, layers=layers)):
+                if depth in depths:
+                    alike = similarity(maps, explain(other, patch))[0]
+                    found[layer] = None if np.isnan(alike) else float(alike)
+        return {
+            "deletion": float(curves.deletion_area[0]),
+            "insertion": float(curves.insertion_area[0]),
+            "layers": list(found),
+            "similarity": list(found.values()),
+        }
 
 
 def cascade_layers(model: nn.Module) -> list[str]:
@@ -145,49 +169,49 @@ def cascade_layers(model: nn.Module) -> list[str]:
 def rank_units(
     patches: Sequence[Place], methods: Sequence[str], slides: pd.DataFrame, config: Config,
     card: ModelCard,
-) -> list[Unit]:  # fmt: skip
+) -> list[RankPatch]:  # fmt: skip
     """A unit for each method and patch; `slides` are the catalog's rows, by slide id."""
-    units = []
-    for unit in _units(patches, methods, slides, config, card):
-        slide = catalogued(slides, unit.slide_id)
-        own = {
-            "annotation": slide.annotation,
-            "annotation_rules": config.catalog.annotation.model_dump(),
-        }
-        inputs = unit.inputs | {"of": shown_of(slide, config, card)}
-        units.append(Unit(unit.key, unit.slide_id, inputs, rank_patch, unit.arguments | own))
-    return units
+    annotations = {
+        patch.slide_id: catalogued(slides, patch.slide_id).annotation for patch in patches
+    }
+    annotations = {name: path and SmallFile.at(path) for name, path in annotations.items()}
+    return [
+        RankPatch(
+            **inputs,
+            annotation=annotations[inputs["slide_id"]],
+            annotation_rules=config.catalog.annotation,
+        )
+        for inputs in _on_patches(patches, methods, slides, config, card)
+    ]
 
 
 def trust_units(
     patches: Sequence[Place], methods: Sequence[str], slides: pd.DataFrame, config: Config,
     card: ModelCard,
-) -> list[Unit]:  # fmt: skip
+) -> list[CheckPatch]:  # fmt: skip
     """A unit for each method and patch; `slides` are the catalog's rows, by slide id."""
-    own = {"seed": derived_seed(config.seed, "explain/weights")}
+    seed = derived_seed(config.seed, "explain/weights")
     return [
-        Unit(unit.key, unit.slide_id, unit.inputs | own, check_patch, unit.arguments | own)
-        for unit in _units(patches, methods, slides, config, card)
+        CheckPatch(**inputs, seed=seed)
+        for inputs in _on_patches(patches, methods, slides, config, card)
     ]
 
 
-def _units(patches, methods, slides, config, card):
+def _on_patches(patches, methods, slides, config, card) -> Iterator[dict]:
+    """The fields of a `MethodOnPatch` for each method and patch."""
+    rows = {patch.slide_id: catalogued(slides, patch.slide_id) for patch in patches}
+    files = {slide_id: LargeFile.at(row.path) for slide_id, row in rows.items()}
     for method in methods:
         for patch in patches:
-            slide = catalogued(slides, patch.slide_id)
-            own = {
-                "mpp": float(slide.mpp),
-                "place": asdict(patch),
+            yield {
+                "slide_id": patch.slide_id,
+                "slide": files[patch.slide_id],
+                "mpp": float(rows[patch.slide_id].mpp),
+                "place": patch.pixels,
                 "method": method,
                 "settings": method_settings(method, config),
+                "model": trained_model(config, card),
             }
-            files = {
-                "slide_file": file_fingerprint(slide.path),
-                "weights": card.weights_sha256,
-            }
-            arguments = own | {"path": slide.path, **model_arguments(config, card)}
-            key = f"{patch.slide_id}/{patch.x},{patch.y}/{method}"
-            yield Unit(key, patch.slide_id, own | files, check_patch, arguments)
 
 
 def ranking_table(results: Mapping[str, dict]) -> pd.DataFrame:

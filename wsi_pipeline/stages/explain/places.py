@@ -1,7 +1,7 @@
 """Places to explain: what the evaluation says is worth a look, or one that is asked for."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,11 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """A rectangle of one slide, at the working resolution.
+class PlacedPixels:
+    """A rectangle of one slide, at the working resolution: what a map depends on.
 
     Parameters
     ----------
-    kind : str
-        A key of `KINDS`.
     slide_id : str
     x, y : int
         Upper left corner, level-0 px; may be negative where a patch reaches over the edge.
@@ -47,13 +45,8 @@ class Place:
         Level-0 px per working px.
     patch_px : int
         Side of the model's patches, working px.
-    lesion_id : int or None
-        Of the lesion that it is about.
-    evaluated : float or None
-        F(I) of the patch in the evaluation.
     """
 
-    kind: str
     slide_id: str
     x: int
     y: int
@@ -61,8 +54,30 @@ class Place:
     height_px: int
     downsample: float
     patch_px: int
+
+
+@dataclass(frozen=True)
+class Place(PlacedPixels):
+    """Such a rectangle, and why it is explained.
+
+    Parameters
+    ----------
+    kind : str
+        A key of `KINDS`.
+    lesion_id : int or None
+        Of the lesion that it is about.
+    evaluated : float or None
+        F(I) of the patch in the evaluation.
+    """
+
+    kind: str
     lesion_id: int | None = None
     evaluated: float | None = None
+
+    @property
+    def pixels(self) -> PlacedPixels:
+        """The rectangle alone: the same pixels have the same map, whatever the kind of place."""
+        return PlacedPixels(**{of.name: getattr(self, of.name) for of in fields(PlacedPixels)})
 
     @property
     def name(self) -> str:
@@ -115,7 +130,7 @@ def asked_place(
             f" level-0 px, lies off slide {slide_id} ({slide.path}), which has x {bounds.x} to"
             f" {bounds.x + bounds.width}, y {bounds.y} to {bounds.y + bounds.height}"
         )
-    return Place("asked", slide_id, x, y, width_px, height_px, downsample, tile.patch_px)
+    return Place(slide_id, x, y, width_px, height_px, downsample, tile.patch_px, "asked")
 
 
 def evaluated_places(run_dir: Path, model: str, top: int) -> list[Place]:
@@ -251,6 +266,6 @@ def _of_lesions(run_dir: Path, folder: Path, kind: str, lesions: pd.DataFrame) -
 def _patch(run_dir: Path, kind: str, slide_id: str, row, lesion_id: int | None = None) -> Place:
     grid = read_index(index_path(run_dir, slide_id)).grid
     return Place(
-        kind, slide_id, int(row.x), int(row.y), grid.patch_px, grid.patch_px,
-        float(grid.downsample), grid.patch_px, lesion_id, float(row.score),
+        slide_id, int(row.x), int(row.y), grid.patch_px, grid.patch_px,
+        float(grid.downsample), grid.patch_px, kind, lesion_id, float(row.score),
     )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ConfigError, ModelError, RunError
 from wsi_pipeline.explain.core import find_layer
-from wsi_pipeline.jobs.run import Unit
+from wsi_pipeline.jobs.unit import Unit
 from wsi_pipeline.models.checkpoint import ARCHITECTURES, ModelCard, read_card
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.explain.checks import rank_units, trust_units

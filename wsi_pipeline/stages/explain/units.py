@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +11,30 @@ import pandas as pd
 import shapely
 import torch
 
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import AnnotationConfig, Config
 from wsi_pipeline.explain.methods import LAYERED, SEEDED
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.panels import MethodPanel, panels_figure
 from wsi_pipeline.heatmaps.store import open_heatmap, write_heatmap
-from wsi_pipeline.jobs.record import file_fingerprint, hash_inputs
-from wsi_pipeline.jobs.run import Unit
+from wsi_pipeline.jobs.unit import (
+    LargeFile,
+    Output,
+    SmallFile,
+    Unhashed,
+    Unit,
+    hash_inputs,
+    state_of,
+)
 from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.explain.methods import WORDS, bind
-from wsi_pipeline.stages.explain.places import Place, catalogued
-from wsi_pipeline.stages.run_directory import explanation_folder, model_folder, model_id
-from wsi_pipeline.stages.worker_model import held_model
+from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
+from wsi_pipeline.stages.run_directory import explanation_folder, model_folder
+from wsi_pipeline.stages.worker_model import TrainedModel, held_model
 
 SCHEMA_VERSION = 2
 """Of the maps, pictures and checks, and of what is on record of them."""
@@ -44,7 +51,7 @@ UNLIKE = 0.05
 
 
 def read_patches(
-    path: str, mpp: float, place: Place, card: ModelCard, device: torch.device
+    path: str, mpp: float, place: PlacedPixels, card: ModelCard, device: torch.device
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """The adjacent patches that a place is cut into, one by one, as the model takes them.
 
@@ -72,7 +79,7 @@ def read_patches(
             yield row, col, normalise(image, **card.normalisation)
 
 
-def map_grid(place: Place, mpp: float) -> PatchGrid:
+def map_grid(place: PlacedPixels, mpp: float) -> PatchGrid:
     """The grid whose cells are the place's pixels: what lays a map over the slide."""
     width, height = (
         int((side_px - 1) * place.downsample) + 1  # the least that has as many cells
@@ -82,101 +89,147 @@ def map_grid(place: Place, mpp: float) -> PatchGrid:
     return PatchGrid(bounds, mpp, place.downsample, patch_px=1, stride_px=1, inner_px=1)
 
 
-def map_place(
-    path: str, mpp: float, place: dict, method: str, settings: dict, model: str, weights: str,
-    model_name: str, ngff: str, out: str,
-) -> dict:  # fmt: skip
-    """Explain a place by one method and write its map: the work of a unit.
+@dataclass(frozen=True)
+class MapPlace(Unit):
+    """Explain a place by one method and write its map.
 
     Patches are read and explained one by one; of the whole place there is the map alone, 4 bytes a
     pixel.
-
-    Returns
-    -------
-    dict
-        ``probabilities`` (F(I) of each patch) and ``seconds`` (of the method, for each patch).
     """
-    place = Place(**place)
-    explain, grid = bind(method, **settings), map_grid(place, mpp)
-    values = np.full(grid.shape, np.nan, np.float32)
-    probabilities, seconds = [], []
-    with held_model(model, weights) as (module, card):
-        device = next(module.parameters()).device
-        for row, col, patch in read_patches(path, mpp, place, card, device):
-            with torch.no_grad():
-                probabilities.append(torch.sigmoid(module(patch)).item())
-            started = time.perf_counter()
-            found = explain(module, patch)[0].cpu().numpy()
-            seconds.append(time.perf_counter() - started)
-            inside = values[row : place.height_px, col : place.width_px][: len(found), : len(found)]
-            inside[:] = found[: inside.shape[0], : inside.shape[1]]
-    part = Path(out).with_name(f".{Path(out).name}")
-    write_heatmap(
-        part,
-        values,
-        grid=grid,
-        slide_id=place.slide_id,
-        model=model_name,
-        precision="float32",
-        chunk=CHUNK_PX,
-        ngff=ngff,
-    )
-    shutil.rmtree(out, ignore_errors=True)  # of a worker that died before it could say so
-    part.rename(out)
-    return {"probabilities": probabilities, "seconds": float(np.mean(seconds))}
+
+    slide: LargeFile
+    mpp: float
+    place: PlacedPixels
+    name: Unhashed[str]
+    method: str
+    settings: dict
+    model: TrainedModel
+    ngff: str
+    out: Output
+
+    @property
+    def key(self) -> str:
+        """Place and method."""
+        return f"{self.name}/{self.method}"
+
+    def run(self) -> dict:
+        """Write the map.
+
+        Returns
+        -------
+        dict
+            ``probabilities`` (F(I) of each patch) and ``seconds`` (of the method, for each patch).
+        """
+        place, path = self.place, self.slide.path
+        explain, grid = bind(self.method, **self.settings), map_grid(place, self.mpp)
+        values = np.full(grid.shape, np.nan, np.float32)
+        probabilities, seconds = [], []
+        with held_model(self.model) as (module, card):
+            device = next(module.parameters()).device
+            for row, col, patch in read_patches(path, self.mpp, place, card, device):
+                with torch.no_grad():
+                    probabilities.append(torch.sigmoid(module(patch)).item())
+                started = time.perf_counter()
+                found = explain(module, patch)[0].cpu().numpy()
+                seconds.append(time.perf_counter() - started)
+                inside = values[row : place.height_px, col : place.width_px]
+                inside = inside[: len(found), : len(found)]
+                inside[:] = found[: inside.shape[0], : inside.shape[1]]
+        part = Path(self.out).with_name(f".{Path(self.out).name}")
+        write_heatmap(
+            part,
+            values,
+            grid=grid,
+            slide_id=self.slide_id,
+            model=self.model.id,
+            precision="float32",
+            chunk=CHUNK_PX,
+            ngff=self.ngff,
+        )
+        shutil.rmtree(self.out, ignore_errors=True)  # of a worker that died before it could say so
+        part.rename(self.out)
+        return {"probabilities": probabilities, "seconds": float(np.mean(seconds))}
 
 
-def draw_place(
-    path: str, mpp: float, place: dict, methods: list[str], probabilities: list[float],
-    annotation: str | None, annotation_rules: dict, of: str, made: str, folder: str,
-) -> dict:  # fmt: skip
-    """Draw a place beside its maps, ``panel.png``: the work of a unit.
+@dataclass(frozen=True)
+class DrawPanel(Unit):
+    """Draw a place beside its maps, ``panel.png``.
 
     Image and maps are read at the level of the maps' pyramid that a panel needs: memory does not
     grow with the place.
 
-    Returns
-    -------
-    dict
-        What the page says of it: ``place``, ``title``, ``where``, ``probability`` (the highest of
-        its patches), ``x_um``, ``y_um`` (of its upper left corner), ``methods``, ``made`` (with
-        what settings), and ``of``, what the picture is true of (`shown_of`).
+    Parameters
+    ----------
+    maps : dict
+        Hash of each method's map.
+    of : str
+        What the picture is true of, see `shown_of`.
+    made : str
+        With what settings the maps were made, in words.
     """
-    place, folder = Place(**place), Path(folder)
-    slide = cached_slide(path, mpp)
-    shown = map_grid(place, mpp).bounds
-    level = panel_level(place)
-    rows, cols = (-(-side_px // 2**level) for side_px in (place.height_px, place.width_px))
-    image = slide.read(place.x, place.y, cols, rows, place.downsample * 2**level)
-    around = _around(shown)
-    reduction = max(1.0, max(around.width, around.height) / SURROUNDINGS_PX)
-    size = (max(1, round(side / reduction)) for side in (around.width, around.height))
-    lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
-    window = (level, slice(rows), slice(cols))
-    panels = [
-        _panel(name, open_heatmap(folder / f"{name}.zarr").values(*window)) for name in methods
-    ]
-    title, where = _title(place, lesions), _where(place, mpp, probabilities)
-    picture = panels_figure(
-        image, shown, slide.read(around.x, around.y, *size, reduction), around, lesions,
-        panels,
-        mpp=mpp, title=title, subtitle=where,
-    )  # fmt: skip
-    write_whole(folder / "panel.png", picture)
-    return {
-        "place": asdict(place),
-        "title": title,
-        "where": where,
-        "probability": max(probabilities),
-        "x_um": place.x * mpp,
-        "y_um": place.y * mpp,
-        "methods": methods,
-        "made": made,
-        "of": of,
-    }
+
+    slide: LargeFile
+    mpp: float
+    place: Place
+    maps: dict[str, str]
+    probabilities: list[float]
+    annotation: SmallFile | None
+    annotation_rules: AnnotationConfig
+    of: str
+    made: str
+    out: Output
+
+    @property
+    def key(self) -> str:
+        """The place's name."""
+        return self.place.name
+
+    def run(self) -> dict:
+        """Draw.
+
+        Returns
+        -------
+        dict
+            What the page says of the place: ``place``, ``title``, ``where``, ``probability`` (the
+            highest of its patches), ``x_um``, ``y_um`` (of its upper left corner), ``methods``,
+            ``made``, ``of``.
+        """
+        place, mpp, folder = self.place, self.mpp, Path(self.out).parent
+        slide = cached_slide(self.slide.path, mpp)
+        shown = map_grid(place, mpp).bounds
+        level = panel_level(place)
+        rows, cols = (-(-side_px // 2**level) for side_px in (place.height_px, place.width_px))
+        image = slide.read(place.x, place.y, cols, rows, place.downsample * 2**level)
+        around = _surroundings(shown)
+        reduction = max(1.0, max(around.width, around.height) / SURROUNDINGS_PX)
+        size = (max(1, round(side / reduction)) for side in (around.width, around.height))
+        lesions = catalog.slide_annotation(slide, self.annotation, self.annotation_rules).lesions
+        window = (level, slice(rows), slice(cols))
+        panels = [
+            _panel(name, open_heatmap(folder / f"{name}.zarr").values(*window))
+            for name in self.maps
+        ]
+        title, where = _title(place, lesions), _where(place, mpp, self.probabilities)
+        picture = panels_figure(
+            image, shown, slide.read(around.x, around.y, *size, reduction), around, lesions,
+            panels,
+            mpp=mpp, title=title, subtitle=where,
+        )  # fmt: skip
+        write_whole(self.out, picture)
+        return {
+            "place": asdict(place),
+            "title": title,
+            "where": where,
+            "probability": max(self.probabilities),
+            "x_um": place.x * mpp,
+            "y_um": place.y * mpp,
+            "methods": list(self.maps),
+            "made": self.made,
+            "of": self.of,
+        }
 
 
-def panel_level(place: Place) -> int:
+def panel_level(place: PlacedPixels) -> int:
     """The level of a map's pyramid to draw: the coarsest with `PANEL_PX` or more, else level 0.
 
     The last row and column of pixels may reach over the place's edge, by less than a pixel.
@@ -187,74 +240,58 @@ def panel_level(place: Place) -> int:
 def map_units(
     places: Sequence[Place], methods: Sequence[str], slides: pd.DataFrame, config: Config,
     card: ModelCard,
-) -> list[Unit]:  # fmt: skip
+) -> list[MapPlace]:  # fmt: skip
     """A unit for each place and method, all places by the first method first.
 
     `slides` are the catalog's rows, by slide id.
     """
-    units = []
-    for method in methods:
-        settings = method_settings(method, config)
-        for place in places:
-            slide = catalogued(slides, place.slide_id)
-            folder = explanation_folder(config.out, config.train.name) / place.name
-            out = folder / f"{method}.zarr"
-            own = {"place": _where_only(place), "method": method, "settings": settings}
-            own |= {"mpp": float(slide.mpp), "ngff": config.heatmap.ngff}
-            inputs = own | {
-                "slide_file": file_fingerprint(slide.path),
-                "weights": card.weights_sha256,
-            }
-            arguments = own | {
-                "place": asdict(place),
-                "path": slide.path,
-                **model_arguments(config, card),
-                "model_name": model_id(config.train.name, card.weights_sha256),
-                "out": str(out),
-            }
-            key = f"{place.name}/{method}"
-            units.append(Unit(key, place.slide_id, inputs, map_place, arguments, out))
-    return units
+    folder = explanation_folder(config.out, config.train.name)
+    rows = {place.slide_id: catalogued(slides, place.slide_id) for place in places}
+    return [
+        MapPlace(
+            slide_id=place.slide_id,
+            slide=LargeFile.at(rows[place.slide_id].path),
+            mpp=float(rows[place.slide_id].mpp),
+            place=place.pixels,
+            name=place.name,
+            method=method,
+            settings=method_settings(method, config),
+            model=trained_model(config, card),
+            ngff=config.heatmap.ngff,
+            out=Output(folder / place.name / f"{method}.zarr"),
+        )
+        for method in methods
+        for place in places
+    ]
 
 
 def panel_units(
-    places: Sequence[Place], maps: Sequence[Unit], results: Mapping[str, dict],
+    places: Sequence[Place], maps: Sequence[MapPlace], results: Mapping[str, dict],
     slides: pd.DataFrame, config: Config, card: ModelCard,
-) -> list[Unit]:  # fmt: skip
+) -> list[DrawPanel]:  # fmt: skip
     """A unit for each place that has a map, with the methods that did not fail there."""
     units = []
     for place in places:
-        of_place = {
-            unit.key.rpartition("/")[2]: unit
-            for unit in maps
-            if unit.key.rpartition("/")[0] == place.name and unit.key in results
-        }
+        of_place = [unit for unit in maps if unit.name == place.name and unit.key in results]
         if not of_place:
             continue
         slide = catalogued(slides, place.slide_id)
         folder = explanation_folder(config.out, config.train.name) / place.name
-        probabilities = results[next(iter(of_place.values())).key]["probabilities"]
-        arguments = {
-            "path": slide.path,
-            "mpp": float(slide.mpp),
-            "place": asdict(place),
-            "methods": list(of_place),
-            "probabilities": probabilities,
-            "annotation": slide.annotation,
-            "annotation_rules": config.catalog.annotation.model_dump(),
-            "of": shown_of(slide, config, card),
-            "made": made_with(of_place, config),
-            "folder": str(folder),
-        }
-        inputs = {
-            "place": asdict(place),
-            "probabilities": probabilities,
-            "maps": {name: hash_inputs(unit.inputs) for name, unit in of_place.items()},
-            "of": arguments["of"],
-            "made": arguments["made"],
-        }
-        output = folder / "panel.png"
-        units.append(Unit(place.name, place.slide_id, inputs, draw_place, arguments, output))
+        units.append(
+            DrawPanel(
+                slide_id=place.slide_id,
+                slide=LargeFile.at(slide.path),
+                mpp=float(slide.mpp),
+                place=place,
+                maps={unit.method: unit.hash(SCHEMA_VERSION) for unit in of_place},
+                probabilities=results[of_place[0].key]["probabilities"],
+                annotation=slide.annotation and SmallFile.at(slide.annotation),
+                annotation_rules=config.catalog.annotation,
+                of=shown_of(slide, config, card),
+                made=made_with({unit.method for unit in of_place}, config),
+                out=Output(folder / "panel.png"),
+            )
+        )
     return units
 
 
@@ -274,10 +311,9 @@ def shown_of(slide, config: Config, card: ModelCard) -> str:
         {
             "schema_version": SCHEMA_VERSION,
             "weights": card.weights_sha256,
-            "slide_file": file_fingerprint(slide.path),
-            "annotation_file": slide.annotation
-            and file_fingerprint(slide.annotation, content=True),
-            "annotation_rules": config.catalog.annotation.model_dump(),
+            "slide": state_of(LargeFile.at(slide.path)),
+            "annotation": slide.annotation and state_of(SmallFile.at(slide.annotation)),
+            "annotation_rules": state_of(config.catalog.annotation),
         }
     )
 
@@ -288,19 +324,10 @@ def method_settings(method: str, config: Config) -> dict:
     return {"seed": seed, "layer": config.explain.layer if method in LAYERED else None}
 
 
-def model_arguments(config: Config, card: ModelCard) -> dict:
-    """What a worker needs to find the model."""
-    folder = model_folder(config.out, config.train.name)
-    return {"model": str(folder), "weights": card.weights_sha256}
-
-
-def _where_only(place: Place) -> dict:
-    """What a map depends on: the same pixels have the same map whatever the kind of place."""
-    return {
-        name: value
-        for name, value in asdict(place).items()
-        if name not in ("kind", "lesion_id", "evaluated")
-    }
+def trained_model(config: Config, card: ModelCard) -> TrainedModel:
+    """The model as an input of units."""
+    name = config.train.name
+    return TrainedModel(card.weights_sha256, name, str(model_folder(config.out, name)))
 
 
 def _panel(method: str, values: np.ndarray) -> MethodPanel:
@@ -308,7 +335,7 @@ def _panel(method: str, values: np.ndarray) -> MethodPanel:
     return MethodPanel(values, words.name, words.shows, words.unit, words.signed, words.coarse)
 
 
-def _around(shown: Bounds) -> Bounds:
+def _surroundings(shown: Bounds) -> Bounds:
     """The place's surroundings, level-0 px; white beyond the slide's edge."""
     width, height = SURROUNDINGS * shown.width, SURROUNDINGS * shown.height
     x, y = shown.x - (width - shown.width) // 2, shown.y - (height - shown.height) // 2
