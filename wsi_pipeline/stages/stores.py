@@ -19,8 +19,7 @@ from wsi_pipeline.heatmaps.store import (
 from wsi_pipeline.jobs.cluster import GPU, GPU_CORES, GPU_THREADS, has_resource
 from wsi_pipeline.jobs.run import Outcome, Unit
 from wsi_pipeline.models.checkpoint import ModelCard
-from wsi_pipeline.patches.index import read_index
-from wsi_pipeline.patches.slabs import Slab, covered_px
+from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.slides.threads import decoding_in
 from wsi_pipeline.stages.run_directory import model_folder, model_id, of_model
@@ -136,22 +135,14 @@ def fill_chunk(function: Callable[..., dict], slide_path: str, mpp: float, **arg
     Returns
     -------
     dict
-        What `function` returns of the open slide and `arguments`, and the level px that this took:
-        ``read_px``, and ``decoded_px``, those of them that are of tiles. See `Slide`.
+        What `function` returns of the open slide and `arguments`.
     """
     slide = cached_slide(slide_path, mpp)
-    read_px, decoded_px = slide.read_px, slide.decoded_px
     with decoding_in(int(os.environ.get(GPU_CORES, 0))):
-        result = function(slide, **arguments)
-    return result | {
-        "read_px": slide.read_px - read_px,
-        "decoded_px": slide.decoded_px - decoded_px,
-    }
+        return function(slide, **arguments)
 
 
-def finish_slide(
-    plan: StorePlan, failures: list[str], took: dict, patch_px: int | None, mpp: float
-) -> dict:
+def finish_slide(plan: StorePlan, failures: list[str], patch_px: int | None, mpp: float) -> dict:
     """Complete a slide's store and give it its name: the work of a unit.
 
     Parameters
@@ -159,9 +150,6 @@ def finish_slide(
     plan : StorePlan
     failures : list of str
         What of the slide could not be read.
-    took : dict
-        The ``read_px`` and ``decoded_px`` of its slabs, see `fill_chunk`; empty if not all of them
-        were counted.
     patch_px : int or None
         See `fill_heatmaps`.
     mpp : float
@@ -170,26 +158,21 @@ def finish_slide(
     Returns
     -------
     dict
-        ``notes``, ``failures``, ``backend`` (who reads such a level, see `Slide.backend`),
-        ``model`` (by name and weights, see `model_id`), what is in `took` and, with it and
-        `patch_px`, ``needed_px``: level px under the indexed patches, each counted once.
+        ``notes``, ``failures``, ``backend`` (who reads such a level, see `Slide.backend`) and
+        ``model`` (by name and weights, see `model_id`).
     """
     # Without one under the temporary name, a worker died between renaming it and saying so.
     store = plan.part if plan.part.exists() else plan.out
     heatmap = open_heatmap(store)
     grid = heatmap.grid
     slide = cached_slide(plan.slide_path, plan.mpp)
-    level, scale = slide.level_for(grid.downsample)
+    level, _ = slide.level_for(grid.downsample)
     found = {
         "notes": _unlike_training(grid, patch_px, mpp),
         "failures": failures,
         "backend": slide.backend(level),
         "model": heatmap.model,
-        **took,
     }
-    if took and patch_px is not None:
-        cells = read_index(plan.index).cells()
-        found["needed_px"] = round(covered_px(grid, *cells, *slide.size) * scale**2)
     if store == plan.part:  # last: a store under its name that is not on record is made anew
         finish_heatmap(store)
         store.rename(plan.out)
@@ -215,16 +198,7 @@ def _finish_unit(
     arguments = {
         "plan": plan,
         "failures": failure_texts(all_unread(results), what),
-        "took": _took(results),
         "patch_px": patch_px,
         "mpp": mpp,
     }
     return Unit(plan.slide_id, plan.slide_id, plan.inputs, finish_slide, arguments, plan.out)
-
-
-def _took(results: list[dict]) -> dict:
-    """Level px that slabs took; nothing if there are any of older runs, which did not count."""
-    names = ("read_px", "decoded_px")
-    if any(name not in result for result in results for name in names):
-        return {}
-    return {name: sum(result[name] for result in results) for name in names}
