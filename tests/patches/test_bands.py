@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import tifffile
+from counted_reads import counted_reads
 from slide_files import ArraySlide, write_pyramid_tiff
 
 from wsi_pipeline.errors import SlideReadError
@@ -159,11 +160,11 @@ def large_slab(slide, downsample):
 def test_no_tile_of_a_slab_is_decoded_twice(tiled, monkeypatch, tile_px):
     monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
     slide = tiled(tile_px)
-    slide.backend(0)  # which decodes some tiles to compare them
-    before = slide.decoded_px
-    _, counts = patches_of(slide, *large_slab(slide, 1.0))
+    with counted_reads(slide) as counted:
+        _, counts = patches_of(slide, *large_slab(slide, 1.0))
     assert len(counts) > 1
-    assert slide.decoded_px - before == 1280 * 1280  # each lies under several patches
+    # Each lies under several patches.
+    assert (counted.by_tiles, counted.by_openslide) == (1280 * 1280, 0)
 
 
 def test_a_resolution_almost_a_levels_shows_every_row_of_it(tiled, monkeypatch):
@@ -183,11 +184,10 @@ def test_a_resolution_almost_a_levels_shows_every_row_of_it(tiled, monkeypatch):
 def test_resampled_patches_are_read_in_few_large_parts(tiled, monkeypatch, downsample):
     monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
     slide = tiled(64)
-    slide.backend(0)
-    before = slide.decoded_px
     grid, slab = large_slab(slide, downsample)
-    found, _ = patches_of(slide, grid, slab)
-    assert slide.decoded_px - before == 1280 * 1280
+    with counted_reads(slide) as counted:
+        found, _ = patches_of(slide, grid, slab)
+    assert (counted.by_tiles, counted.by_openslide) == (1280 * 1280, 0)
     x, y = ((cells[7] * 64 - 32) * downsample for cells in (slab.cols, slab.rows))
     single = read_patch(slide, grid, x, y)
     np.testing.assert_allclose(found[7].astype(int), single, atol=1)
@@ -241,23 +241,23 @@ def three_on_the_diagonal(slide, downsample, cells):
 def test_openslide_is_asked_for_little_more_than_patches_far_apart(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (1280, 1280, 3), np.uint8)
     path = write_pyramid_tiff(tmp_path / "a.tif", [pixels], tile=64, compression=None)
-    with Slide(path, 0.5) as slide:
+    with Slide(path, 0.5) as slide, counted_reads() as counted:
         found, expected = three_on_the_diagonal(slide, 1.0, [0, 9, 18])
-        np.testing.assert_array_equal(found, expected)
-        # From px -32, 544 and 1120 on, each in a cell of its own of 512 px from -32 on; then again
-        # one by one.
-        assert slide.read_px == 2 * (96 * 96 + 128 * 128 + 128 * 128)
+    np.testing.assert_array_equal(found, expected)
+    # From px -32, 544 and 1120 on, each in a cell of its own of 512 px from -32 on; then again one
+    # by one.
+    assert (counted.by_tiles, counted.by_openslide) == (0, 2 * (96 * 96 + 128 * 128 + 128 * 128))
 
 
 def test_tiles_between_resampled_patches_are_not_decoded(tiled):
     slide = tiled(64)
-    slide.backend(0)
-    before = slide.decoded_px
-    found, expected = three_on_the_diagonal(slide, 2.0, [0, 4, 8])
+    with counted_reads(slide) as counted:
+        found, expected = three_on_the_diagonal(slide, 2.0, [0, 4, 8])
     np.testing.assert_allclose(np.array(found, int), np.array(expected, int), atol=1)
     # From level px -64, 448 and 960 on, 256 px wide, and the filter takes 4 more all round: px 0 to
     # 196 are 4 tiles of 64, 444 to 708 and 956 to 1220 are 6. Then again one by one.
-    assert slide.decoded_px - before == 2 * (4 * 4 + 6 * 6 + 6 * 6) * 64 * 64
+    assert counted.by_tiles == 2 * (4 * 4 + 6 * 6 + 6 * 6) * 64 * 64
+    assert counted.by_openslide == 0
 
 
 def destroy_tile(slide, row, col):
@@ -284,8 +284,7 @@ def test_a_damaged_tile_costs_the_patches_over_it_and_no_tile_twice(
     destroy_tile(slide, 3, 9)  # px 576 to 640 across, 192 to 256 down
     slide.close()
     assert slide.backend(0) == "tiles"
-    before = slide.decoded_px, slide.read_px
-    with decoding_in(threads):
+    with counted_reads() as counted, decoding_in(threads):
         found = {
             position: np.copy(pixels)
             for position, pixels in readable_patches(slide, grid, slab, unread)
@@ -301,7 +300,7 @@ def test_a_damaged_tile_costs_the_patches_over_it_and_no_tile_twice(
     assert {reason.split(": ")[1] for *_, reason in unread} == {
         "the region at level-0 px (576, 192), 64 x 64 px of level 0, cannot be decoded"
     }
-    assert slide.decoded_px - before[0] == slide.read_px - before[1] == 399 * 64 * 64
+    assert (counted.by_tiles, counted.by_openslide) == (399 * 64 * 64, 0)
 
 
 @pytest.mark.parametrize(("downsample", "by_tiles"), [(1.0, False), (1.37, False), (1.37, True)])

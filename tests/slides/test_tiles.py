@@ -2,7 +2,6 @@
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import imagecodecs
@@ -10,6 +9,7 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+from counted_reads import counted_reads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -187,9 +187,10 @@ def test_every_level_of_a_halved_big_tiff_equals_openslide(tmp_path, picture):
 @pytest.mark.parametrize("region", [(0, 0, 50, 40, 1.7), (-20, 30, 60, 70, 3), (7, 9, 90, 80, 0.9)])
 def test_resampled_regions_are_those_of_openslide(tmp_path, monkeypatch, picture, region):
     path = write_jpeg_tiff(tmp_path / "a.tif", [picture[:288, :320], picture[:288:2, :320:2]])
-    with Slide(path) as slide:
+    with Slide(path) as slide, counted_reads(slide) as counted:
         read = slide.read(*region)
-        assert slide.decoded_px > 0
+    assert counted.by_tiles > 0
+    assert counted.by_openslide == 0
     monkeypatch.setattr(reader, "tiled_levels", lambda *of: ["not now"] * 2)
     with Slide(path) as slide:
         assert slide.backend(0) == "openslide: not now"
@@ -363,8 +364,9 @@ def test_a_difference_leaves_the_level_to_openslide(tmp_path, monkeypatch, pictu
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
         assert slide.backend(0).startswith("openslide: the tile at level px (")
         assert slide.backend(0).endswith("differs from OpenSlide's by up to 1")
-        assert_same_everywhere(slide, 0)
-        assert slide.decoded_px == 0
+        with counted_reads() as counted:
+            assert_same_everywhere(slide, 0)
+        assert counted.by_tiles == 0
 
 
 def test_a_level_of_which_nothing_can_be_compared_is_openslides(tmp_path, picture):
@@ -391,11 +393,12 @@ def test_a_level_is_compared_once_in_a_process_until_its_file_changes(
     assert len(compared) == 2
 
 
-def test_pixels_of_decoded_tiles_are_counted(tmp_path, picture):
-    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
+def test_the_tiles_that_a_region_touches_are_decoded_and_no_others(tmp_path, picture):
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
+    with Slide(path) as slide, counted_reads(slide) as counted:
         slide.read(60, 60, 10, 10)  # four tiles of 64 x 64
         slide.read(-5, -5, 10, 10)  # a part of the first
-        assert (slide.decoded_px, slide.read_px) == (5 * 64 * 64, 5 * 64 * 64)
+    assert (counted.by_tiles, counted.by_openslide) == (5 * 64 * 64, 0)
 
 
 @pytest.mark.parametrize("corner", [(-100, -30), (70, 40), (250, 200)])
@@ -413,8 +416,8 @@ def test_what_boxes_hold_is_read_and_no_other_tile(
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
         expected = slide.read(*corner, 200, 150, downsample)
         out = np.zeros((150, 200, 3), np.uint8)
-        before = slide.decoded_px
-        assert slide.read_under(*corner, boxes, downsample, out) == {}
+        with counted_reads(slide) as counted:
+            assert slide.read_under(*corner, boxes, downsample, out) == {}
         needed = np.zeros((290, 333), bool)
         for left, upper, right, lower in boxes.tolist():
             box = np.s_[upper:lower, left:right]
@@ -430,7 +433,7 @@ def test_what_boxes_hold_is_read_and_no_other_tile(
                 for left in range(0, 333, 64)
             )
             assert 0 < touched < 5 * 4
-            assert slide.decoded_px - before == touched * 64 * 64
+            assert counted.by_tiles == touched * 64 * 64
 
 
 def test_a_few_neighbours_are_copied_together():
@@ -452,35 +455,27 @@ def test_boxes_are_read_by_tiles_though_edges_were_asked_for_too_soon(
         assert slide.row_edges(10, 190, 190).tolist() == [0, 190]
         slide.read(0, 0, 200, 200)
         assert slide.row_edges(10, 190, 190).tolist() == [0, 54, 118, 182, 190]
-        before, out = slide.decoded_px, np.zeros((190, 190, 3), np.uint8)
-        slide.read_under(10, 10, np.array([[0, 0, 190, 190]]), 1.0, out)
-        assert slide.decoded_px - before == 4 * 4 * 64 * 64
+        out = np.zeros((190, 190, 3), np.uint8)
+        with counted_reads() as counted:
+            slide.read_under(10, 10, np.array([[0, 0, 190, 190]]), 1.0, out)
+        assert counted.by_tiles == 4 * 4 * 64 * 64
         np.testing.assert_array_equal(out, slide.read(10, 10, 190, 190))
-
-
-def test_each_thread_counts_its_own_reads(tmp_path, picture):
-    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
-        slide.read(0, 0, 10, 10)
-        with ThreadPoolExecutor(1) as other:
-            assert other.submit(lambda: slide.read_px).result() == 0
-            other.submit(slide.read, 60, 60, 10, 10).result()
-            assert other.submit(lambda: slide.read_px).result() == 4 * 64 * 64
-        assert slide.read_px == 64 * 64
 
 
 def test_the_first_and_the_smallest_reads_are_openslides(tmp_path, monkeypatch, picture):
     monkeypatch.setattr(reader, "WORTH_TILES_PX", 20_000)
     monkeypatch.setattr(reader, "LEAST_OF_TILE", 1 / 4)
-    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
+    with Slide(path) as slide, counted_reads(slide) as counted:
         slide.read(0, 0, 100, 100)
-        assert (slide.decoded_px, slide.read_px) == (0, 10_000)
+        assert (counted.by_tiles, counted.by_openslide) == (0, 10_000)
         slide.read(0, 0, 100, 100)  # 20,000 px by now; four tiles
-        assert slide.decoded_px == 4 * 64 * 64
+        assert counted.by_tiles == 4 * 64 * 64
         slide.read(0, 0, 32, 31)  # under a quarter of 64 x 64
-        assert slide.decoded_px == 4 * 64 * 64
+        assert counted.by_tiles == 4 * 64 * 64
         slide.read(0, 0, 32, 32)
-        assert slide.decoded_px == 5 * 64 * 64
-        assert slide.read_px == 10_000 + 32 * 31 + 5 * 64 * 64
+        assert counted.by_tiles == 5 * 64 * 64
+        assert counted.by_openslide == 10_000 + 32 * 31
 
 
 ADOBE = bytes.fromhex("ffee000e41646f6265006400000000")
@@ -498,8 +493,9 @@ def test_a_tile_that_names_another_colour_space_than_the_page_is_openslides(
     path = write_jpeg_tiff(tmp_path / "a.tif", [picture], colour=colour, marked={8: marker})
     with Slide(path) as slide:
         assert slide.backend(0) == "tiles"
-        assert_same(slide, 0, 128, 64, 64, 64)
-        assert slide.decoded_px == 0
+        with counted_reads() as counted:
+            assert_same(slide, 0, 128, 64, 64, 64)
+        assert counted.by_tiles == 0
         assert_same_everywhere(slide, 0)
 
 
@@ -513,8 +509,10 @@ def test_openslide_is_asked_for_the_tile_that_it_alone_can_read(
     marked = {7: ADOBE + b"\x00"}  # of 4 x 5 tiles; the third of the second row
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture], marked=marked)) as slide:
         assert slide.backend(0) == "tiles"
-        assert_same(slide, 0, 0, 0, 320, 256)
-        assert (slide.decoded_px, slide.read_px) == (19 * 64 * 64, 20 * 64 * 64)
+        with counted_reads() as counted:
+            read = slide.read(0, 0, 320, 256)
+        assert (counted.by_tiles, counted.by_openslide) == (19 * 64 * 64, 64 * 64)
+        assert np.array_equal(read, with_openslide_alone(slide.path, 0, 0, 0, 320, 256))
 
 
 def test_a_tile_that_is_cut_off_does_not_loosen_the_check_of_the_next(picture):
@@ -532,9 +530,10 @@ def test_a_tile_that_is_cut_off_does_not_loosen_the_check_of_the_next(picture):
 
 def test_a_tile_that_names_the_colour_space_of_the_page_is_decoded(tmp_path, picture):
     marked = {7: ADOBE + b"\x01", 8: JFIF}
-    with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture], marked=marked)) as slide:
+    path = write_jpeg_tiff(tmp_path / "a.tif", [picture], marked=marked)
+    with Slide(path) as slide, counted_reads(slide) as counted:
         assert_same(slide, 0, 64, 64, 128, 64)
-        assert slide.decoded_px == 2 * 64 * 64
+    assert counted.by_tiles == 2 * 64 * 64
 
 
 # Threads and files.
@@ -547,14 +546,12 @@ def test_threads_read_one_slide_at_once(tmp_path, monkeypatch, picture, decoding
     regions = [(x, y, 120, 100) for x in range(0, 333, 30) for y in range(0, 290, 40)]
     path, wrong = write_jpeg_tiff(tmp_path / "a.tif", [picture]), []
     expected = [with_openslide_alone(path, 0, *region) for region in regions]
-    counts = []
-    with Slide(path) as slide:
+    with Slide(path) as slide, counted_reads(slide) as counted:
 
         def read():
             for region, pixels in zip(regions, expected, strict=True):
                 if not np.array_equal(slide.read(*region), pixels):
                     wrong.append(region)
-            counts.append(slide.decoded_px)
 
         readers = [threading.Thread(target=read) for _ in range(2)]
         for thread in readers:
@@ -565,7 +562,7 @@ def test_threads_read_one_slide_at_once(tmp_path, monkeypatch, picture, decoding
         (-(-min(x + w, 333) // 64) - x // 64) * (-(-min(y + h, 290) // 64) - y // 64)
         for x, y, w, h in regions
     ]
-    assert counts == [sum(tiles_met) * 64 * 64] * 2
+    assert counted.by_tiles == 2 * sum(tiles_met) * 64 * 64
     assert not wrong
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from slide_files import write_pyramid_tiff
@@ -18,11 +17,10 @@ from wsi_pipeline.heatmaps.store import create_heatmap, open_heatmap
 from wsi_pipeline.jobs.cluster import GPU_CORES
 from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.patchnet import PatchNet
-from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.slides import threads
 from wsi_pipeline.stages import worker_model as worker_model_module
 from wsi_pipeline.stages.slab_stores import StorePlan, _units_or_refusal
-from wsi_pipeline.stages.stores import _finish_unit, begin_store, fill_chunk, finish_slide
+from wsi_pipeline.stages.stores import begin_store, fill_chunk, finish_slide
 from wsi_pipeline.stages.worker_model import worker_model
 
 GRID = PatchGrid(Bounds(0, 0, 2048, 2048), 0.25, 2.0, 64, 32, 32)
@@ -45,47 +43,24 @@ def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
     pixels = np.zeros((2048, 2048, 3), np.uint8)
     slide = write_pyramid_tiff(tmp_path / "s.tif", [pixels, pixels[::2, ::2]], mpp=0.25)
     mine = replace(plan(tmp_path), slide_path=str(slide))
-    write_one_patch(mine.index)
     create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
-    took = {"read_px": 5000, "decoded_px": 4000}
-    expected = {"notes": notes, "failures": ["one"], "backend": "tiles", "model": "m", **took}
-    if patch_px is not None:
-        expected["needed_px"] = 64 * 64  # of level 1, which is read
-    assert finish_slide(mine, ["one"], took, patch_px, mpp) == expected
+    expected = {"notes": notes, "failures": ["one"], "backend": "tiles", "model": "m"}
+    assert finish_slide(mine, ["one"], patch_px, mpp) == expected
     assert not mine.part.exists()
     assert np.isnan(open_heatmap(mine.out).values()).all()
     # A worker that died after renaming: the unit is done again.
-    assert finish_slide(mine, ["one"], took, patch_px, mpp) == expected
+    assert finish_slide(mine, ["one"], patch_px, mpp) == expected
 
 
-@pytest.mark.parametrize("lacking", ["slide", "index"])
-def test_a_store_gets_its_name_only_when_all_is_found_out(tmp_path, lacking):
+def test_a_store_gets_its_name_only_when_all_is_found_out(tmp_path):
     """Else the next run would find it without a record and predict all of it anew."""
     slide = write_pyramid_tiff(tmp_path / "s.tif", [np.zeros((64, 64, 3), np.uint8)], mpp=0.5)
     mine = replace(plan(tmp_path), slide_path=str(slide))
-    write_one_patch(mine.index)
     create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
-    (slide if lacking == "slide" else mine.index).unlink()
+    slide.unlink()
     with pytest.raises(WsiError):
-        finish_slide(mine, [], {"read_px": 5000, "decoded_px": 4000}, 64, 0.5)
+        finish_slide(mine, [], 64, 0.5)
     assert mine.part.exists() and not mine.out.exists()
-
-
-@pytest.mark.parametrize("uncounted", ["", "read_px", "decoded_px"])
-def test_px_are_on_record_only_if_all_slabs_counted_them(tmp_path, uncounted):
-    """Slabs that an older run predicted did not, and are not predicted again."""
-    slide = write_pyramid_tiff(tmp_path / "s.tif", [np.zeros((2048, 2048, 3), np.uint8)], mpp=0.25)
-    mine = replace(plan(tmp_path), slide_path=str(slide))
-    write_one_patch(mine.index)
-    create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
-    slabs = [{"unread": [], "read_px": 70_000, "decoded_px": n} for n in (40_000, 30_000)]
-    slabs[1].pop(uncounted, None)
-    unit = _finish_unit(mine, slabs, what="patch", mpp=0.5, patch_px=64)
-    # Only level 0 is there: 128 px of it for the 64 of the patch.
-    counts = {"read_px": 140_000, "decoded_px": 70_000, "needed_px": 128 * 128}
-    expected = {"notes": [], "failures": [], "backend": "tiles", "model": "m"}
-    expected |= {} if uncounted else counts
-    assert unit.function(**unit.arguments) == expected
 
 
 @pytest.mark.parametrize(("environment", "count"), [({}, 1), ({GPU_CORES: "3"}, 3)])
@@ -98,15 +73,8 @@ def test_units_on_a_local_gpu_decode_with_its_share_of_the_cores(
         monkeypatch.setenv(name, value)
     slide = write_pyramid_tiff(tmp_path / "s.tif", [np.zeros((64, 64, 3), np.uint8)], mpp=0.5)
     found = fill_chunk(lambda _: {"threads": threads.decoding_threads()}, str(slide), 0.5)
-    assert found == {"threads": count, "read_px": 0, "decoded_px": 0}
+    assert found == {"threads": count}
     assert threads.decoding_threads() == 1
-
-
-def write_one_patch(index):
-    """Index the patch from working px (208, 208) on, row and column 7."""
-    columns = ([416], [416], [1.0], [0.0], [0], [[]])
-    table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
-    write_index(PatchIndex("s", GRID, table), index)
 
 
 def plan(folder):

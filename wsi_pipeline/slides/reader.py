@@ -38,12 +38,6 @@ SAME_DOWNSAMPLE = 1e-4
 FINER_THAN_LEVEL0 = 0.1
 
 
-class _Counts(threading.local):
-    """Level px read, by each thread for itself: a unit's reads are those of its thread."""
-
-    decoded_px = painted_px = 0
-
-
 class Slide:
     """A slide that OpenSlide reads: SVS, MRXS, SCN, NDPI, DICOM, tiled TIFF and others.
 
@@ -80,10 +74,6 @@ class Slide:
         Level-0 px per px of each pyramid level.
     level_sizes : tuple of (int, int)
         Width and height of each level, px.
-    decoded_px : int
-        Px of the tiles that reads of the calling thread decoded without OpenSlide.
-    read_px : int
-        All level px that its reads took: `decoded_px`, and what OpenSlide was asked for.
 
     Raises
     ------
@@ -104,7 +94,6 @@ class Slide:
         self.mpp = level0_mpp(self.path, properties, mpp)
         self._cells = [_cell(properties, level) for level in range(len(self.level_sizes))]
         self._seen_px = 0
-        self._counts = _Counts()
         self._levels: list[TiledLevel | str] | None = None
         self._lock = threading.Lock()  # of all that this class counts and finds out lazily
 
@@ -119,14 +108,6 @@ class Slide:
         self._handle = None
         with self._lock:
             self._levels = None
-
-    @property
-    def decoded_px(self) -> int:  # noqa: D102 (see the class)
-        return self._counts.decoded_px
-
-    @property
-    def read_px(self) -> int:  # noqa: D102 (see the class)
-        return self._counts.decoded_px + self._counts.painted_px
 
     def backend(self, level: int) -> str:
         """Who reads a level: ``"tiles"``, or ``"openslide: "`` and the reason.
@@ -328,8 +309,7 @@ class Slide:
         if not len(held):
             return {}
         if tiles := self._tiles_for(level, width * height):
-            decoded_px, failed = tiles.read(x, y, inside, under(parts, tiles.tile))
-            self._counts.decoded_px += decoded_px
+            failed = tiles.read(x, y, inside, under(parts, tiles.tile))
             self._saw(width * height)
             side, frames = tiles.tile, [(col, row, col + 1, row + 1) for row, col in failed]
         else:
@@ -356,7 +336,6 @@ class Slide:
         except SlideReadError as error:
             return str(error)
         pixels[upper - y0 : lower - y0, left - x0 : right - x0] = found
-        self._counts.painted_px += width * height
         self._saw(width * height)
         return ""
 

@@ -101,7 +101,7 @@ class TiledLevel:
 
     def read(
         self, x: int, y: int, pixels: np.ndarray, places: Iterable[tuple[int, int]]
-    ) -> tuple[int, dict[tuple[int, int], str]]:
+    ) -> dict[tuple[int, int], str]:
         """Decode tiles of a region that lies inside the level, each once.
 
         Parameters
@@ -116,18 +116,16 @@ class TiledLevel:
 
         Returns
         -------
-        decoded_px : int
-            Pixels of the tiles that were decoded, whole ones.
-        failed : dict of (int, int) to str
+        dict of (int, int) to str
             Tiles that cannot be decoded without so much as a warning, and why; what is in their
             place is not defined.
         """
-        tile_width, tile_height = self.tile
+        tile_width = self.tile[0]
         whole = range(-(-x // tile_width), (x + pixels.shape[1]) // tile_width)
         there = {place: bool(self.byte_counts[place]) for place in places}
         failed: dict[tuple[int, int], str] = {}
         in_threads(partial(self._fill, pixels, x, y, failed), _neighbours(there, whole))
-        return (sum(there.values()) - len(failed)) * tile_width * tile_height, failed
+        return failed
 
     def _fill(self, pixels, x: int, y: int, failed: dict, places: list[tuple[int, int]]) -> None:
         """Fill what a region shows of neighbouring tiles."""
@@ -262,7 +260,7 @@ def difference(level: TiledLevel, reference: Callable[[int, int, int, int], np.n
             for side, whole, start in zip(level.tile, level.size, (x, y), strict=True)
         )
         decoded = np.empty((height, width, 3), np.uint8)
-        _, failed = level.read(x, y, decoded, [(row, col)])
+        failed = level.read(x, y, decoded, [(row, col)])
         try:
             expected = reference(x, y, width, height)
         except SlideReadError:

@@ -85,46 +85,36 @@ def notes_by_slide(run_dir: Path, model: str) -> dict[str, list[str]]:
 
 
 def reading_summary(results: Iterable[dict]) -> str:
-    """Say in a line who read the slides, and what that took.
+    """Say in a sentence what reads the slides.
 
     Parameters
     ----------
     results : iterable of dict
-        Of the heatmap stage's units; those of slides have ``backend`` and, where all was counted,
-        ``read_px``, ``decoded_px`` and ``needed_px``, see `stores.finish_slide`.
+        Of the heatmap stage's units; those of slides have ``backend``, see `stores.finish_slide`.
 
     Returns
     -------
     str
-        Empty if no slide's result says who read it.
+        Empty if no slide's result has a backend.
     """
-    slides = [result for result in results if "backend" in result]
-    if not slides:
-        return ""
-    others = [slide["backend"] for slide in slides if slide["backend"] != "tiles"]
-    reasons = "; ".join(
-        f"{count}, {reason.removeprefix('openslide: ')}"
-        for reason, count in Counter(others).most_common(REASONS_TOLD)
-    )
-    return (
-        f"slides with tiles to decode: {len(slides) - len(others)}, for OpenSlide alone:"
-        f" {len(others)}{f' ({reasons})' if others else ''}{_px_summary(slides)}"
-    )
+    backends = [result["backend"] for result in results if "backend" in result]
+    others = [backend for backend in backends if backend != "tiles"]
+    parts = []
+    if decoded := len(backends) - len(others):
+        parts.append(
+            f"tiles are decoded for {_slides(decoded)}, after the first 4 megapixels of each"
+        )
+    if others:
+        reasons = "; ".join(
+            f"{count}: {reason.removeprefix('openslide: ')}"
+            for reason, count in Counter(others).most_common(REASONS_TOLD)
+        )
+        parts.append(f"OpenSlide reads {_slides(len(others))} ({reasons})")
+    return "; ".join(parts)
 
 
-def _px_summary(slides: list[dict]) -> str:
-    """What reading took, as far as it was counted: older runs did not, or not by tiles."""
-    counted = [slide for slide in slides if "decoded_px" in slide]
-    if not counted:
-        return ""
-    read, decoded, needed = (
-        sum(slide[name] for slide in counted) for name in ("read_px", "decoded_px", "needed_px")
-    )
-    where = "" if len(counted) == len(slides) else f" (slides counted: {len(counted)})"
-    return (
-        f"; {read / max(1, needed):.2f} px read for each px needed,"
-        f" {decoded / max(1, read):.0%} of them by tiles{where}"
-    )
+def _slides(count: int) -> str:
+    return f"{count} slide{'' if count == 1 else 's'}"
 
 
 def heatmap_reading(run_dir: Path, model: str) -> str:
