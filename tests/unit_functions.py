@@ -1,15 +1,40 @@
-"""Units of work for the tests of jobs: in a module of their own, which workers can import."""
+"""Units of work for the tests of jobs, and of other tests, in a module that workers can import."""
 
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from distributed import get_worker
 
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.jobs.unit import Output, Unhashed, Unit
+
+
+@dataclass(frozen=True)
+class Call(Unit):
+    """A unit that calls a function: only `inputs` and the names count."""
+
+    name: str
+    inputs: dict
+    function: Unhashed[Callable]
+    arguments: Unhashed[dict] = field(default_factory=dict)
+    out: Output | None = None
+
+    @property
+    def key(self):
+        return self.name
+
+    def run(self):
+        return self.function(**self.arguments)
+
+
+def call(key, slide_id, inputs, function, arguments=None, out=None) -> Call:
+    return Call(slide_id, key, inputs, function, arguments or {}, out and Output(out))
 
 
 def square(number: int, out: str | None = None, log: str | None = None, seconds: float = 0) -> dict:

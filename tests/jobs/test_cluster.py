@@ -2,7 +2,7 @@ import os
 import sys
 
 import pytest
-from unit_functions import exit_code_of_a_child, visible_gpu
+from unit_functions import call, exit_code_of_a_child, visible_gpu
 
 from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.jobs import cluster
@@ -15,7 +15,7 @@ from wsi_pipeline.jobs.cluster import (
     visible_gpus,
     worker_threads,
 )
-from wsi_pipeline.jobs.run import Unit, run_units
+from wsi_pipeline.jobs.run import run_units
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_no_driver_no_gpus(tmp_path, monkeypatch, text):
 
 def test_each_gpu_has_one_worker_and_units_that_need_one_go_there(two_gpus, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "CPU_COUNT", 12)
-    units = [Unit(str(i), "s", {"i": i}, visible_gpu) for i in range(12)]
+    units = [call(str(i), "s", {"i": i}, visible_gpu) for i in range(12)]
     with connect(workers=3) as client:
         assert worker_threads(client) == 2 * GPU_THREADS + 1
         assert worker_threads(client, {GPU: 1}) == 2 * GPU_THREADS
@@ -80,7 +80,7 @@ def test_local_workers_may_have_children_and_no_resources_that_are_not_there(tmp
         with pytest.raises(RunError, match=r"no worker of tcp://.* offers \{'GPU': 1\}"):
             run_units(
                 client,
-                [Unit("a", "a", {}, visible_gpu)],
+                [call("a", "a", {}, visible_gpu)],
                 run_dir=tmp_path / "run",
                 stage="train",
                 schema_version=1,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from unit_functions import (
+    call,
     die,
     divide_by_zero,
     pairs,
@@ -24,7 +25,7 @@ from wsi_pipeline.jobs import cluster
 from wsi_pipeline.jobs import run as run_module
 from wsi_pipeline.jobs.cluster import connect
 from wsi_pipeline.jobs.record import read_done, read_failures
-from wsi_pipeline.jobs.run import Outcome, Unit, run_units
+from wsi_pipeline.jobs.run import Outcome, run_units
 
 TESTS = Path(__file__).parents[1]
 
@@ -43,12 +44,12 @@ def run(client, units, folder, **options):
 def squares(folder, count, seconds=0.0):
     """Units that square 0, 1, ... into files and log each time that they are executed."""
     return [
-        Unit(
-            key=f"square {number}",
-            slide_id=f"slide {number}",
-            inputs={"number": number},
-            function=square,
-            arguments={
+        call(
+            f"square {number}",
+            f"slide {number}",
+            {"number": number},
+            square,
+            {
                 "number": number,
                 "out": str(folder / f"{number}.txt"),
                 "log": str(folder / "executed.log"),
@@ -132,9 +133,9 @@ def test_the_window_follows_the_workers_that_come_and_go(client, tmp_path, monke
 def test_failing_units_are_recorded_while_the_others_go_on(client, tmp_path, caplog):
     log = str(tmp_path / "refused.log")
     failing = [
-        Unit("refused", "slide r", {}, refuse, {"path": "a.svs", "log": log}),
-        Unit("divided", "slide d", {}, divide_by_zero),
-        Unit("no json", "slide n", {}, unserialisable),
+        call("refused", "slide r", {}, refuse, {"path": "a.svs", "log": log}),
+        call("divided", "slide d", {}, divide_by_zero),
+        call("no json", "slide n", {}, unserialisable),
     ]
     ended = run(client, failing + squares(tmp_path, 6), tmp_path)
     assert (ended.done, ended.failed) == (6, 3)
@@ -153,7 +154,7 @@ def test_failing_units_are_recorded_while_the_others_go_on(client, tmp_path, cap
 
 
 def test_a_failure_is_gone_after_a_run_without_it(client, tmp_path):
-    broken = Unit("square 0", "slide 0", {"number": 0}, divide_by_zero)
+    broken = call("square 0", "slide 0", {"number": 0}, divide_by_zero)
     run(client, [broken], tmp_path)
     assert len(reasons(tmp_path)) == 1
     assert run(client, squares(tmp_path, 1), tmp_path).done == 1
@@ -166,7 +167,7 @@ def test_a_unit_that_failed_in_part_is_reported_in_every_run_until_its_inputs_ch
     out = tmp_path / "heatmap"
 
     def unit(unread, **inputs):
-        return Unit("a", "slide a", inputs, read_in_part, {"out": str(out), "unread": unread})
+        return call("a", "slide a", inputs, read_in_part, {"out": str(out), "unread": unread})
 
     unread = ["patch at (0, 0)", "patch at (0, 256)"]
     rows = [("a", "PartialFailure", reason) for reason in unread]
@@ -184,12 +185,12 @@ def test_a_unit_that_failed_in_part_is_reported_in_every_run_until_its_inputs_ch
 def test_the_output_of_other_inputs_does_not_outlive_a_failure(client, tmp_path):
     old = tmp_path / "index"
     old.write_text("of other settings")
-    run(client, [Unit("a", "slide a", {}, divide_by_zero, output=old)], tmp_path)
+    run(client, [call("a", "slide a", {}, divide_by_zero, out=old)], tmp_path)
     assert not old.exists()
 
 
 def test_a_result_is_the_same_when_it_is_read_back(client, tmp_path):
-    unit = Unit("a", "slide a", {}, pairs)
+    unit = call("a", "slide a", {}, pairs)
     first = run(client, [unit], tmp_path).results
     assert first == {"a": {"pairs": [[1, 2]], "by": {"1": "one"}}}
     assert run(client, [unit], tmp_path).results == first
@@ -213,7 +214,7 @@ def test_outcomes_add_up():
 
 def test_a_unit_that_kills_its_worker_is_retried_then_recorded(client, tmp_path):
     log = tmp_path / "died.log"
-    deadly = Unit("deadly", "slide d", {}, die, {"log": str(log)})
+    deadly = call("deadly", "slide d", {}, die, {"log": str(log)})
     ended = run(client, [deadly, *squares(tmp_path, 8)], tmp_path, retries=1, window=1)
     # Once with others in flight, which does not count, and then twice alone.
     assert log.read_text() == "die\n" * (1 + 2)
@@ -225,7 +226,7 @@ def test_a_unit_that_kills_its_worker_is_retried_then_recorded(client, tmp_path)
 
 def test_a_unit_without_company_is_retried_no_more_often_than_asked(client, tmp_path):
     log = tmp_path / "died.log"
-    deadly = Unit("deadly", "slide d", {}, die, {"log": str(log)})
+    deadly = call("deadly", "slide d", {}, die, {"log": str(log)})
     assert run(client, [deadly], tmp_path, retries=0).failed == 1
     assert log.read_text() == "die\n"
 
@@ -235,7 +236,7 @@ def test_units_that_wait_for_a_gpu_do_not_fail_with_the_one_that_kills_its_worke
 ):
     monkeypatch.setattr(cluster, "visible_gpus", lambda: ["0"])
     log = tmp_path / "died.log"
-    deadly = Unit("deadly", "slide d", {}, die, {"log": str(log)})
+    deadly = call("deadly", "slide d", {}, die, {"log": str(log)})
     units = [deadly, *squares(tmp_path, 6)]
     with connect(workers=1) as client:  # of two threads: all seven are in flight
         ended = run(client, units, tmp_path, retries=1, window=4, resources={cluster.GPU: 1})

@@ -22,7 +22,6 @@ from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import cache, train
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, cache_path, index_path, model_folder
-from wsi_pipeline.stages.slab_stores import plan_store
 from wsi_pipeline.stages.status import stage_status
 
 SIDE_PX, MPP = 640, 0.5
@@ -178,7 +177,7 @@ def test_room_is_needed_for_the_shards_that_are_not_there(run, client, refused_w
     assert refused_with(0) is None  # all are finished
     shutil.rmtree(cache_path(run, "b"))  # all of it
     (slide,) = pd.read_parquet(run / "slides.parquet").query("slide_id == 'd'").itertuples()
-    begun = plan_store(slide, settings(run), run / "cache", schema=cache.SCHEMA).part
+    begun = cache.CacheStore.of_slide(slide, settings(run), run / "cache").part
     cache_path(run, "d").rename(begun)  # of these inputs, but for a shard
     shard_file(begun, (1, 1)).unlink()
     last = [corner for corner in labelled("d") if min(grid(1.0).cells_at(*corner)) >= 16]

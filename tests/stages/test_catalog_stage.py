@@ -3,12 +3,13 @@ import pandas as pd
 import pytest
 from slide_files import write_pyramid_tiff
 
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import AnnotationConfig, Config
 from wsi_pipeline.errors import AnnotationError, CatalogError, SlideError
+from wsi_pipeline.jobs.unit import LargeFile, SmallFile
 from wsi_pipeline.slides.annotations import write_asap_xml
-from wsi_pipeline.stages.catalog import _listed_slides, inspect_slide
+from wsi_pipeline.stages.catalog import InspectSlide, _listed_slides
 
-RULES = {"positive": ("Tumor",), "exclusion": (), "origin": "auto"}
+RULES = AnnotationConfig(positive=("Tumor",), exclusion=())
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,9 @@ def slides(tmp_path_factory):
 
 
 def inspect(path, mpp=None, default_mpp=None, annotation=None, label=None, unannotated="unknown"):
-    return inspect_slide(str(path), mpp, default_mpp, annotation, label, unannotated, RULES)
+    file = annotation and SmallFile.at(annotation)
+    unit = InspectSlide("s", LargeFile.at(path), mpp, default_mpp, file, label, unannotated, RULES)
+    return unit.run()
 
 
 def test_the_default_resolution_is_for_slides_that_state_none(slides):

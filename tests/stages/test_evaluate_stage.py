@@ -2,12 +2,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from wsi_pipeline.config import CatalogConfig, Config
+from wsi_pipeline.config import AnnotationConfig, CatalogConfig, Config, DetectionConfig
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap
+from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
-from wsi_pipeline.stages.evaluate import _precision, _refuse_leakage, score_slide
+from wsi_pipeline.stages.evaluate import ScoreSlide, _precision, _refuse_leakage
 
 MODEL = "vgg16@abc"
 
@@ -23,10 +24,11 @@ def test_a_heatmap_of_other_patches_or_another_model_is_not_evaluated(tmp_path, 
     create_heatmap(tmp_path / "s.zarr", grid=grid(), slide_id="s", model=model)
     finish_heatmap(tmp_path / "s.zarr")
     with pytest.raises(RunError, match="run the heatmap stage again"):
-        score_slide(
-            "s", "none.tif", 0.5, [2048, 2048], {}, None, {}, str(tmp_path / "s.parquet"),
-            str(tmp_path / "s.zarr"), MODEL, {}, 100, str(tmp_path),
-        )  # fmt: skip
+        ScoreSlide(
+            "s", LargeFile.at("none.tif"), 0.5, (2048, 2048), {}, None, AnnotationConfig(),
+            SmallFile.at(tmp_path / "s.parquet"), LargeFile.at(tmp_path / "s.zarr"), MODEL,
+            DetectionConfig(), 100, Output(tmp_path),
+        ).run()  # fmt: skip
 
 
 def test_heatmaps_of_two_precisions_are_not_evaluated_together(tmp_path):

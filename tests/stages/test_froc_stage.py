@@ -10,6 +10,7 @@ import pytest
 import tifffile
 
 from wsi_pipeline.errors import CatalogError, RunError
+from wsi_pipeline.jobs.unit import Output, SmallFile
 from wsi_pipeline.stages import froc
 from wsi_pipeline.stages.hits import cohort_hits
 
@@ -113,12 +114,11 @@ def test_lecture_needs_patches(cohort):
 
 def one_slide(folder, slide="Tumor_1", label=1, truth="annotations/Tumor_1.xml", side=SIDE):
     """The work of a unit."""
-    froc.slide_hits(
-        slide, str(folder / f"detections/{slide}.csv"), [side, SIDE], 0.25,
-        {"official": label, "corrected": label}, truth and str(folder / truth),
-        truth is not None and truth.endswith(".tif"), {"positive": ["Tumor"], "exclusion": []},
-        str(folder),
-    )  # fmt: skip
+    froc.SlideHits(
+        slide, SmallFile.at(folder / f"detections/{slide}.csv"), (side, SIDE), 0.25,
+        {"official": label, "corrected": label}, truth and SmallFile.at(folder / truth),
+        {"positive": ["Tumor"], "exclusion": []}, Output(folder),
+    ).run()  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from slide_files import write_pyramid_tiff
 
+from wsi_pipeline.config import AnnotationConfig
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap
-from wsi_pipeline.stages.gallery import _around, draw_places, picture_units, read_pictures
+from wsi_pipeline.stages.gallery import _square_over, picture_units, read_pictures
 
 GRID = PatchGrid(Bounds(0, 0, 512, 512), 0.5, 1.0, 64, 32, 32)
 
@@ -32,7 +33,7 @@ def units(tmp_path):
         columns=["slide_id", "lesion_id", "x0", "y0", "x1", "y1"],
     )
     wrong = pd.DataFrame({"slide_id": ["a", "a"], "x": [10.0, 250.0], "y": [10.0, 250.0]})
-    rules = {"positive": ["Tumor"], "exclusion": [], "origin": "slide"}
+    rules = AnnotationConfig(positive=("Tumor",), exclusion=(), origin="slide")
     return (
         list(picture_units(slides, lesions, wrong, tmp_path, tmp_path / "gallery", rules)),
         lesions,
@@ -43,7 +44,7 @@ def units(tmp_path):
 def test_a_unit_draws_all_places_of_its_slide(units, tmp_path):
     [unit], lesions, wrong = units
     assert unit.slide_id == "a"
-    assert draw_places(**unit.arguments) == {"pictures": 3}
+    assert unit.run() == {"pictures": 3}
     of_lesions = read_pictures(tmp_path / "gallery", "lesion", lesions, "lesion_id")
     of_wrong = read_pictures(tmp_path / "gallery", "false-positive", wrong)
     assert list(of_lesions) == [("a", 3)]
@@ -59,6 +60,6 @@ def test_pictures_that_could_not_be_drawn_are_left_out(units, tmp_path):
     assert read_pictures(tmp_path / "gallery", "false-positive", wrong) == {}
 
 
-def test_a_place_is_a_square_around_it():
-    assert _around([100, 200, 300, 250], least=64) == Bounds(40, 65, 320, 320)  # 1.6 x 200
-    assert _around([100, 200, 100, 200], least=64) == Bounds(68, 168, 64, 64)
+def test_a_place_is_a_square_over_it():
+    assert _square_over([100, 200, 300, 250], least=64) == Bounds(40, 65, 320, 320)  # 1.6 x 200
+    assert _square_over([100, 200, 100, 200], least=64) == Bounds(68, 168, 64, 64)

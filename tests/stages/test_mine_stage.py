@@ -109,8 +109,8 @@ def test_training_with_hard_negatives_does_not_validate_on_their_patients(run):
     settings = config(run).model_copy(
         update={"train": TrainConfig(name="again", hard_negatives=path)}
     )
-    slides = _unit(settings).arguments["job"]["slides"]
-    ids = {part: sorted(slide["slide_id"] for slide in of_part) for part, of_part in slides.items()}
+    slides = _unit(settings).slides
+    ids = {part: sorted(of.patches.slide_id for of in of_part) for part, of_part in slides.items()}
     assert ids["hard_negatives"] == mined
     assert ids["validation"] == sorted({"v0", "v1", "v2", "v3"} - set(mined))
     assert ids["train"] == ["a"]

@@ -94,7 +94,7 @@ def run(tmp_path):
 def job_of(run, **training):
     settings = TrainConfig(**{"weights": "none", "model": "cam"} | training)
     config = Config(out=run, catalog=CatalogConfig(csv="slides.csv"), train=settings)
-    return train._unit(config).arguments["job"]
+    return train._unit(config)
 
 
 def start_weights(run, **patients):
@@ -116,7 +116,7 @@ def test_start_weights_that_saw_a_test_patient_are_refused(run, part):
 def test_patients_that_validated_the_start_weights_may_validate_again_but_are_never_tested_on(run):
     weights = start_weights(run, train=["p_x"], validation=["p_v", "p_y"])
     job = job_of(run, weights=weights)
-    assert [slide["slide_id"] for slide in job["slides"]["validation"]] == ["v"]
+    assert [of.patches.slide_id for of in job.slides["validation"]] == ["v"]
     pool = PatchPool.from_indexes(read_index(index_path(run, slide)) for slide in "ab")
     card = asdict(train._card(job, pool))
     _refuse_leakage(pd.DataFrame({"patient_id": ["p_t"]}), card)

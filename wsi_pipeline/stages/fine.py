@@ -253,9 +253,9 @@ def _same_grid(coarse: Heatmap, index: PatchIndex) -> Heatmap:
 
 
 @lru_cache(maxsize=1)
-def _predictor(model: str, weights: str, stride_px: int, precision: Precision) -> DensePredict:
-    """The subnet, loaded once in each worker; `weights` is the hash that tells models apart."""
-    module, card = worker_model(model, weights)
+def _predictor(model: TrainedModel, stride_px: int, precision: Precision) -> DensePredict:
+    """The subnet, loaded once in each worker."""
+    module, card = worker_model(model)
     device = next(module.parameters()).device
     return dense_predictor(
         module.subnet,

@@ -5,6 +5,7 @@ import pytest
 import torch
 from explain_run import settings
 
+from wsi_pipeline.jobs.unit import SmallFile
 from wsi_pipeline.models.checkpoint import load_model
 from wsi_pipeline.stages.explain import checks
 from wsi_pipeline.stages.explain.places import Place
@@ -13,8 +14,8 @@ from wsi_pipeline.stages.explain.places import Place
 def test_the_mask_of_a_patch_is_the_annotation_at_its_pixels(run):
     """The patch at (80, 80) reaches from there to 144: tumour from working px 8 on, to its end."""
     place = Place("s", 80, 80, 32, 32, 2.0, 32, "asked")
-    slide, annotation = (str(run.parent / name) for name in ("s.tif", "s.geojson"))
-    rules = settings(run).catalog.annotation.model_dump()
+    slide, annotation = str(run.parent / "s.tif"), SmallFile.at(run.parent / "s.geojson")
+    rules = settings(run).catalog.annotation
     expected = np.zeros((32, 32), bool)
     expected[8:, 8:] = True
     found = checks.place_mask(slide, 0.5, place, annotation, rules)

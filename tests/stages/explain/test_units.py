@@ -1,6 +1,5 @@
 """Maps and pictures of places of the run made by hand, see explain_run.py."""
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,10 +11,11 @@ import zarr
 from explain_run import run_stage, settings
 
 from wsi_pipeline.heatmaps.store import open_heatmap
+from wsi_pipeline.jobs.unit import LargeFile, Output
 from wsi_pipeline.models.checkpoint import read_card
 from wsi_pipeline.stages.explain import checks, units
 from wsi_pipeline.stages.explain.places import Place, annotated_patches
-from wsi_pipeline.stages.explain.units import map_grid, map_place
+from wsi_pipeline.stages.explain.units import map_grid
 
 
 def test_settings_are_told_where_they_matter(run):
@@ -37,14 +37,14 @@ def test_a_place_is_told_as_at_takes_it_and_in_um():
 
 
 def explained(run, place, method="saliency"):
-    """A place's map and its probabilities, by the unit's own function."""
-    card = json.loads((run / "models/net/model.json").read_text())
+    """A place's map and its probabilities."""
     out = run / f"{place.name}.zarr"
-    result = map_place(
-        str(run.parent / "s.tif"), 0.5, place.__dict__, method, {}, str(run / "models/net"),
-        card["weights_sha256"], "net@0", "0.5", str(out),
+    unit = units.MapPlace(
+        "s", LargeFile.at(run.parent / "s.tif"), 0.5, place.pixels, place.name, method, {},
+        units.trained_model(settings(run), read_card(run / "models/net")), "0.5", Output(out),
     )  # fmt: skip
-    return open_heatmap(out).values(), result["probabilities"]
+    probabilities = unit.run()["probabilities"]
+    return open_heatmap(out).values(), probabilities
 
 
 @pytest.mark.parametrize("work", ["map", "ranking", "trust"])
@@ -70,7 +70,7 @@ def test_threads_of_a_worker_explain_one_at_a_time(run, monkeypatch, work):
         "trust": checks.trust_units,
     }[work](places, ["saliency"], slides, settings(run), card)
     with ThreadPoolExecutor(3) as threads:
-        list(threads.map(lambda unit: unit.function(**unit.arguments), of_work))
+        list(threads.map(lambda unit: unit.run(), of_work))
     assert len(most) >= 3
     assert max(most) == 1
 
