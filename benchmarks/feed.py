@@ -18,24 +18,29 @@ import zarr
 from benchmarks.measure import Row, busy_share, busy_text, compare, rate, row_of, watched_gpu
 from wsi_pipeline.config import AugmentConfig, TissueConfig
 from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile
 from wsi_pipeline.models.inference import normalise
+from wsi_pipeline.models.precision import native_precision
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.augment import augment
 from wsi_pipeline.patches.bands import read_patch
-from wsi_pipeline.patches.cache import SHARD, PatchCache, create_cache, finish_cache, open_cache
+from wsi_pipeline.patches.cache import SHARD, PatchCache, create_cache, open_cache
 from wsi_pipeline.patches.dataset import Batch, PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import PatchIndex, build_index
 from wsi_pipeline.patches.sampling import PatchPool
 from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.phantom import plan_cohort, write_slide
+from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import tissue_mask
-from wsi_pipeline.stages.cache import cache_shard
+from wsi_pipeline.stages.cache import CacheStore
 from wsi_pipeline.training.loop import fit
+from wsi_pipeline.training.recipe import Feed, Recipe
 
 PATCH_PX = 512
 GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
 MODEL_PX = 512 if GPU else 64
 """VGG16 at 512 px takes a CPU a minute a batch: there the feed could not be seen."""
 MODEL_BATCH = 32 if GPU else 4
@@ -205,10 +210,9 @@ def _train(batches: Callable, *, validation: Batch, steps: int) -> _Run:
 
     with tempfile.TemporaryDirectory() as out, watched_gpu() as samples:
         history = fit(
-            start_model("vgg16", "none"), train_batches=of_epoch, prepare=_prepare,
-            validation_batches=of_validation, folder=out, fingerprint="",
-            steps_per_epoch=steps, max_epochs=2, device="cuda" if GPU else "cpu",
-            save_best=lambda *_: None,
+            start_model("vgg16", "none"), Recipe(max_epochs=2, precision=native_precision(DEVICE)),
+            Feed(of_epoch, of_validation, _prepare, steps),
+            folder=out, fingerprint="", device=DEVICE, save_best=lambda *_: None,
         )  # fmt: skip
     return _Run(history["images_per_second"].iloc[1], busy_share(samples, asked[1], trained[1]))
 
@@ -247,11 +251,12 @@ def _corners(index: PatchIndex, count: int) -> list[tuple[int, int]]:
 def _cache(folder: Path, path: Path, index: PatchIndex) -> PatchCache:
     """The slide's cache, as the stage makes it; made only once."""
     grid = index.grid
-    out = folder / f"{path.stem}-{grid.patch_px}-{grid.downsample}.zarr"
-    if not out.exists():
-        create_cache(out, grid=grid, made_of={})
+    name = f"{path.stem}-{grid.patch_px}-{grid.downsample}"
+    store = CacheStore(name, LargeFile.at(path), MPP, SmallFile("", name), Output(folder))
+    if not store.out.exists():
+        create_cache(store.part, grid=grid, made_of={})
         cells = grid.cells_at(index.table["x"].to_numpy(), index.table["y"].to_numpy())
         for slab in slabs(grid, *cells, SHARD):
-            cache_shard(str(path), MPP, grid, slab, str(out))
-        finish_cache(out, [])
-    return open_cache(out)
+            store.fill(cached_slide(str(path), MPP), grid, slab)
+        store.finish([])
+    return open_cache(store.out)

@@ -30,7 +30,7 @@ from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import heatmap, tile
 from wsi_pipeline.stages.run_directory import model_folder
 from wsi_pipeline.stages.status import reading_summary
-from wsi_pipeline.stages.worker_model import worker_model
+from wsi_pipeline.stages.worker_model import TrainedModel, worker_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCALING = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -88,10 +88,11 @@ def heatmap_stage(quick: bool) -> Row:
         config = run_directory(Path(folder), side)
         tiled = tile.run(config, client).results.values()
         patches = sum(result.get("patches", 0) for result in tiled)
-        model, weights = str(model_folder(config.out, config.train.name)), save_random_model(config)
+        save_random_model(config)
+        model = TrainedModel.of_run(config)
         resources = {GPU: 1 / GPU_THREADS} if has_resource(client, GPU) else None
         threads = worker_threads(client, resources)
-        client.run(alone, model, weights, 1)
+        client.run(alone, model, 1)
         told, busy = [], []
 
         def stage() -> int:
@@ -108,7 +109,7 @@ def heatmap_stage(quick: bool) -> Row:
         def model_alone() -> int:
             shares = np.diff(np.linspace(0, patches, threads + 1).astype(int)).tolist()
             jobs = [
-                client.submit(alone, model, weights, share, resources=resources, pure=False)
+                client.submit(alone, model, share, resources=resources, pure=False)
                 for share in shares
             ]
             return sum(client.gather(jobs))
@@ -121,9 +122,9 @@ def heatmap_stage(quick: bool) -> Row:
         return replace(row, what=f"{row.what}; {told[0]}{busy_text(busy[1:])}")  # 0: a warm-up
 
 
-def alone(model: str, weights: str, patches: int) -> int:
+def alone(model: TrainedModel, patches: int) -> int:
     """Predict as many patches as that, all of them the same batch, on a worker."""
-    module, _ = worker_model(model, weights)
+    module, _ = worker_model(model)
     run, batch = predictor(module, **as_heatmaps()), use_batch_size(DEVICE, None)
     images = random_patches(batch, PATCH_PX)
     for start in range(0, patches, batch):
@@ -145,11 +146,11 @@ def run_directory(folder: Path, side: int) -> Config:
     )
 
 
-def save_random_model(config: Config) -> str:
-    """Save a VGG16 as the run's model; the hash of its weights."""
+def save_random_model(config: Config) -> None:
+    """Save a VGG16 as the run's model."""
     card = ModelCard(architecture="vgg16", **SCALING, patch_px=PATCH_PX, mpp=MPP)
     folder = model_folder(config.out, config.train.name)
-    return save_model(folder, start_model("vgg16", "none"), card).weights_sha256
+    save_model(folder, start_model("vgg16", "none"), card)
 
 
 def as_heatmaps() -> dict:

@@ -107,3 +107,16 @@ def test_without_a_model_nothing_follows_training(tmp_path, capsys, outcomes):
         command.run_stages(config, STAGES)
     assert (left.value.code, outcomes.keys()) == (1, {"heatmap", "evaluate"})
     assert "report:" not in capsys.readouterr().err
+
+
+def test_a_run_of_another_version_is_refused_and_left_as_it_was(tmp_path):
+    config = Config(out=tmp_path, catalog={"csv": "slides.csv"})
+    written = tmp_path / "config.yaml"
+    for made_by in ("# wsi_pipeline 0.0.1\nout: x\n", "out: x\n"):
+        written.write_text(made_by)
+        with pytest.raises(RunError, match=r"cannot continue\. Set `out` to another folder"):
+            command.write_settings(config)
+        assert written.read_text() == made_by
+    written.unlink()
+    command.write_settings(config)
+    command.write_settings(config)  # its own

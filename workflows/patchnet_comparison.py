@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,7 @@ from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import phantom, tile
 from wsi_pipeline.stages.run_directory import index_path, tiled_slides
 from wsi_pipeline.training.loop import best_epoch, best_folder, fit
+from wsi_pipeline.training.recipe import Feed, Recipe
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHOWN = 3
@@ -240,9 +241,8 @@ def train(name: str, data: Data, folder: Path, config: ComparisonConfig) -> pd.D
     with progress_bar(f"{folder.parent.name}: {name}", settings.max_epochs * steps) as update:
         return fit(
             start_model(settings.model, settings.weights, arguments=arguments, seed=config.seed),
-            train_batches=train_batches,
-            validation_batches=validation_batches,
-            prepare=prepare,
+            Recipe(**settings.model_dump(include={of.name for of in fields(Recipe)})),
+            Feed(train_batches, validation_batches, prepare, steps),
             folder=folder,
             fingerprint=hash_inputs(
                 {
@@ -252,19 +252,12 @@ def train(name: str, data: Data, folder: Path, config: ComparisonConfig) -> pd.D
                     "data": _fingerprint(data),
                 }
             ),
-            steps_per_epoch=steps,
             seed=config.seed,
             save_best=lambda best, module, row: save_model(best, module, card),
             device=DEVICE,
             on_progress=lambda now: update((now["epoch"] - 1) * steps + now["step"]),
-            **settings.model_dump(
-                include={
-                    "max_epochs", "optimizer", "learning_rate", "alpha", "momentum",
-                    "halve_after", "stop_after", "best_by", "stop_at_accuracy",
-                    "precision", "checkpoint_seconds",
-                }
-            ),
-        )  # fmt: skip
+            checkpoint_seconds=settings.checkpoint_seconds,
+        )
 
 
 def _fingerprint(data: Data) -> str:

@@ -22,6 +22,9 @@ FAILED, WRONG = 1, 2
 WITHOUT_RESULTS = frozenset((".lock", "config.yaml"))
 """What a command writes to its folder before it works."""
 
+MADE_BY = "# wsi_pipeline "
+"""How a run's settings begin; the version follows."""
+
 console = Console(stderr=True)
 
 
@@ -123,14 +126,29 @@ def write_settings(config: Config) -> None:
     ------
     ConfigError
         If they cannot be written.
+    RunError
+        If another version made the run: its records do not say what this one has to know.
     """
     from wsi_pipeline.files import write_whole
 
+    path = config.out / "config.yaml"
     try:
-        text = f"# wsi_pipeline {__version__}\n{dump_config(config)}"
-        write_whole(config.out / "config.yaml", text.encode())
+        if path.exists():
+            _refuse_another_version(config.out, path.read_text(errors="replace"))
+        text = f"{MADE_BY}{__version__}\n{dump_config(config)}"
+        write_whole(path, text.encode())
     except OSError as error:
         raise _unwritable(config.out, error) from error
+
+
+def _refuse_another_version(folder: Path, settings: str) -> None:
+    """Major and minor version count: a run of others cannot be continued."""
+    made_by = settings.partition("\n")[0].removeprefix(MADE_BY)
+    if made_by.split(".")[:2] != __version__.split(".")[:2]:
+        raise RunError(
+            f"{folder} holds a run of wsi_pipeline {made_by or 'unknown'}, which {__version__}"
+            " cannot continue. Set `out` to another folder, or delete this one"
+        )
 
 
 def _unwritable(folder: Path, error: OSError) -> ConfigError:

@@ -5,6 +5,7 @@ python tiny.py FOLDER [SECONDS_A_STEP [LOST ...]]      alone, or under torchrun
 
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from wsi_pipeline.training.loop import fit
 from wsi_pipeline.training.processes import distributed
+from wsi_pipeline.training.recipe import Feed, Recipe
 
 BATCH = 8
 STEPS = 4
@@ -77,7 +79,7 @@ def train(folder, module=None, **settings):
     """Fit a new TinyNet, or another network; give it and its history."""
     module = module or TinyNet()
     folder = Path(folder)
-    defaults = {
+    settings = {
         "train_batches": train_batches,
         "validation_batches": validation_batches,
         "prepare": prepare,
@@ -86,10 +88,13 @@ def train(folder, module=None, **settings):
         "steps_per_epoch": STEPS,
         "max_epochs": EPOCHS,
         "learning_rate": 0.003,
-        "precision": "float32",
         "save_best": lambda best, module, row: torch.save(module.state_dict(), best / WEIGHTS),
-    }
-    history = fit(module, **defaults | settings)
+    } | settings
+    recipe, feed = (
+        of(**{part.name: settings.pop(part.name) for part in fields(of) if part.name in settings})
+        for of in (Recipe, Feed)
+    )
+    history = fit(module, recipe, feed, **settings)
     return module, history
 
 

@@ -6,7 +6,7 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,15 +43,13 @@ from wsi_pipeline.stages.run_directory import (
 )
 from wsi_pipeline.training.loop import best_epoch, best_folder, fit
 from wsi_pipeline.training.processes import distributed
+from wsi_pipeline.training.recipe import Feed, Recipe
 from wsi_pipeline.training.torchrun import in_processes
 
 SCHEMA_VERSION = 2
 TOPIC = "wsi-training"
 SECONDS_BETWEEN_EVENTS = 0.5
-FIT_SETTINGS = {
-    "max_epochs", "optimizer", "learning_rate", "alpha", "momentum", "halve_after", "stop_after",
-    "best_by", "stop_at_accuracy", "precision", "checkpoint_seconds",
-}  # fmt: skip
+RECIPE = {of.name for of in fields(Recipe)}
 DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "processes"}
 """With other values of these a training goes on where it was, unless it would have ended before."""
 CORES_LEFT = 2
@@ -223,12 +221,17 @@ def _train(job: TrainModel, report: Callable[[dict], None]) -> dict:
         }
         history = fit(
             start_model(card.architecture, settings.weights, arguments=card.arguments, seed=seed),
-            train_batches=loaders["train"].batches,
-            validation_batches=partial(loaders["validation"].batches, 0, steps["validation"]),
-            prepare=partial(_prepare, card=card, seed=seed, settings=settings.augment.model_dump()),
+            Recipe(**settings.model_dump(include=RECIPE)),
+            Feed(
+                train_batches=loaders["train"].batches,
+                validation_batches=partial(loaders["validation"].batches, 0, steps["validation"]),
+                prepare=partial(
+                    _prepare, card=card, seed=seed, settings=settings.augment.model_dump()
+                ),
+                steps_per_epoch=steps["train"],
+            ),
             folder=folder,
             fingerprint=job.fingerprint,
-            steps_per_epoch=steps["train"],
             seed=seed,
             save_best=lambda best, module, row: save_model(
                 best, module, replace(card, training={**card.training, "best": row})
@@ -236,7 +239,7 @@ def _train(job: TrainModel, report: Callable[[dict], None]) -> dict:
             on_start=partial(unread.unlink, missing_ok=True),
             device=process.device,
             on_progress=_throttled(report) if process.rank == 0 else None,
-            **settings.model_dump(include=FIT_SETTINGS),
+            checkpoint_seconds=settings.checkpoint_seconds,
         )
     if process.rank == 0:
         best = best_folder(folder, history, settings.best_by)

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.files import replace_atomically
-from wsi_pipeline.models.precision import Precision, computing_in
+from wsi_pipeline.models.precision import computing_in
 from wsi_pipeline.patches.dataset import Batch
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.training.processes import (
@@ -31,6 +31,7 @@ from wsi_pipeline.training.processes import (
     process_count,
     rank,
 )
+from wsi_pipeline.training.recipe import Feed, Recipe
 from wsi_pipeline.training.schedule import Schedule
 from wsi_pipeline.training.state import TrainingState
 
@@ -42,26 +43,14 @@ log = logging.getLogger(__name__)
 
 def fit(
     module: nn.Module,
+    recipe: Recipe,
+    feed: Feed,
     *,
-    train_batches: Callable[[int, int], Iterable[Batch]],
-    validation_batches: Callable[[], Iterable[Batch]],
-    prepare: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
     folder: str | Path,
     fingerprint: str,
-    steps_per_epoch: int,
-    max_epochs: int,
     save_best: Callable[[Path, nn.Module, dict], None],
-    optimizer: Literal["rmsprop", "adam"] = "rmsprop",
-    learning_rate: float = 5e-5,
-    alpha: float = 0.9,
-    momentum: float = 0.9,
-    halve_after: int | None = 3,
-    stop_after: int = 5,
-    best_by: Literal["roc_auc", "loss"] = "roc_auc",
-    stop_at_accuracy: float | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    precision: Precision = "float32",
     checkpoint_seconds: float = 300.0,
     on_start: Callable[[], None] | None = None,
     on_progress: Callable[[dict], None] | None = None,
@@ -87,36 +76,20 @@ def fit(
         Images (N, 3, P, P) to logits (N,). Trained in place: afterwards it holds the last
         epoch's weights, not the best. What it draws at random (dropout) comes from torch's global
         generators, which are seeded for each step and given back as they were.
-    train_batches : callable
-        ``(first_step, steps)`` to that many batches, from global step ``first_step`` on: step
-        ``s`` of epoch ``e``, both from 0, is step ``e * steps_per_epoch + s``. ``steps`` is 0
-        when training resumes at the validation after an epoch's last step.
-    validation_batches : callable
-        ``()`` to the validation set's batches, the same each time; their numbers are not used.
-    prepare : callable
-        ``(images, numbers)`` to normalised float images, on the device of ``images``: augmented
-        by their numbers, or, for ``numbers=None``, not at all.
+    recipe : Recipe
+    feed : Feed
     folder : path-like
         Made when missing.
     fingerprint : str
-        Of all that the weights depend on but `max_epochs`, `stop_after` and `stop_at_accuracy`. A
-        state with another one is not resumed, nor one of more epochs than those three allow:
+        Of all that the weights depend on but the recipe's `max_epochs`, `stop_after` and
+        `stop_at_accuracy`. A state with another one is not resumed, nor one of more epochs than those three allow:
         it is deleted, training starts anew, and the log says so.
-    steps_per_epoch, max_epochs : int
     save_best : callable
-        ``(folder, module, row)``, called in the first process when the measure of `best_by`
+        ``(folder, module, row)``, called in the first process when the recipe's measure of `best_by`
         improves, with a folder for this epoch alone and the epoch's row of the history.
-    optimizer : {"rmsprop", "adam"}
-    learning_rate : float
-    alpha, momentum : float
-        RMSprop's; alpha is the lecture's forgetting rho.
-    halve_after, stop_after, best_by, stop_at_accuracy
-        See `Schedule`.
     seed : int
         Of what the module draws at random.
     device : torch.device or str
-    precision : {"float32", "bfloat16"}
-        Of the forward and the backward pass; weights and optimiser are float32.
     checkpoint_seconds : float
         How often the state is saved within an epoch; at its end it always is.
     on_start : callable, optional
@@ -142,27 +115,25 @@ def fit(
         the labels, the state cannot be read, or the best weights until then are missing.
     """
     folder, device = Path(folder), torch.device(device)
+    prepare, steps_per_epoch, best_by = feed.prepare, feed.steps_per_epoch, recipe.best_by
     folder.mkdir(parents=True, exist_ok=True)
     module.to(device, memory_format=torch.channels_last)
-    if optimizer == "adam":
-        descent = torch.optim.Adam(module.parameters(), lr=learning_rate)
-    else:
-        descent = torch.optim.RMSprop(
-            module.parameters(), lr=learning_rate, alpha=alpha, momentum=momentum
-        )
+    descent = recipe.optimizer_of(module)
     schedule_for = partial(
         Schedule,
-        halve_after=halve_after,
-        stop_after=stop_after,
-        best_by=best_by,
-        stop_at_accuracy=stop_at_accuracy,
+        halve_after=recipe.halve_after,
+        stop_after=recipe.stop_after,
+        best_by=recipe.best_by,
+        stop_at_accuracy=recipe.stop_at_accuracy,
     )
     schedule = schedule_for(descent)
     state = TrainingState(
         folder / "state.pt", fingerprint, module, descent, schedule, steps_per_epoch
     )
     replayed = schedule_for(torch.optim.SGD([torch.zeros(1)]))
-    resumed = state.load(too_long=partial(_too_long, max_epochs=max_epochs, schedule=replayed))
+    resumed = state.load(
+        too_long=partial(_too_long, max_epochs=recipe.max_epochs, schedule=replayed)
+    )
     if state.epoch and not best_folder(folder, pd.DataFrame(state.history), best_by).is_dir():
         raise RunError(
             f"{folder / 'state.pt'}: the weights of its best epoch are missing from"
@@ -179,14 +150,14 @@ def fit(
         _event_writer(folder, first_epoch=state.epoch + 1) as events,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
-        while state.epoch < max_epochs and not schedule.stopped:
+        while state.epoch < recipe.max_epochs and not schedule.stopped:
             epoch, rate = state.epoch + 1, descent.param_groups[0]["lr"]
             started = time.monotonic() - state.seconds
             look, checkpoint, seen_loss = _Timer(LOOK_SECONDS), _Timer(checkpoint_seconds), math.nan
             first_step = state.epoch * steps_per_epoch + state.step
-            batches = train_batches(first_step, steps_per_epoch - state.step)
+            batches = feed.train_batches(first_step, steps_per_epoch - state.step)
             batches = _seeded(batches, seed, first_step)
-            for measures in _steps(shared, descent, batches, prepare, device, precision):
+            for measures in _steps(shared, descent, batches, prepare, device, recipe.precision):
                 state.add_step(measures)
                 if look.due():
                     seen_loss, _ = state.means()
@@ -196,7 +167,7 @@ def fit(
                     on_progress(
                         {
                             "epoch": epoch,
-                            "epochs": max_epochs,
+                            "epochs": recipe.max_epochs,
                             "step": state.step,
                             "steps": steps_per_epoch,
                             "loss": seen_loss,
@@ -204,7 +175,9 @@ def fit(
                     )
             train_loss, train_accuracy = state.means()  # waits for the device: the clock is right
             trained = time.monotonic()
-            logits, labels = _predict(module, validation_batches(), prepare, device, precision)
+            logits, labels = _predict(
+                module, feed.validation_batches(), prepare, device, recipe.precision
+            )
             validation = _measures(logits, labels, f"{folder}, epoch {epoch}")
             validated = time.monotonic()
             improved = schedule.step(
