@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test format check bench peers clean
+.PHONY: help demo test format check bench peers clean \
+	package test-minimum
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -32,6 +33,14 @@ check: $(STAMP)  ## style and lint, nothing is changed
 bench: $(STAMP)  ## the benchmarks, written to docs/benchmarks.md (QUICK=1: small sizes, in minutes)
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
+package: $(STAMP)  ## sdist and wheel; the wheel is installed elsewhere and runs a small cohort
+	$(BIN)/python .ci/package.py
+
+test-minimum:  ## the tests with the oldest versions that setup.cfg allows, in an environment of their own
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet --editable '.[dev,cluster]' --constraint tests/minimum-versions.txt
+	.venv-minimum/bin/python -m pytest -m 'not gpu'
+
 peers:  ## other readers, in an environment of their own, for the benchmarks to compare with
 	$(PYTHON) -m venv .venv-peers
 	for peer in 'tiffslide imagecodecs' cucim-cu12 tiatoolbox; do \
@@ -39,4 +48,4 @@ peers:  ## other readers, in an environment of their own, for the benchmarks to 
 	done
 
 clean:  ## remove the environments
-	rm -rf .venv .venv-peers
+	rm -rf .venv .venv-peers .venv-minimum

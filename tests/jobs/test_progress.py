@@ -36,7 +36,8 @@ def test_nothing_is_said_of_nothing(capsys):
 
 
 def test_a_terminal_gets_a_bar_with_counts_and_note(capsys, monkeypatch):
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     with progress_bar("tile", 3) as update:
