@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.explain.methods import WORDS, bind
+from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, catalogued
 from wsi_pipeline.stages.explain.units import (
     method_settings,
@@ -70,7 +71,7 @@ def rank_patch(
     with held_model(model, weights) as (module, card):
         [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
         started = time.perf_counter()
-        maps = bind(method, **settings)(module, patch).cpu()
+        maps = ALL_METHODS[method](module, patch, **settings).cpu()
         seconds = time.perf_counter() - started
     figures = map_overlap(method, maps, mask)
     return {
@@ -87,7 +88,7 @@ def map_overlap(method: str, maps: torch.Tensor, mask: np.ndarray) -> pd.Series:
     weak evidence against tumour comes before strong. The others need values from 0 to 1: PatchNet's
     Q as it is, as its paper does; all other maps as `unit_maps`.
     """
-    values = (maps if method == "patchnet" else unit_maps(maps))[0].numpy()
+    values = (maps if ALL_METHODS[method].probability else unit_maps(maps))[0].numpy()
     ranks = rankdata(maps[0].numpy(), "dense").reshape(mask.shape)
     figures = overlap([values, ranks / ranks.max()], [mask, mask])
     ordered = ["auroc", "pointing_game"]
@@ -108,7 +109,7 @@ def check_patch(
         down to which the weights were random, from the head on; ``similarity`` of the maps at
         each of these depths to the model's own, None where a map is constant.
     """
-    place, explain = Place(**place), bind(method, **settings)
+    place, explain = Place(**place), partial(ALL_METHODS[method], **settings)
     with held_model(model, weights) as (module, card):
         [(*_, patch)] = read_patches(path, mpp, place, card, next(module.parameters()).device)
         maps = explain(module, patch)
@@ -274,7 +275,7 @@ def _warning(row) -> str:
     if row.similarity <= SIMILAR:
         return ""
     return (
-        f"{WORDS[row.method].name}: with random weights its maps stay much the same (rank"
+        f"{ALL_METHODS[row.method].title}: with random weights its maps stay much the same (rank"
         f" correlation {row.similarity:.2f}, over {SIMILAR:g}): they show the image more than what"
         " the model learned."
     )

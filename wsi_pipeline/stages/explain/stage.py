@@ -20,7 +20,7 @@ from wsi_pipeline.jobs.cluster import GPU, has_resource
 from wsi_pipeline.jobs.record import Record, read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, Unit, run_units
 from wsi_pipeline.stages.explain.checks import ranking_table, trust_tables
-from wsi_pipeline.stages.explain.methods import WORDS, choose_methods
+from wsi_pipeline.stages.explain.methods import ALL_METHODS, choose_methods
 from wsi_pipeline.stages.explain.places import KINDS, Place
 from wsi_pipeline.stages.explain.plan import CheckPlan, Plan, plan_checks, plan_explanations
 from wsi_pipeline.stages.explain.units import SCHEMA_VERSION, made_with, panel_units, shown_of
@@ -169,9 +169,9 @@ def _write_page(config: Config, plan: Plan, checks: MethodChecks) -> None:
         places=[_on_page(folder, place, result) for place, result in shown.items()],
         table=_places_table(shown),
         words={
-            method: {"name": words.name, "legend": words.legend}
-            for method, words in WORDS.items()
-            if method in used
+            name: {"name": method.title, "legend": method.legend}
+            for name, method in ALL_METHODS.items()
+            if name in used
         },
         checks=checks,
         failures=pd.DataFrame(failures),

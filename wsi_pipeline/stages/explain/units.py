@@ -12,7 +12,6 @@ import shapely
 import torch
 
 from wsi_pipeline.config import Config
-from wsi_pipeline.explain.methods import LAYERED, SEEDED
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.panels import MethodPanel, panels_figure
@@ -24,7 +23,7 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.explain.methods import WORDS, bind
+from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder, model_id
 from wsi_pipeline.stages.worker_model import held_model
@@ -97,7 +96,7 @@ def map_place(
         ``probabilities`` (F(I) of each patch) and ``seconds`` (of the method, for each patch).
     """
     place = Place(**place)
-    explain, grid = bind(method, **settings), map_grid(place, mpp)
+    explain, grid = ALL_METHODS[method], map_grid(place, mpp)
     values = np.full(grid.shape, np.nan, np.float32)
     probabilities, seconds = [], []
     with held_model(model, weights) as (module, card):
@@ -106,7 +105,7 @@ def map_place(
             with torch.no_grad():
                 probabilities.append(torch.sigmoid(module(patch)).item())
             started = time.perf_counter()
-            found = explain(module, patch)[0].cpu().numpy()
+            found = explain(module, patch, **settings)[0].cpu().numpy()
             seconds.append(time.perf_counter() - started)
             inside = values[row : place.height_px, col : place.width_px][: len(found), : len(found)]
             inside[:] = found[: inside.shape[0], : inside.shape[1]]
@@ -261,9 +260,9 @@ def panel_units(
 def made_with(methods: Collection[str], config: Config) -> str:
     """The settings that matter to the maps of some methods, in words; empty where none does."""
     words = []
-    if not set(LAYERED).isdisjoint(methods):
+    if any(ALL_METHODS[name].takes_layer for name in methods):
         words.append(f"layer: {config.explain.layer or 'the last convolution'}")
-    if not set(SEEDED).isdisjoint(methods):
+    if any(ALL_METHODS[name].takes_seed for name in methods):
         words.append(f"seed: {config.seed}")
     return ", ".join(words)
 
@@ -283,9 +282,10 @@ def shown_of(slide, config: Config, card: ModelCard) -> str:
 
 
 def method_settings(method: str, config: Config) -> dict:
-    """Keyword arguments of `bind` that matter to a method."""
-    seed = derived_seed(config.seed, "explain") if method in SEEDED else 0
-    return {"seed": seed, "layer": config.explain.layer if method in LAYERED else None}
+    """Seed and layer for a method; 0 and None where it ignores them: no map depends on those."""
+    takes = ALL_METHODS[method]
+    seed = derived_seed(config.seed, "explain") if takes.takes_seed else 0
+    return {"seed": seed, "layer": config.explain.layer if takes.takes_layer else None}
 
 
 def model_arguments(config: Config, card: ModelCard) -> dict:
@@ -304,8 +304,8 @@ def _where_only(place: Place) -> dict:
 
 
 def _panel(method: str, values: np.ndarray) -> MethodPanel:
-    words = WORDS[method]
-    return MethodPanel(values, words.name, words.shows, words.unit, words.signed, words.coarse)
+    of = ALL_METHODS[method]
+    return MethodPanel(values, of.title, of.shows, of.unit, of.signed, of.coarse)
 
 
 def _around(shown: Bounds) -> Bounds:
