@@ -10,7 +10,7 @@ from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap
-from wsi_pipeline.stages.gallery import _around, draw_places, picture_units, read_pictures
+from wsi_pipeline.stages.gallery import _picture_square, draw_places, picture_units, read_pictures
 
 GRID = PatchGrid(Bounds(0, 0, 512, 512), 0.5, 1.0, 64, 32, 32)
 
@@ -60,5 +60,5 @@ def test_pictures_that_could_not_be_drawn_are_left_out(units, tmp_path):
 
 
 def test_a_place_is_a_square_around_it():
-    assert _around([100, 200, 300, 250], least=64) == Bounds(40, 65, 320, 320)  # 1.6 x 200
-    assert _around([100, 200, 100, 200], least=64) == Bounds(68, 168, 64, 64)
+    assert _picture_square([100, 200, 300, 250], least=64) == Bounds(40, 65, 320, 320)  # 1.6 x 200
+    assert _picture_square([100, 200, 100, 200], least=64) == Bounds(68, 168, 64, 64)

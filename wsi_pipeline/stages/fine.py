@@ -132,7 +132,7 @@ def draw_place(
     """
     patches = read_index(index)
     stores = [open_heatmap(store) for store in (coarse, fine) if store is not None]
-    shown = _around(patches.grid, *_most_suspicious(patches, stores[0] if coarse else None))
+    shown = _picture_window(patches.grid, *_most_suspicious(patches, stores[0] if coarse else None))
     panels = [_panel(*titled, shown) for titled in zip(titles, stores, strict=True)]
     with Slide(path, mpp) as slide:
         lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
@@ -290,7 +290,7 @@ def _most_suspicious(patches: PatchIndex, coarse: Heatmap | None) -> tuple[int, 
     return rows[central], cols[central]
 
 
-def _around(grid: PatchGrid, row: int, col: int) -> Bounds:
+def _picture_window(grid: PatchGrid, row: int, col: int) -> Bounds:
     """A square around a cell's centre, level-0 px; within the slide's bounds where it fits."""
     bounds = grid.bounds
     side = round(max(SHOWN_LEVEL0_PX, INNER_SQUARES * grid.inner_px * grid.downsample))

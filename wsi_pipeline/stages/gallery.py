@@ -115,7 +115,7 @@ def draw_places(
     with Slide(path, mpp) as slide:
         lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
         for place in places:
-            shown = _around(place["box"], INNER_SQUARES * grid.inner_px * grid.downsample)
+            shown = _picture_square(place["box"], INNER_SQUARES * grid.inner_px * grid.downsample)
             downsample = max(1.0, shown.width / PICTURE_PX)
             side = max(1, round(shown.width / downsample))
             image = slide.read(shown.x, shown.y, side, side, downsample)
@@ -128,7 +128,7 @@ def draw_places(
     return {"pictures": len(places)}
 
 
-def _around(box: list[float], least: float) -> Bounds:
+def _picture_square(box: list[float], least: float) -> Bounds:
     """A square around a box, level-0 px; it may reach over the slide's edge, which is white."""
     x0, y0, x1, y1 = box
     side = round(max(least, AROUND_LESION * max(x1 - x0, y1 - y0)))

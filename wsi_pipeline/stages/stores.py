@@ -32,7 +32,7 @@ from wsi_pipeline.stages.slab_stores import (
     plan_store,
 )
 
-SAME_MPP = 0.2
+MPP_TOLERANCE = 0.2
 """A slide whose working resolution is further than this share from the model's gets a note."""
 
 
@@ -199,7 +199,7 @@ def finish_slide(
 def _unlike_training(grid: PatchGrid, patch_px: int | None, mpp: float) -> list[str]:
     notes = []
     working_mpp = grid.mpp * grid.downsample
-    if abs(working_mpp / mpp - 1) > SAME_MPP:
+    if abs(working_mpp / mpp - 1) > MPP_TOLERANCE:
         notes.append(
             f"patches have {working_mpp:.4g} um per px, the model was trained at {mpp:.4g}:"
             " its probabilities mean little here"

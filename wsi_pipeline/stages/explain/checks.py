@@ -31,7 +31,7 @@ from wsi_pipeline.stages.explain.units import (
     method_settings,
     model_arguments,
     read_patches,
-    shown_of,
+    subject_hash,
 )
 from wsi_pipeline.stages.worker_model import held_model
 
@@ -155,7 +155,7 @@ def rank_units(
             "annotation": slide.annotation,
             "annotation_rules": config.catalog.annotation.model_dump(),
         }
-        inputs = unit.inputs | {"of": shown_of(slide, config, card)}
+        inputs = unit.inputs | {"of": subject_hash(slide, config, card)}
         units.append(Unit(unit.key, unit.slide_id, inputs, rank_patch, unit.arguments | own))
     return units
 

@@ -139,7 +139,7 @@ def draw_place(
     dict
         What the page says of it: ``place``, ``title``, ``where``, ``probability`` (the highest of
         its patches), ``x_um``, ``y_um`` (of its upper left corner), ``methods``, ``made`` (with
-        what settings), and ``of``, what the picture is true of (`shown_of`).
+        what settings), and ``of``, what the picture is true of (`subject_hash`).
     """
     place, folder = Place(**place), Path(folder)
     slide = cached_slide(path, mpp)
@@ -147,7 +147,7 @@ def draw_place(
     level = panel_level(place)
     rows, cols = (-(-side_px // 2**level) for side_px in (place.height_px, place.width_px))
     image = slide.read(place.x, place.y, cols, rows, place.downsample * 2**level)
-    around = _around(shown)
+    around = _surroundings(shown)
     reduction = max(1.0, max(around.width, around.height) / SURROUNDINGS_PX)
     size = (max(1, round(side / reduction)) for side in (around.width, around.height))
     lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
@@ -198,7 +198,7 @@ def map_units(
             slide = catalogued(slides, place.slide_id)
             folder = explanation_folder(config.out, config.train.name) / place.name
             out = folder / f"{method}.zarr"
-            own = {"place": _where_only(place), "method": method, "settings": settings}
+            own = {"place": _without_kind(place), "method": method, "settings": settings}
             own |= {"mpp": float(slide.mpp), "ngff": config.heatmap.ngff}
             inputs = own | {
                 "slide_file": file_fingerprint(slide.path),
@@ -241,7 +241,7 @@ def panel_units(
             "probabilities": probabilities,
             "annotation": slide.annotation,
             "annotation_rules": config.catalog.annotation.model_dump(),
-            "of": shown_of(slide, config, card),
+            "of": subject_hash(slide, config, card),
             "made": made_with(of_place, config),
             "folder": str(folder),
         }
@@ -267,8 +267,8 @@ def made_with(methods: Collection[str], config: Config) -> str:
     return ", ".join(words)
 
 
-def shown_of(slide, config: Config, card: ModelCard) -> str:
-    """Hash of what a picture is true of: the model, the slide, its annotation, and this code."""
+def subject_hash(slide, config: Config, card: ModelCard) -> str:
+    """Hash of what a picture shows: the model, the slide, its annotation, and this code."""
     return hash_inputs(
         {
             "schema_version": SCHEMA_VERSION,
@@ -294,7 +294,7 @@ def model_arguments(config: Config, card: ModelCard) -> dict:
     return {"model": str(folder), "weights": card.weights_sha256}
 
 
-def _where_only(place: Place) -> dict:
+def _without_kind(place: Place) -> dict:
     """What a map depends on: the same pixels have the same map whatever the kind of place."""
     return {
         name: value
@@ -308,7 +308,7 @@ def _panel(method: str, values: np.ndarray) -> MethodPanel:
     return MethodPanel(values, of.title, of.shows, of.unit, of.signed, of.coarse)
 
 
-def _around(shown: Bounds) -> Bounds:
+def _surroundings(shown: Bounds) -> Bounds:
     """The place's surroundings, level-0 px; white beyond the slide's edge."""
     width, height = SURROUNDINGS * shown.width, SURROUNDINGS * shown.height
     x, y = shown.x - (width - shown.width) // 2, shown.y - (height - shown.height) // 2
