@@ -11,7 +11,7 @@ from slide_files import write_pyramid_tiff
 from wsi_pipeline.config import AnnotationConfig
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap
-from wsi_pipeline.stages.gallery import _square_over, picture_units, read_pictures
+from wsi_pipeline.stages.gallery import _picture_square, picture_units, read_pictures
 
 GRID = PatchGrid(Bounds(0, 0, 512, 512), 0.5, 1.0, 64, 32, 32)
 
@@ -60,6 +60,6 @@ def test_pictures_that_could_not_be_drawn_are_left_out(units, tmp_path):
     assert read_pictures(tmp_path / "gallery", "false-positive", wrong) == {}
 
 
-def test_a_place_is_a_square_over_it():
-    assert _square_over([100, 200, 300, 250], least=64) == Bounds(40, 65, 320, 320)  # 1.6 x 200
-    assert _square_over([100, 200, 100, 200], least=64) == Bounds(68, 168, 64, 64)
+def test_a_place_is_a_picture_square_it():
+    assert _picture_square([100, 200, 300, 250], least=64) == Bounds(40, 65, 320, 320)  # 1.6 x 200
+    assert _picture_square([100, 200, 100, 200], least=64) == Bounds(68, 168, 64, 64)

@@ -207,7 +207,7 @@ def _overlaps(
     for first in range(0, len(rows), CELLS_AT_ONCE):
         band = slice(first, first + CELLS_AT_ONCE)
         boxes = grid.inner_boxes(rows[band], cols[band])
-        cell, lesion = _near(boxes, shapely.bounds(polygons))
+        cell, lesion = _box_lesion_pairs(boxes, shapely.bounds(polygons))
         squares = shapely.box(*boxes[cell].T)
         centres = (boxes[cell, :2] + boxes[cell, 2:]) / 2
         inside = shapely.contains_xy(polygons[lesion], *centres.T)
@@ -221,7 +221,7 @@ def _overlaps(
     return cell, lesion_id, area
 
 
-def _near(boxes: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _box_lesion_pairs(boxes: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each pair of a box (row-major) and a lesion whose bounds it meets: their positions."""
     first = np.searchsorted(boxes[:, 3], bounds[:, 1], "right")
     end = np.searchsorted(boxes[:, 1], bounds[:, 3], "left")

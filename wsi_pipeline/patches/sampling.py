@@ -344,7 +344,7 @@ def draw_slide(pool: PatchPool, label: np.ndarray, words: np.ndarray) -> np.ndar
     int64 array, shape (n,)
         The groups of that label and slide.
     """
-    return _within(pool.label_start, label, words)
+    return _position_in_part(pool.label_start, label, words)
 
 
 def draw_patch(pool: PatchPool, group: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -355,7 +355,7 @@ def draw_patch(pool: PatchPool, group: np.ndarray, words: np.ndarray) -> np.ndar
     int64 array, shape (n,)
         Positions in ``pool.x`` and ``pool.y``.
     """
-    return _within(pool.group_start, group, words)
+    return _position_in_part(pool.group_start, group, words)
 
 
 def draw_hard_negatives(hard: HardNegatives, draws: Draws, words: np.ndarray) -> Draws:
@@ -372,7 +372,7 @@ def draw_hard_negatives(hard: HardNegatives, draws: Draws, words: np.ndarray) ->
     """
     replaced = np.flatnonzero((draws.label == 0) & (_unit(words[3]) < hard.share))
     group = _below(np.full(len(replaced), len(hard.slide)), words[1][replaced])
-    patch = _within(hard.start, group, words[2][replaced])
+    patch = _position_in_part(hard.start, group, words[2][replaced])
     slide, x, y = draws.slide.copy(), draws.x.copy(), draws.y.copy()
     slide[replaced] = hard.slide[group]
     x[replaced], y[replaced] = hard.x[patch], hard.y[patch]
@@ -391,7 +391,7 @@ def _words(seed: int, name: str, first: int, count: int) -> np.ndarray:
     return philox.random_raw(4 * count).reshape(count, 4).T
 
 
-def _within(start: np.ndarray, part: np.ndarray, words: np.ndarray) -> np.ndarray:
+def _position_in_part(start: np.ndarray, part: np.ndarray, words: np.ndarray) -> np.ndarray:
     """Positions within ``start[part]:start[part + 1]``."""
     first = start[part]
     return first + _below(start[part + 1] - first, words)

@@ -183,7 +183,7 @@ class DrawFinePlace(Unit):
         """``lesions``: their number."""
         patches = read_index(self.index.path)
         stores = [open_heatmap(store.path) for store in (self.coarse, self.fine) if store]
-        shown = _square_at(
+        shown = _picture_window(
             patches.grid, *_most_suspicious(patches, stores[0] if self.coarse else None)
         )
         panels = [_panel(*titled, shown) for titled in zip(self.titles, stores, strict=True)]
@@ -306,7 +306,7 @@ def _most_suspicious(patches: PatchIndex, coarse: Heatmap | None) -> tuple[int, 
     return rows[central], cols[central]
 
 
-def _square_at(grid: PatchGrid, row: int, col: int) -> Bounds:
+def _picture_window(grid: PatchGrid, row: int, col: int) -> Bounds:
     """A square around a cell's centre, level-0 px; within the slide's bounds where it fits."""
     bounds = grid.bounds
     side = round(max(SHOWN_LEVEL0_PX, INNER_SQUARES * grid.inner_px * grid.downsample))

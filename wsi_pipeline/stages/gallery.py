@@ -130,7 +130,7 @@ class DrawPlaces(Unit):
 
 
 def _picture(slide: Slide, box, least: float, lesions, panels) -> bytes:
-    shown = _square_over(box, least)
+    shown = _picture_square(box, least)
     downsample = max(1.0, shown.width / PICTURE_PX)
     side = max(1, round(shown.width / downsample))
     image = slide.read(shown.x, shown.y, side, side, downsample)
@@ -139,7 +139,7 @@ def _picture(slide: Slide, box, least: float, lesions, panels) -> bytes:
     return heatmap_figure(image, shown, lesions, panels, marks=marks, width_inches=WIDTH_INCHES)
 
 
-def _square_over(box: tuple[float, ...], least: float) -> Bounds:
+def _picture_square(box: tuple[float, ...], least: float) -> Bounds:
     """A square around a box, level-0 px; it may reach over the slide's edge, which is white."""
     x0, y0, x1, y1 = box
     side = round(max(least, AROUND_LESION * max(x1 - x0, y1 - y0)))

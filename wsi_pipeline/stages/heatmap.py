@@ -36,7 +36,7 @@ from wsi_pipeline.stages.run_directory import (
 from wsi_pipeline.stages.stores import SlabStore, begin_whole, failure_texts, fill_stores
 from wsi_pipeline.stages.worker_model import TrainedModel, worker_model
 
-SHARE_OFF_TRAINING_MPP = 0.2
+MPP_TOLERANCE = 0.2
 """A slide whose working resolution is further than this share from the model's gets a note."""
 
 
@@ -149,7 +149,7 @@ class HeatmapStore(SlabStore):
         """How the heatmap's patches differ from those that the model was trained on."""
         card = read_card(self.model.folder)
         notes, working_mpp = [], grid.mpp * grid.downsample
-        if abs(working_mpp / card.mpp - 1) > SHARE_OFF_TRAINING_MPP:
+        if abs(working_mpp / card.mpp - 1) > MPP_TOLERANCE:
             notes.append(
                 f"patches have {working_mpp:.4g} um per px, the model was trained at"
                 f" {card.mpp:.4g}: its probabilities mean little here"

@@ -55,7 +55,7 @@ DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "pr
 CORES_LEFT = 2
 """For training itself, where loader processes follow the machine."""
 MOST_LOADER_WORKERS = 16
-SAME_MPP = 1.2
+MAX_MPP_RATIO = 1.2
 """Working resolutions further apart than this factor do not train or validate one model."""
 
 logger = logging.getLogger(__name__)
@@ -326,11 +326,12 @@ def _refuse_other_resolutions(pools: dict[str, PatchPool]) -> None:
         for split, pool in pools.items()
         for slide_id, grid in zip(pool.slide_ids, pool.grids, strict=True)
     )
-    if high > SAME_MPP * low:
+    if high > MAX_MPP_RATIO * low:
         raise RunError(
             f"the working resolutions go from {low:.4g} ({low_at}) to {high:.4g} um per px"
             f" ({high_at}), but a model is trained and validated at one, the largest at most"
-            f" {SAME_MPP:g} times the smallest: set tile.mpp instead of tile.level, and tile again"
+            f" {MAX_MPP_RATIO:g} times the smallest: set tile.mpp instead of tile.level, and"
+            " tile again"
         )
 
 

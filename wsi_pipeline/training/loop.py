@@ -82,10 +82,10 @@ def fit(
         Made when missing.
     fingerprint : str
         Of all that the weights depend on but the recipe's `max_epochs`, `stop_after` and
-        `stop_at_accuracy`. A state with another one is not resumed, nor one of more epochs than those three allow:
-        it is deleted, training starts anew, and the log says so.
+        `stop_at_accuracy`. A state with another one is not resumed, nor one of more epochs than
+        those three allow: it is deleted, training starts anew, and the log says so.
     save_best : callable
-        ``(folder, module, row)``, called in the first process when the recipe's measure of `best_by`
+        ``(folder, module, row)``, called in the first process when the recipe's `best_by`
         improves, with a folder for this epoch alone and the epoch's row of the history.
     seed : int
         Of what the module draws at random.

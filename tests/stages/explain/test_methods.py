@@ -11,7 +11,7 @@ from wsi_pipeline.models.checkpoint import ARCHITECTURES
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
 from wsi_pipeline.models.vgg16 import VGG16
-from wsi_pipeline.stages.explain.methods import METHODS, UNFIT, WORDS, bind, choose_methods
+from wsi_pipeline.stages.explain.methods import ALL_METHODS, LACKS, choose_methods, why_unfit
 
 
 def images(count=2, side=32):
@@ -32,7 +32,7 @@ def small(architecture):
 def test_every_method_that_fits_gives_one_finite_map_for_each_image(architecture):
     model = small(architecture)
     for name in choose_methods(None, architecture):
-        maps = METHODS[name](model, images(), target=1)
+        maps = ALL_METHODS[name](model, images(), target=1)
         assert (maps.shape, maps.dtype) == ((2, 32, 32), torch.float32), name
         assert maps.isfinite().all(), name
 
@@ -46,25 +46,40 @@ def test_what_is_called_unfit_for_our_models_is_and_nothing_else(network):
     architecture = next(k for k, v in ARCHITECTURES.items() if isinstance(network(), v))
     model = seeded(network, dtype=torch.float32)
     for name in ("saliency", "deconvolution", "grad_cam", "cam", "clear", "attentive_response_map"):
-        if name in UNFIT[architecture]:
+        if why_unfit(name, architecture):
             with pytest.raises(ModelError):
-                METHODS[name](model, images(1, 64))
+                ALL_METHODS[name](model, images(1, 64))
         else:
-            assert METHODS[name](model, images(1, 64)).shape == (1, 64, 64)
+            assert ALL_METHODS[name](model, images(1, 64)).shape == (1, 64, 64)
 
 
 @pytest.mark.slow
 def test_what_is_called_unfit_for_vgg11_is():
     model = GradCAMNet().eval()
-    assert METHODS["grad_cam"](model, images(1)).shape == (1, 32, 32)
-    for name in UNFIT["vgg11"]:
+    assert ALL_METHODS["grad_cam"](model, images(1)).shape == (1, 32, 32)
+    for name in ALL_METHODS.keys() - set(choose_methods(None, "vgg11")):
         with pytest.raises(ModelError):
-            METHODS[name](model, images(1))
+            ALL_METHODS[name](model, images(1))
 
 
 def test_every_method_is_told_in_words_and_every_architecture_known():
-    assert WORDS.keys() == METHODS.keys()
-    assert UNFIT.keys() == ARCHITECTURES.keys()
+    assert all(method.legend.endswith(".") for method in ALL_METHODS.values())
+    assert LACKS.keys() == ARCHITECTURES.keys()
+    needed = {need for method in ALL_METHODS.values() for need in method.needs}
+    assert {lack for lacks in LACKS.values() for lack in lacks} <= needed
+
+
+@pytest.mark.parametrize(
+    ("architecture", "unfit"),
+    [
+        ("vgg16", {"patchnet", "cam"}),
+        ("cam", {"patchnet"}),
+        ("vgg11", {"patchnet", "cam", "clear", "attentive_response_map"}),
+        ("patchnet", {"grad_cam", "cam", "clear", "attentive_response_map"}),
+    ],
+)
+def test_what_does_not_fit_is_left_out_by_default(architecture, unfit):
+    assert set(choose_methods(None, architecture)) == ALL_METHODS.keys() - unfit
 
 
 def test_fast_methods_come_first_and_the_slowest_are_there():
@@ -83,7 +98,7 @@ def test_fast_methods_come_first_and_the_slowest_are_there():
         ([], "vgg16", ConfigError, "no method of explanation is named"),
         (["cam"], "vgg16", ModelError, "cam is not for a model 'vgg16'.*global average pooling"),
         (["grad_cam"], "patchnet", ModelError, "grad_cam is not for a model 'patchnet'"),
-        (["patchnet"], "vgg16", ModelError, "heatmap of a PatchNet"),
+        (["patchnet"], "vgg16", ModelError, "only a PatchNet has one"),
     ],
 )
 def test_a_method_that_cannot_be_is_refused(names, architecture, error, message):
@@ -93,10 +108,10 @@ def test_a_method_that_cannot_be_is_refused(names, architecture, error, message)
 
 def test_patchnets_method_is_its_heatmap():
     model = seeded(small_patchnet, dtype=torch.float32)
-    found = bind("patchnet", seed=5, layer="none")(model, images())
+    found = ALL_METHODS["patchnet"](model, images(), seed=5, layer="none")
     with torch.no_grad():
         expected = torch.stack([global_heatmap(model.subnet, image) for image in images()])
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(METHODS["patchnet"](model, images(), target=0), 1 - expected)
+    torch.testing.assert_close(ALL_METHODS["patchnet"](model, images(), target=0), 1 - expected)
     with pytest.raises(ModelError, match="Identity has no subnet"):
-        METHODS["patchnet"](nn.Identity(), images())
+        ALL_METHODS["patchnet"](nn.Identity(), images())

@@ -1,6 +1,7 @@
 """Explanations of the run made by hand, see explain_run.py."""
 
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,7 +11,8 @@ from wsi_pipeline.errors import ModelError, RunError
 from wsi_pipeline.jobs.record import read_failures
 from wsi_pipeline.models.checkpoint import read_card
 from wsi_pipeline.stages import explain
-from wsi_pipeline.stages.explain import checks, units
+from wsi_pipeline.stages.explain import checks
+from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import annotated_patches
 from wsi_pipeline.stages.run_directory import evaluation_folder
 
@@ -115,12 +117,13 @@ def failed_units(run):
 def test_failures_stay_until_their_unit_is_done_or_gone(run, client, monkeypatch):
     """Saliency fails at all three places, then at one asked for; narrower runs have other units."""
 
-    def fail(name, **settings):
-        raise ModelError(f"no {name} today")
+    def fail(model, images, **settings):
+        raise ModelError("no saliency today")
 
     whole = settings(run, explain={"patches": 0, "trust_patches": 0, "methods": ("saliency",)})
     asked = {"slide": "s", "at": (0, 0)}
-    monkeypatch.setattr(units, "bind", fail)
+    failing = replace(ALL_METHODS["saliency"], function=fail)
+    monkeypatch.setitem(ALL_METHODS, "saliency", failing)
     explain.run(whole, client)
     every = failed_units(run)
     assert len(every) == 3

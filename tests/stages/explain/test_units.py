@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.unit import LargeFile, Output
 from wsi_pipeline.models.checkpoint import read_card
 from wsi_pipeline.stages.explain import checks, units
+from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, annotated_patches
 from wsi_pipeline.stages.explain.units import map_grid
 
@@ -51,16 +53,16 @@ def explained(run, place, method="saliency"):
 def test_threads_of_a_worker_explain_one_at_a_time(run, monkeypatch, work):
     """What a method sets on the model, another one running meanwhile would see."""
     inside, most = [], []
+    saliency = ALL_METHODS["saliency"]
 
-    def method(model, images):
+    def method(model, images, **settings):
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.05)
         inside.pop()
         return torch.ones(len(images), *images.shape[2:])
 
-    for module in (units, checks):
-        monkeypatch.setattr(module, "bind", lambda name, **settings: method)
+    monkeypatch.setitem(ALL_METHODS, "saliency", replace(saliency, function=method))
     card = read_card(run / "models/net")
     slides = pd.read_parquet(run / "slides.parquet").set_index("slide_id", drop=False)
     places = annotated_patches(run, "net", 3, seed=0)

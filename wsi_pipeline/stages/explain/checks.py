@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.explain.methods import WORDS, bind
+from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
 from wsi_pipeline.stages.explain.units import (
     method_settings,
@@ -90,7 +91,7 @@ class RankPatch(MethodOnPatch):
             device = next(module.parameters()).device
             [(*_, patch)] = read_patches(path, self.mpp, place, card, device)
             started = time.perf_counter()
-            maps = bind(self.method, **self.settings)(module, patch).cpu()
+            maps = partial(ALL_METHODS[self.method], **self.settings)(module, patch).cpu()
             seconds = time.perf_counter() - started
         figures = map_overlap(self.method, maps, mask)
         return {
@@ -107,7 +108,7 @@ def map_overlap(method: str, maps: torch.Tensor, mask: np.ndarray) -> pd.Series:
     weak evidence against tumour comes before strong. The others need values from 0 to 1: PatchNet's
     Q as it is, as its paper does; all other maps as `unit_maps`.
     """
-    values = (maps if method == "patchnet" else unit_maps(maps))[0].numpy()
+    values = (maps if ALL_METHODS[method].probability else unit_maps(maps))[0].numpy()
     ranks = rankdata(maps[0].numpy(), "dense").reshape(mask.shape)
     figures = overlap([values, ranks / ranks.max()], [mask, mask])
     ordered = ["auroc", "pointing_game"]
@@ -131,7 +132,7 @@ class CheckPatch(MethodOnPatch):
             down to which the weights were random, from the head on; ``similarity`` of the maps at
             each of these depths to the model's own, None where a map is constant.
         """
-        explain = bind(self.method, **self.settings)
+        explain = partial(ALL_METHODS[self.method], **self.settings)
         with held_model(self.model) as (module, card):
             device = next(module.parameters()).device
             [(*_, patch)] = read_patches(self.slide.path, self.mpp, self.place, card, device)
@@ -298,7 +299,7 @@ def _warning(row) -> str:
     if row.similarity <= SIMILAR:
         return ""
     return (
-        f"{WORDS[row.method].name}: with random weights its maps stay much the same (rank"
+        f"{ALL_METHODS[row.method].title}: with random weights its maps stay much the same (rank"
         f" correlation {row.similarity:.2f}, over {SIMILAR:g}): they show the image more than what"
         " the model learned."
     )

@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.explain import methods
-from wsi_pipeline.explain.cam import CAM_FORM
 from wsi_pipeline.explain.core import check_target, explained
-from wsi_pipeline.explain.methods import Method, Words
+from wsi_pipeline.explain.methods import (
+    FEATURE_MAPS,
+    LINEAR_HEAD,
+    METHODS,
+    PLAIN_INPUT,
+    Method,
+)
 from wsi_pipeline.models.patchnet import Subnet
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
 
@@ -50,33 +54,53 @@ def patchnet(model: nn.Module, images: torch.Tensor, *, target: int = 1) -> torc
     return q if target == 1 else 1 - q
 
 
-METHODS: dict[str, Method] = {"patchnet": patchnet, **methods.METHODS}
-"""Every method by name, the fast ones first."""
-
-WORDS: dict[str, Words] = {
-    "patchnet": Words(
-        "PatchNet's probability",
-        "tumour probability around each pixel",
+SUBNET = "the subnet whose heatmap it is"
+PATCHNET = Method(
+    name="patchnet",
+    function=patchnet,
+    title="PatchNet's probability",
+    shows="tumour probability around each pixel",
+    legend=(
         "The probability of tumour that PatchNet itself gives the small patch around each pixel;"
-        " the patch's probability is their mean.",
-        "probability of tumour",
-        coarse=True,
+        " the patch's probability is their mean."
     ),
-    **methods.WORDS,
-}
-"""For each method."""
+    unit="probability of tumour",
+    coarse=True,
+    probability=True,
+    needs=(SUBNET,),
+)
+ALL_METHODS = {PATCHNET.name: PATCHNET, **METHODS}
+"""PatchNet's own heatmap and the methods for any model, by name, the fast ones first."""
 
-_ONE_FOR_EACH = "it needs one set of feature maps for each image, and PatchNet's are of its patches"
-_STACK = "it needs images that go straight into the convolutions, and VGG-11 resizes them first"
-_POOLED = "its head sees the largest value of each feature map, or more layers: " + CAM_FORM
-UNFIT: dict[str, dict[str, str]] = {
-    "vgg16": {"cam": _POOLED},
-    "cam": {},
-    "vgg11": {"cam": _POOLED, "clear": _STACK, "attentive_response_map": _STACK},
-    "patchnet": dict.fromkeys(("grad_cam", "cam", "clear", "attentive_response_map"),
-                              _ONE_FOR_EACH),
-}  # fmt: skip
-"""For each of our architectures the methods that it cannot have, and why."""
+_NO_SUBNET = {SUBNET: "only a PatchNet has one"}
+LACKS: dict[str, dict[str, str]] = {
+    "vgg16": _NO_SUBNET | {LINEAR_HEAD: "VGG16 takes the largest value of each feature map"},
+    "cam": _NO_SUBNET,
+    "vgg11": _NO_SUBNET
+    | {
+        LINEAR_HEAD: "VGG-11's head has more layers",
+        PLAIN_INPUT: "VGG-11 resizes them first",
+    },
+    "patchnet": {FEATURE_MAPS: "PatchNet's are of its patches"},
+}
+"""What each of our architectures does not have of what methods need, and why."""
+
+
+def why_unfit(name: str, architecture: str) -> str:
+    """Why one of our models cannot have a method; empty where it can.
+
+    Parameters
+    ----------
+    name : str
+        A key of `ALL_METHODS`.
+    architecture : str
+        A key of `wsi_pipeline.models.checkpoint.ARCHITECTURES`.
+    """
+    lacks = LACKS[architecture]
+    reasons = [
+        f"it needs {need}, and {lacks[need]}" for need in ALL_METHODS[name].needs if need in lacks
+    ]
+    return reasons[0] if reasons else ""
 
 
 def choose_methods(names: Sequence[str] | None, architecture: str) -> tuple[str, ...]:
@@ -85,7 +109,7 @@ def choose_methods(names: Sequence[str] | None, architecture: str) -> tuple[str,
     Parameters
     ----------
     names : sequence of str or None
-        Keys of `METHODS`; None for all that fit, in their order there.
+        Keys of `ALL_METHODS`; None for all that fit, in their order there.
     architecture : str
         A key of `wsi_pipeline.models.checkpoint.ARCHITECTURES`.
 
@@ -96,22 +120,14 @@ def choose_methods(names: Sequence[str] | None, architecture: str) -> tuple[str,
     ModelError
         If the model cannot have a method that is named.
     """
-    unfit = dict(UNFIT[architecture])
-    if architecture != "patchnet":
-        unfit["patchnet"] = "it is the heatmap of a PatchNet"
     if names is None:
-        return tuple(name for name in METHODS if name not in unfit)
-    known = ", ".join(METHODS)
+        return tuple(name for name in ALL_METHODS if not why_unfit(name, architecture))
+    known = ", ".join(ALL_METHODS)
     if not names:
         raise ConfigError(f"no method of explanation is named; there are {known}")
     for name in names:
-        if name not in METHODS:
+        if name not in ALL_METHODS:
             raise ConfigError(f"method {name!r} is not known; there are {known}")
-        if name in unfit:
-            raise ModelError(f"method {name} is not for a model {architecture!r}: {unfit[name]}")
+        if reason := why_unfit(name, architecture):
+            raise ModelError(f"method {name} is not for a model {architecture!r}: {reason}")
     return tuple(dict.fromkeys(names))
-
-
-def bind(name: str, *, seed: int = 0, layer: str | None = None) -> Method:
-    """A method of `METHODS` with its seed and layer, see `wsi_pipeline.explain.methods.bind`."""
-    return patchnet if name == "patchnet" else methods.bind(name, seed=seed, layer=layer)

@@ -21,10 +21,10 @@ from wsi_pipeline.jobs.record import Record, read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import Unit
 from wsi_pipeline.stages.explain.checks import ranking_table, trust_tables
-from wsi_pipeline.stages.explain.methods import WORDS, choose_methods
+from wsi_pipeline.stages.explain.methods import ALL_METHODS, choose_methods
 from wsi_pipeline.stages.explain.places import KINDS, Place
 from wsi_pipeline.stages.explain.plan import CheckPlan, Plan, plan_checks, plan_explanations
-from wsi_pipeline.stages.explain.units import SCHEMA_VERSION, made_with, panel_units, shown_of
+from wsi_pipeline.stages.explain.units import SCHEMA_VERSION, made_with, panel_units, subject_hash
 from wsi_pipeline.stages.run_directory import (
     EXPLAIN_STAGES,
     evaluation_folder,
@@ -128,7 +128,7 @@ def _tables(drawn: int, results: Mapping[str, Mapping[str, dict]]) -> MethodChec
     return MethodChecks(ranking_table(results["rank"]), drawn, trust, layers)
 
 
-def _drawn(config: Config) -> dict[str, dict]:
+def _pictures_on_record(config: Config) -> dict[str, dict]:
     """What is on record of each picture that is there, by place."""
     folder = explanation_folder(config.out, config.train.name)
     lines = read_done(config.out, of_model("panels", config.train.name))
@@ -142,7 +142,7 @@ def _drawn(config: Config) -> dict[str, dict]:
 def _remove_others(config: Config, places: Sequence[Place]) -> None:
     """Remove places of an earlier evaluation, which are not among today's."""
     kept = {place.name for place in places}
-    for name, result in _drawn(config).items():
+    for name, result in _pictures_on_record(config).items():
         if result["place"]["kind"] != "asked" and name not in kept:
             shutil.rmtree(explanation_folder(config.out, config.train.name) / name)
 
@@ -170,9 +170,9 @@ def _write_page(config: Config, plan: Plan, checks: MethodChecks) -> None:
         places=[_on_page(folder, place, result) for place, result in shown.items()],
         table=_places_table(shown),
         words={
-            method: {"name": words.name, "legend": words.legend}
-            for method, words in WORDS.items()
-            if method in used
+            name: {"name": method.title, "legend": method.legend}
+            for name, method in ALL_METHODS.items()
+            if name in used
         },
         checks=checks,
         failures=pd.DataFrame(failures),
@@ -191,12 +191,12 @@ def _shown(config: Config, plan: Plan) -> dict[str, dict]:
     The evaluation's come in its order, before those of its kind from an earlier run with more.
     """
     slides = plan.slides.itertuples()
-    today = {slide.slide_id: shown_of(slide, config, plan.card) for slide in slides}
+    today = {slide.slide_id: subject_hash(slide, config, plan.card) for slide in slides}
     rank = {place.name: number for number, place in enumerate(plan.evaluated)}
     kinds = list(KINDS)
     found = {
         name: result
-        for name, result in _drawn(config).items()
+        for name, result in _pictures_on_record(config).items()
         if result["of"] == today.get(result["place"]["slide_id"])
     }
     order = sorted(

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ import shapely
 import torch
 
 from wsi_pipeline.config import AnnotationConfig, Config
-from wsi_pipeline.explain.methods import LAYERED, SEEDED
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.panels import MethodPanel, panels_figure
@@ -31,7 +31,7 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.explain.methods import WORDS, bind
+from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder
 from wsi_pipeline.stages.worker_model import TrainedModel, held_model
@@ -121,7 +121,10 @@ class MapPlace(Unit):
             ``probabilities`` (F(I) of each patch) and ``seconds`` (of the method, for each patch).
         """
         place, path = self.place, self.slide.path
-        explain, grid = bind(self.method, **self.settings), map_grid(place, self.mpp)
+        explain, grid = (
+            partial(ALL_METHODS[self.method], **self.settings),
+            map_grid(place, self.mpp),
+        )
         values = np.full(grid.shape, np.nan, np.float32)
         probabilities, seconds = [], []
         with held_model(self.model) as (module, card):
@@ -163,7 +166,7 @@ class DrawPanel(Unit):
     maps : dict
         Hash of each method's map.
     of : str
-        What the picture is true of, see `shown_of`.
+        What the picture is true of, see `subject_hash`.
     made : str
         With what settings the maps were made, in words.
     """
@@ -287,7 +290,7 @@ def panel_units(
                 probabilities=results[of_place[0].key]["probabilities"],
                 annotation=slide.annotation and SmallFile.at(slide.annotation),
                 annotation_rules=config.catalog.annotation,
-                of=shown_of(slide, config, card),
+                of=subject_hash(slide, config, card),
                 made=made_with({unit.method for unit in of_place}, config),
                 out=Output(folder / "panel.png"),
             )
@@ -298,15 +301,15 @@ def panel_units(
 def made_with(methods: Collection[str], config: Config) -> str:
     """The settings that matter to the maps of some methods, in words; empty where none does."""
     words = []
-    if not set(LAYERED).isdisjoint(methods):
+    if any(ALL_METHODS[name].takes_layer for name in methods):
         words.append(f"layer: {config.explain.layer or 'the last convolution'}")
-    if not set(SEEDED).isdisjoint(methods):
+    if any(ALL_METHODS[name].takes_seed for name in methods):
         words.append(f"seed: {config.seed}")
     return ", ".join(words)
 
 
-def shown_of(slide, config: Config, card: ModelCard) -> str:
-    """Hash of what a picture is true of: the model, the slide, its annotation, and this code."""
+def subject_hash(slide, config: Config, card: ModelCard) -> str:
+    """Hash of what a picture shows: the model, the slide, its annotation, and this code."""
     return hash_inputs(
         {
             "schema_version": SCHEMA_VERSION,
@@ -319,9 +322,10 @@ def shown_of(slide, config: Config, card: ModelCard) -> str:
 
 
 def method_settings(method: str, config: Config) -> dict:
-    """Keyword arguments of `bind` that matter to a method."""
-    seed = derived_seed(config.seed, "explain") if method in SEEDED else 0
-    return {"seed": seed, "layer": config.explain.layer if method in LAYERED else None}
+    """Seed and layer for a method; 0 and None where it ignores them: no map depends on those."""
+    takes = ALL_METHODS[method]
+    seed = derived_seed(config.seed, "explain") if takes.takes_seed else 0
+    return {"seed": seed, "layer": config.explain.layer if takes.takes_layer else None}
 
 
 def trained_model(config: Config, card: ModelCard) -> TrainedModel:
@@ -331,8 +335,8 @@ def trained_model(config: Config, card: ModelCard) -> TrainedModel:
 
 
 def _panel(method: str, values: np.ndarray) -> MethodPanel:
-    words = WORDS[method]
-    return MethodPanel(values, words.name, words.shows, words.unit, words.signed, words.coarse)
+    of = ALL_METHODS[method]
+    return MethodPanel(values, of.title, of.shows, of.unit, of.signed, of.coarse)
 
 
 def _surroundings(shown: Bounds) -> Bounds:
