@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# A process of tests on each core. A module stays in one process, with what its tests share.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test format check bench peers clean \
-	package test-minimum
+.PHONY: help demo test test-slow test-all test-minimum package format check bench peers clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,8 +20,14 @@ $(STAMP): setup.cfg pyproject.toml
 demo: $(STAMP)  ## phantom cohort -> tile -> train -> heatmap -> evaluate -> runs/demo/evaluation/vgg16/report.html
 	$(BIN)/wsi demo --out runs/demo
 
-test: $(STAMP)  ## all tests but those that need a GPU (WSI_TEST_DATA=folder adds those on real slides)
-	$(BIN)/python -m pytest -m 'not gpu'
+test: $(STAMP)  ## the quick tests, in minutes (WSI_TEST_DATA=folder adds those on real slides)
+	$(PYTEST) -m 'not gpu and not slow'
+
+test-slow: $(STAMP)  ## the tests marked slow
+	$(PYTEST) -m 'slow and not gpu'
+
+test-all: $(STAMP)  ## all tests but those that need a GPU
+	$(PYTEST) -m 'not gpu'
 
 format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

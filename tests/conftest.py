@@ -14,6 +14,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 hypothesis.settings.register_profile("any_machine", deadline=None)
 hypothesis.settings.load_profile("any_machine")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each core has a process of tests: with more threads, they would wait for each other.
+    import torch
+
+    torch.set_num_threads(1)
+
+LONGEST = ("test_pipeline.py", "test_real_slides.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest modules: at the end, all other processes would wait for them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:

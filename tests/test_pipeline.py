@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -35,7 +34,7 @@ def wsi(*arguments, check=True):
 def cohort(tmp_path_factory) -> Path:
     """Ten small phantom slides."""
     out = tmp_path_factory.mktemp("cohort")
-    wsi("phantom", out, "--slides", 10, "--size", "2048x2048", "--seed", 5)
+    wsi("phantom", out, "--slides", 10, "--size", "1100x1100", "--mpp", 1, "--seed", 5)
     return out
 
 
@@ -66,7 +65,7 @@ def settings(path: Path, out: Path, cohort: Path, **sections) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(cohort, tmp_path_factory) -> Path:
-    """A run through all stages."""
+    """A run through all stages: half a minute, but the quick tests hold no other such run."""
     folder = tmp_path_factory.mktemp("finished")
     path = settings(folder / "run.yaml", folder / "run", cohort)
     wsi("run", "-c", path)
@@ -125,12 +124,6 @@ def test_a_run_does_not_differ_from_itself(finished, tmp_path):
     assert set(differences) - {None} == {0}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def worker_options() -> list[dict]:
     """Of each of the two workers: ``preload``, code that it runs first, and ``env``."""
@@ -143,30 +136,27 @@ def scheduler(tmp_path, worker_options):
 
     Gives the address and the worker processes.
     """
-    address = f"tcp://127.0.0.1:{free_port()}"
-    dask = (sys.executable, "-m", "dask")
-    worker = (*dask, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+    file = tmp_path / "scheduler.json"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": elsewhere}
-    port = address.rpartition(":")[2]
-    processes = [
-        subprocess.Popen(
-            [*dask, "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"], **quiet
-        ),
-        *(
-            subprocess.Popen(
-                [*worker, *(("--preload", options["preload"]) if "preload" in options else ())],
-                env=os.environ | options.get("env", {}),
-                **quiet,
-            )
-            for options in worker_options
-        ),
-    ]
-    yield address, processes[1:]
-    for process in processes:
-        process.kill()
-        process.wait()
+    dask = (sys.executable, "-m", "dask")
+    place = ("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")
+    command = (*dask, "scheduler", *place, "--no-dashboard", "--scheduler-file", file)
+    processes = [subprocess.Popen(command, **quiet)]
+    try:
+        wait_until(lambda: file.exists() and file.read_text().endswith("}"))
+        address = json.loads(file.read_text())["address"]
+        worker = (*dask, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        for options in worker_options:
+            preload = ("--preload", options["preload"]) if "preload" in options else ()
+            environment = os.environ | options.get("env", {})
+            processes.append(subprocess.Popen([*worker, *preload], env=environment, **quiet))
+        yield address, processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def wait_until(condition, seconds=120):

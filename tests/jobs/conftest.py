@@ -15,11 +15,15 @@ TESTS = Path(__file__).parents[1]
 
 @contextmanager
 def dask_process(*arguments, path=TESTS):
-    """A process of Dask's command line, in the folder `path` and able to import from it."""
+    """A process of Dask's command line, in the folder `path` and able to import from it.
+
+    It imports the rest from where this process does.
+    """
+    importable = os.pathsep.join([str(path), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=path,
-        env={**os.environ, "PYTHONPATH": str(path)},
+        env={**os.environ, "PYTHONPATH": importable},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -37,7 +41,8 @@ def start_scheduler(tmp_path):
 
         def start(workers: int, **options):
             file = tmp_path / "scheduler.json"
-            place = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file))
+            place = ("--host", "127.0.0.1", "--scheduler-file", str(file))
+            place += ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
             scheduler = stack.enter_context(
                 dask_process("distributed.cli.dask_scheduler", "--port", "0", *place)
             )

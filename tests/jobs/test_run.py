@@ -79,8 +79,10 @@ def recorded(folder):
     return {math.isqrt(line["result"]["square"]) for line in done}
 
 
-def wait_for_record(folder, count):
-    while len(recorded(folder)) < count:
+def wait_for_record(folder, count, seconds=120):
+    """Until so many squares are recorded; after so many seconds at most."""
+    end = time.monotonic() + seconds
+    while len(recorded(folder)) < count and time.monotonic() < end:
         time.sleep(0.02)
 
 
@@ -131,6 +133,7 @@ def test_the_window_follows_the_workers_that_come_and_go(client, tmp_path, monke
 
 
 def test_failing_units_are_recorded_while_the_others_go_on(client, tmp_path, caplog):
+    caplog.set_level("ERROR")  # Dask, silencing its handlers, silences the one that pytest adds
     log = str(tmp_path / "refused.log")
     failing = [
         call("refused", "slide r", {}, refuse, {"path": "a.svs", "log": log}),
@@ -281,7 +284,7 @@ def test_a_lost_scheduler_ends_the_run_and_keeps_the_record(start_scheduler, tmp
     assert 3 <= len(recorded(tmp_path)) < 50
 
 
-COUNT = 24
+COUNT = 16
 CLIENT = """
 import signal
 import sys
@@ -302,9 +305,10 @@ def start_client(folder):
     """Run the units in a program of its own, a process group as a terminal makes it."""
     script = folder / "client.py"
     script.write_text(CLIENT)
+    importable = (str(TESTS), str(TESTS / "jobs"), os.environ.get("PYTHONPATH"))
     return subprocess.Popen(
         [sys.executable, str(script), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS / "jobs")))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, importable))},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

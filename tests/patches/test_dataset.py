@@ -276,6 +276,7 @@ def test_an_error_of_a_loader_process_arrives_as_it_was(cached, workers):
         list(batches(damaged, first_step=0, steps=1, batch_size=4, workers=workers))
 
 
+@pytest.mark.slow
 def test_a_killed_loader_process_is_told_with_the_setting(dataset):
     before = set(multiprocessing.active_children())
     opened = batches(dataset, first_step=0, steps=40, batch_size=4, workers=1)

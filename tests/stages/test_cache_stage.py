@@ -7,7 +7,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from distributed import Client
 from slide_files import damage_tile, write_pyramid_tiff
 
 from wsi_pipeline.config import CatalogConfig, Config, TrainConfig
@@ -65,13 +64,6 @@ def tiled(tmp_path_factory):
 def run(tiled, tmp_path):
     """A copy: the slides stay where they are."""
     return shutil.copytree(tiled, tmp_path / "run", ignore=shutil.ignore_patterns("*.tif"))
-
-
-@pytest.fixture(scope="module")
-def client():
-    options = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
-    with Client(**options, dashboard_address=None) as client:
-        yield client
 
 
 def settings(run, **training):

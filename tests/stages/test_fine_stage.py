@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 import tifffile
 import torch
-from distributed import Client
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 from PIL import Image
@@ -50,11 +49,9 @@ SUSPICIOUS = np.s_[5:11, 11:18]
 
 
 @pytest.fixture(scope="module")
-def client():
-    options = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
-    with Client(**options, dashboard_address=None) as client:
-        client.submit(torch.set_num_threads, 1).result()  # in the worker's thread
-        yield client
+def client(client):
+    client.submit(torch.set_num_threads, 1).result()  # in the worker's thread
+    return client
 
 
 def brightness_net():

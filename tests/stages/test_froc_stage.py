@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from distributed import LocalCluster
 
 from wsi_pipeline.errors import CatalogError, RunError
 from wsi_pipeline.jobs.unit import Output, SmallFile
@@ -49,12 +50,27 @@ def cohort(tmp_path):
     return tmp_path
 
 
-def wsi_froc(folder, *arguments):
-    command = [sys.executable, "-c", "from wsi_pipeline.cli import main; main()", "froc"]
-    inputs = ["--detections", "detections", "--slides", "slides.csv"]
-    return subprocess.run(
-        [*command, *inputs, *arguments], cwd=folder, capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def scheduler():
+    """Address of a scheduler with a worker, both in this process: each command would start two."""
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "silence_logs": 50}
+    place = {"host": "127.0.0.1", "protocol": "tcp://", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(**options, **place) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture
+def wsi_froc(cohort, scheduler):
+    """Function that runs the command in the cohort's folder."""
+
+    def run_there(*arguments):
+        command = [sys.executable, "-c", "from wsi_pipeline.cli import main; main()", "froc"]
+        inputs = ["--detections", "detections", "--slides", "slides.csv", "--scheduler", scheduler]
+        return subprocess.run(
+            [*command, *inputs, *arguments], cwd=cohort, capture_output=True, text=True
+        )
+
+    return run_there
 
 
 def run(folder, truth="annotations"):
@@ -66,8 +82,8 @@ def run(folder, truth="annotations"):
 
 
 @pytest.mark.parametrize("truth", ["annotations", "masks"])
-def test_both_modes_from_annotations_and_from_masks(cohort, truth):
-    done = wsi_froc(cohort, f"--{truth}", truth, "--out", "out")
+def test_both_modes_from_annotations_and_from_masks(cohort, wsi_froc, truth):
+    done = wsi_froc(f"--{truth}", truth, "--out", "out")
     assert done.returncode == 0, done.stderr
     found = json.loads((cohort / "out/froc.json").read_text())
     # Corrected: the detection 44 um off is a hit, so the lesion is found at 0.95, before any
@@ -87,18 +103,18 @@ def test_both_modes_from_annotations_and_from_masks(cohort, truth):
     assert (cohort / "out/froc.svg").read_bytes().startswith(b"<?xml")
 
 
-def test_one_mode_alone_and_nothing_is_done_again(cohort):
+def test_one_mode_alone_and_nothing_is_done_again(cohort, wsi_froc):
     arguments = ("--annotations", "annotations", "--out", "out", "--mode", "corrected")
-    assert wsi_froc(cohort, *arguments).returncode == 0
+    assert wsi_froc(*arguments).returncode == 0
     assert list(json.loads((cohort / "out/froc.json").read_text())) == ["corrected"]
-    again = wsi_froc(cohort, *arguments)
+    again = wsi_froc(*arguments)
     assert "0 done, 3 already done" in again.stderr
 
 
-def test_a_slide_that_fails_leaves_no_score_not_even_an_old_one(cohort):
-    assert wsi_froc(cohort, "--annotations", "annotations", "--out", "out").returncode == 0
+def test_a_slide_that_fails_leaves_no_score_not_even_an_old_one(cohort, wsi_froc):
+    assert wsi_froc("--annotations", "annotations", "--out", "out").returncode == 0
     (cohort / "annotations/Tumor_2.xml").write_text("<nothing/>")
-    done = wsi_froc(cohort, "--annotations", "annotations", "--out", "out")
+    done = wsi_froc("--annotations", "annotations", "--out", "out")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Tumor_2" in (cohort / "out/failures.csv").read_text()
@@ -106,8 +122,8 @@ def test_a_slide_that_fails_leaves_no_score_not_even_an_old_one(cohort):
     assert left == {"hits", "done", "failures.csv"}
 
 
-def test_lecture_needs_patches(cohort):
-    done = wsi_froc(cohort, "--annotations", "annotations", "--out", "out", "--mode", "lecture")
+def test_lecture_needs_patches(wsi_froc):
+    done = wsi_froc("--annotations", "annotations", "--out", "out", "--mode", "lecture")
     assert done.returncode == 2
     assert "it is defined on patches" in done.stderr
 
@@ -135,7 +151,7 @@ def test_detections_that_break_a_rule_are_refused(cohort, text, message):
         one_slide(cohort, "Normal_1", 0, None)
 
 
-def test_files_of_slides_not_asked_for_are_passed_over_and_named(cohort):
+def test_files_of_slides_not_asked_for_are_passed_over_and_named(cohort, wsi_froc):
     """As in the challenge's folders, and those of a run, with the detections of validation slides.
 
     Nothing of them counts: neither a false positive at 1, nor two masks of one slide.
@@ -145,7 +161,7 @@ def test_files_of_slides_not_asked_for_are_passed_over_and_named(cohort):
     (cohort / "detections/Test_9.csv").write_text("1,1,1\n")
     for name in ("Test_9.tif", "Test_9_Mask.tif"):
         (cohort / "masks" / name).write_text("not read")
-    done = wsi_froc(cohort, "--masks", "masks", "--out", "out")
+    done = wsi_froc("--masks", "masks", "--out", "out")
     assert done.returncode == 0, done.stderr
     told = " ".join(done.stderr.split())
     assert "detections: passed over, of no slide in the table: Test_9.csv" in told

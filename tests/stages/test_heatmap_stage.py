@@ -29,7 +29,7 @@ def client(monkeypatch):
     monkeypatch.setattr(reader, "WORTH_TILES_PX", 0)  # small slides are read by tiles as well
     monkeypatch.setattr(reader, "LEAST_OF_TILE", 0)
     options = {"processes": False, "n_workers": 1, "threads_per_worker": 2}
-    with Client(**options, dashboard_address=None) as client:
+    with Client(**options, dashboard_address="127.0.0.1:0") as client:
         yield client
 
 

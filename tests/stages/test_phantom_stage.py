@@ -1,18 +1,11 @@
 """The phantom stage: a cohort goes on where it was, and is not overwritten by another."""
 
 import pytest
-from distributed import Client
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.stages import phantom
 
 COHORT = {"size": (1100, 1100), "mpp": 1.0}
-
-
-@pytest.fixture(scope="module")
-def client():
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as it:
-        yield it
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from wsi_pipeline.stages.precision import decide_precision
 @pytest.fixture(scope="module")
 def client():
     options = {"processes": False, "n_workers": 2, "threads_per_worker": 1}
-    with LocalCluster(**options, dashboard_address=None) as cluster, Client(cluster) as client:
+    options |= {"dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
         yield client
 
 

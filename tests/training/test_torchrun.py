@@ -63,14 +63,12 @@ def run(tmp_path):
     return in_two
 
 
-@pytest.mark.slow
 def test_the_first_process_reports_and_gives_the_result(work, run):
     events = []
     assert run(work.adds_up, events.append) == {"sum": 5 + 6}
     assert events == [{"of": 2}]
 
 
-@pytest.mark.slow
 def test_the_error_told_is_of_the_process_that_failed_not_of_one_that_waited_for_it(
     work, run, tmp_path
 ):
@@ -79,7 +77,6 @@ def test_the_error_told_is_of_the_process_that_failed_not_of_one_that_waited_for
     assert "the second cannot read" in (tmp_path / "model/torchrun.log").read_text()
 
 
-@pytest.mark.slow
 def test_processes_that_end_without_a_word_are_told_with_the_end_of_the_log(work, run):
     with pytest.raises(RunError, match=r"2 processes ended with status 1; the end of .*torchrun"):
         run(work.is_killed)

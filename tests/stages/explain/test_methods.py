@@ -53,7 +53,6 @@ def test_what_is_called_unfit_for_our_models_is_and_nothing_else(network):
             assert ALL_METHODS[name](model, images(1, 64)).shape == (1, 64, 64)
 
 
-@pytest.mark.slow
 def test_what_is_called_unfit_for_vgg11_is():
     model = GradCAMNet().eval()
     assert ALL_METHODS["grad_cam"](model, images(1)).shape == (1, 32, 32)
