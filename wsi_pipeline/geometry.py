@@ -28,6 +28,33 @@ class Bounds:
     height: int
 
 
+def level0_to_um(length_level0, mpp: float):
+    """Micrometres of lengths in level-0 px, or of places measured from the level-0 corner."""
+    return length_level0 * mpp
+
+
+def um_to_level0(length_um, mpp: float):
+    """Level-0 px of lengths in micrometres: the inverse of `level0_to_um`."""
+    return length_um / mpp
+
+
+def level0_box(
+    x: float, y: float, width_px: int, height_px: int, downsample: float
+) -> tuple[float, float, float, float]:
+    """Level-0 px under a rectangle read at a working resolution: ``x0, y0, x1, y1``, not rounded.
+
+    Parameters
+    ----------
+    x, y : float
+        Upper left corner, level-0 px.
+    width_px, height_px : int
+        Working px.
+    downsample : float
+        Level-0 px per working px.
+    """
+    return x, y, x + width_px * downsample, y + height_px * downsample
+
+
 @dataclass(frozen=True)
 class PatchGrid:
     """Patches at regular steps whose inner squares cover the slide's bounds.
@@ -72,6 +99,56 @@ class PatchGrid:
                 f"inner_px is {self.inner_px} and patch_px {self.patch_px}: the inner square must"
                 " fit into the patch and be centred on whole pixels (an even difference)"
             )
+
+    @classmethod
+    def of_pixels(
+        cls, x: int, y: int, width_px: int, height_px: int, mpp: float, downsample: float
+    ) -> "PatchGrid":
+        """The grid whose cells are the pixels of a rectangle read at the working resolution.
+
+        Its bounds are the smallest whole number of level-0 px with as many cells.
+
+        Parameters
+        ----------
+        x, y : int
+            Upper left corner, level-0 px.
+        width_px, height_px : int
+            Working px.
+        mpp : float
+            Micrometres per level-0 px.
+        downsample : float
+            Level-0 px per working px.
+        """
+        width, height = (int((side_px - 1) * downsample) + 1 for side_px in (width_px, height_px))
+        return cls(Bounds(x, y, width, height), mpp, downsample, 1, 1, 1)
+
+    @property
+    def working_mpp(self) -> float:
+        """Micrometres per working px."""
+        return self.mpp * self.downsample
+
+    def level0_length(self, length_px: float) -> float:
+        """Level-0 px of a length in working px; not rounded."""
+        return length_px * self.downsample
+
+    def working_length(self, length_level0: float) -> float:
+        """Working px of a length in level-0 px; not rounded."""
+        return length_level0 / self.downsample
+
+    def level0_points(self, points_px) -> np.ndarray:
+        """Level-0 px of points in the working frame.
+
+        Parameters
+        ----------
+        points_px : array_like, shape (..., 2)
+            x, y in working px from the corner of the bounds.
+
+        Returns
+        -------
+        float64 array, shape (..., 2)
+            Not rounded, unlike `patch_origins`.
+        """
+        return np.array([self.bounds.x, self.bounds.y]) + np.asarray(points_px) * self.downsample
 
     @property
     def margin_px(self) -> int:
@@ -231,6 +308,27 @@ class PatchGrid:
             ends = np.floor(first), np.ceil(first + length / step)
             found.append(slice(*(int(np.clip(end, 0, count)) for end in ends)))
         return found[0], found[1]
+
+    def heatmap_box(
+        self, first_cell: tuple[int, int], shape: tuple[int, int]
+    ) -> tuple[float, float, float, float]:
+        """Where a block of heatmap pixels lies, level-0 px: see `cells_over` for a pixel's square.
+
+        Parameters
+        ----------
+        first_cell, shape : (int, int)
+            Row and column of the first heatmap pixel; rows and columns of the block.
+
+        Returns
+        -------
+        x0, y0, x1, y1 : float
+            Not rounded.
+        """
+        (row, col), (rows, cols) = first_cell, shape
+        step = self.stride_px * self.downsample
+        margin = (self.inner_px - self.stride_px) / 2 * self.downsample
+        x, y = self.bounds.x + margin + col * step, self.bounds.y + margin + row * step
+        return x, y, x + cols * step, y + rows * step
 
     def pixel_spacing_um(self, reduction: int = 1) -> float:
         """Micrometres between neighbouring heatmap pixels, `reduction` cells to a pixel."""

@@ -8,6 +8,7 @@ import shapely
 import tifffile
 
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.geometry import um_to_level0
 
 OFFICIAL_LEVEL = 5
 OFFICIAL_PIXEL_UM = 0.243 * 2**OFFICIAL_LEVEL
@@ -19,7 +20,7 @@ def raster_downsample(mpp: float) -> float:
 
     At least 1: a slide coarser than that gets masks of its own pixels.
     """
-    return max(1.0, OFFICIAL_PIXEL_UM / mpp)
+    return max(1.0, um_to_level0(OFFICIAL_PIXEL_UM, mpp))
 
 
 def rasterise(

@@ -104,16 +104,17 @@ def covered_px(grid: PatchGrid, rows, cols, width: int, height: int) -> int:
     firsts = np.append(0, np.flatnonzero(np.diff(rows)) + 1)  # of each row
     side, step, margin = grid.patch_px, grid.stride_px, grid.margin_px
     y = rows[firsts] * step - margin
-    x = np.arange(cols.max() + 1) * step - margin + grid.bounds.x / grid.downsample
+    x = np.arange(cols.max() + 1) * step - margin + grid.working_length(grid.bounds.x)
     edges = np.union1d(y, y + side)
-    heights = np.diff((edges + grid.bounds.y / grid.downsample).clip(0, height / grid.downsample))
+    width_px, height_px = grid.working_length(width), grid.working_length(height)
+    heights = np.diff((edges + grid.working_length(grid.bounds.y)).clip(0, height_px))
     cols_at = dict(zip(y.tolist(), np.split(cols, firsts[1:]), strict=True))
     held = np.zeros(len(x), np.int64)  # patches of each column that the sweep is within
     area = 0.0
     for edge, strip in zip(edges[:-1].tolist(), heights.tolist(), strict=True):
         np.add.at(held, cols_at.get(edge, cols[:0]), 1)
         np.add.at(held, cols_at.get(edge - side, cols[:0]), -1)
-        area += strip * _joint_length(x[held > 0], side, width / grid.downsample)
+        area += strip * _joint_length(x[held > 0], side, width_px)
     return round(area)
 
 

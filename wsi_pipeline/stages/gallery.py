@@ -115,7 +115,7 @@ def draw_places(
     with Slide(path, mpp) as slide:
         lesions = catalog.slide_annotation(slide, annotation, **annotation_rules).lesions
         for place in places:
-            shown = _picture_square(place["box"], INNER_SQUARES * grid.inner_px * grid.downsample)
+            shown = _picture_square(place["box"], grid.level0_length(INNER_SQUARES * grid.inner_px))
             downsample = max(1.0, shown.width / PICTURE_PX)
             side = max(1, round(shown.width / downsample))
             image = slide.read(shown.x, shown.y, side, side, downsample)

@@ -278,7 +278,7 @@ def _prepare(images, numbers, *, card: ModelCard, seed: int, settings: dict) -> 
 def _refuse_other_resolutions(pools: dict[str, PatchPool]) -> None:
     """One model is trained, and its epoch chosen, at one resolution."""
     (low, low_at), *_, (high, high_at) = sorted(
-        (grid.mpp * grid.downsample, f"slide {slide_id}, {split}")
+        (grid.working_mpp, f"slide {slide_id}, {split}")
         for split, pool in pools.items()
         for slide_id, grid in zip(pool.slide_ids, pool.grids, strict=True)
     )
@@ -286,12 +286,13 @@ def _refuse_other_resolutions(pools: dict[str, PatchPool]) -> None:
         raise RunError(
             f"the working resolutions go from {low:.4g} ({low_at}) to {high:.4g} um per px"
             f" ({high_at}), but a model is trained and validated at one, the largest at most"
-            f" {MAX_MPP_RATIO:g} times the smallest: set tile.mpp instead of tile.level, and tile again"
+            f" {MAX_MPP_RATIO:g} times the smallest: set tile.mpp instead of tile.level, and tile"
+            " again"
         )
 
 
 def _card(job: dict, pool: PatchPool) -> ModelCard:
-    spacings = sorted(grid.mpp * grid.downsample for grid in pool.grids)
+    spacings = sorted(grid.working_mpp for grid in pool.grids)
     settings = job["settings"]
     return ModelCard(
         architecture=settings["model"],
