@@ -4,7 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import Bounds, PatchGrid, level0_box, level0_to_um, um_to_level0
+from wsi_pipeline.geometry import (
+    Bounds,
+    PatchGrid,
+    level0_box,
+    level0_to_um,
+    pixel_centres,
+    raster_places,
+    raster_size,
+    um_to_level0,
+)
 
 
 def grid(width=2220, height=2967, x=0, y=0, downsample=1.0, mpp=0.5, **sizes):
@@ -238,3 +247,11 @@ def test_a_block_of_heatmap_pixels_is_where_its_cells_squares_are():
     # A step is 6 level-0 px: 100 + 3 + 2 * 6 for the third column, 200 + 3 + 6 for the second row.
     assert a_grid.heatmap_box((1, 2), (4, 5)) == (115, 209, 145, 233)
     assert a_grid.cells_over(Bounds(115, 209, 30, 24)) == (slice(1, 5), slice(2, 7))
+
+
+def test_a_raster_starts_at_the_level0_corner():
+    """Pixels of 4 level-0 px: pixel 2 is 8..12, its centre 10; place 9 is a quarter into it."""
+    assert pixel_centres([0, 2], 4).tolist() == [2, 10]
+    assert raster_places([[9, 0]], 4).tolist() == [[2.25, 0]]
+    assert raster_size((8, 9), 4) == (2, 3)
+    assert raster_size((3 * 7.776, 4 * 7.776), 7.776) == (3, 4)  # rounding adds no pixel

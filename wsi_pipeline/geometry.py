@@ -38,6 +38,46 @@ def um_to_level0(length_um, mpp: float):
     return length_um / mpp
 
 
+def pixel_centres(pixels, downsample: float) -> np.ndarray:
+    """Level-0 px of the centres of a raster's pixels, which starts at the level-0 corner.
+
+    Parameters
+    ----------
+    pixels : array_like of int
+        Columns, or rows.
+    downsample : float
+        Level-0 px per pixel.
+    """
+    return (np.asarray(pixels) + 0.5) * downsample
+
+
+def raster_places(places_level0, downsample: float) -> np.ndarray:
+    """Places in a raster that starts at the level-0 corner; the whole part is the pixel.
+
+    Parameters
+    ----------
+    places_level0 : array_like
+        Level-0 px.
+    downsample : float
+        Level-0 px per pixel.
+    """
+    return np.asarray(places_level0) / downsample
+
+
+def raster_size(size_level0: tuple[int, int], downsample: float) -> tuple[int, int]:
+    """Width and height of the raster that covers a slide, its last pixels cut by the slide's edge.
+
+    Parameters
+    ----------
+    size_level0 : (float, float)
+        Width and height, level-0 px.
+    downsample : float
+        Level-0 px per pixel.
+    """
+    width, height = (int(np.ceil(round(side / downsample, 6))) for side in size_level0)
+    return width, height
+
+
 def level0_box(
     x: float, y: float, width_px: int, height_px: int, downsample: float
 ) -> tuple[float, float, float, float]:
