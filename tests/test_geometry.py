@@ -12,6 +12,7 @@ from wsi_pipeline.geometry import (
     pixel_centres,
     raster_places,
     raster_size,
+    raster_to_level0,
     um_to_level0,
 )
 
@@ -253,5 +254,6 @@ def test_a_raster_starts_at_the_level0_corner():
     """Pixels of 4 level-0 px: pixel 2 is 8..12, its centre 10; place 9 is a quarter into it."""
     assert pixel_centres([0, 2], 4).tolist() == [2, 10]
     assert raster_places([[9, 0]], 4).tolist() == [[2.25, 0]]
+    assert raster_to_level0(2.25, 4) == 9
     assert raster_size((8, 9), 4) == (2, 3)
     assert raster_size((3 * 7.776, 4 * 7.776), 7.776) == (3, 4)  # rounding adds no pixel

@@ -1,6 +1,6 @@
 """Frames and the conversions between them; nothing else in the package converts.
 
-Three frames:
+Three frames, and rasters:
 
 - *level-0 px*: OpenSlide's level-0 frame of the whole slide, (0, 0) at the outer corner of the
   first pixel, so pixel ``i`` covers ``[i, i + 1)``. Annotations, patch indices and detections
@@ -9,6 +9,8 @@ Three frames:
   ``downsample`` level-0 pixels wide.
 - *um*: physical distance from the level-0 origin, as OME-Zarr states it. There, and only there,
   coordinates name pixel *centres*: level-0 pixel ``i`` lies at ``i * mpp``.
+- *raster px*: of a mask that starts at the level-0 corner, one of its pixels ``downsample``
+  level-0 pixels wide.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -62,6 +64,11 @@ def raster_places(places_level0, downsample: float) -> np.ndarray:
         Level-0 px per pixel.
     """
     return np.asarray(places_level0) / downsample
+
+
+def raster_to_level0(places_px, downsample: float):
+    """Level-0 px of places in a raster that starts at the level-0 corner: the inverse."""
+    return places_px * downsample
 
 
 def raster_size(size_level0: tuple[int, int], downsample: float) -> tuple[int, int]:

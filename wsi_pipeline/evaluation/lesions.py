@@ -11,7 +11,7 @@ from skimage.measure import regionprops_table
 from wsi_pipeline.evaluation.detection_hits import SlideHits
 from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask, lesion_labels
 from wsi_pipeline.evaluation.froc import FrocCurve
-from wsi_pipeline.geometry import level0_to_um
+from wsi_pipeline.geometry import level0_to_um, raster_to_level0
 
 LESION_COLUMNS = {
     **dict.fromkeys(("lesion_id", "region"), "int64"),
@@ -80,7 +80,9 @@ def mask_lesions(
     """
     own = np.where(pixels, mask.labels, 0)
     found = regionprops_table(own, properties=("label", "bbox", "area"))
-    top, left, bottom, right = (found[f"bbox-{i}"] * mask.downsample for i in range(4))
+    top, left, bottom, right = (
+        raster_to_level0(found[f"bbox-{i}"], mask.downsample) for i in range(4)
+    )
     spacing_um = level0_to_um(mask.downsample, mpp)
     return _table(
         found["label"],

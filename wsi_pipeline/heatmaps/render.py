@@ -18,7 +18,7 @@ from PIL import Image
 from shapely import Polygon
 from skimage.measure import find_contours
 
-from wsi_pipeline.geometry import Bounds, PatchGrid, level0_to_um, um_to_level0
+from wsi_pipeline.geometry import Bounds, PatchGrid, level0_to_um, raster_to_level0, um_to_level0
 from wsi_pipeline.slides.tissue import TissueMask
 
 COLORMAP = matplotlib.colormaps["RdYlBu_r"]
@@ -136,7 +136,7 @@ def tissue_figure(tissue: TissueMask, lesions: Sequence[Polygon], mpp: float) ->
     size = [max(1, round(side * TISSUE_PX / max(rows, cols))) for side in (cols, rows)]
     shown = Bounds(
         tissue.bounds.x, tissue.bounds.y,
-        round(cols * tissue.downsample), round(rows * tissue.downsample),
+        *(round(raster_to_level0(side, tissue.downsample)) for side in (cols, rows)),
     )  # fmt: skip
     figure = Figure(figsize=(size[0] / DPI, size[1] / DPI))
     axes = figure.add_axes((0, 0, 1, 1))
