@@ -4,7 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.geometry import (
+    Bounds,
+    PatchGrid,
+    level0_box,
+    level0_to_um,
+    pixel_centres,
+    raster_places,
+    raster_size,
+    raster_to_level0,
+    um_to_level0,
+)
 
 
 def grid(width=2220, height=2967, x=0, y=0, downsample=1.0, mpp=0.5, **sizes):
@@ -192,3 +202,58 @@ def test_cells_over_a_box_are_those_whose_squares_meet_it():
     fine = a_grid.finer(17, 8)  # inner squares of 9 px: heatmap pixels from 0.5 working px on
     assert fine.cells_over(Bounds(1000, 3001, 17, 16)) == (slice(0, 1), slice(0, 1))
     assert fine.cells_over(Bounds(1000, 3001, 18, 17)) == (slice(0, 2), slice(0, 2))
+
+
+def test_lengths_go_from_working_to_level0_px_and_back():
+    a_grid = grid(x=1000, y=3000, downsample=2.5, mpp=0.25)
+    assert a_grid.working_mpp == 0.625
+    assert a_grid.level0_length(6) == 15
+    assert a_grid.working_length(15) == 6
+
+
+def test_points_of_the_working_frame_are_measured_from_the_corner_of_the_bounds():
+    a_grid = grid(x=1000, y=3000, downsample=2.5)
+    # 1000 + 2.5 * 3 and 3000 - 2.5 * 1, which is before the bounds
+    assert a_grid.level0_points([[3, -1], [0, 0]]).tolist() == [[1007.5, 2997.5], [1000, 3000]]
+    assert a_grid.level0_points((3, -1)).tolist() == [1007.5, 2997.5]
+
+
+def test_micrometres_and_level0_px_are_inverse():
+    assert level0_to_um(400, 0.25) == 100
+    assert um_to_level0(100, 0.25) == 400
+    assert level0_to_um(np.array([4, 8]), 0.5).tolist() == [2, 4]
+
+
+def test_a_box_read_at_the_working_resolution_covers_its_px_times_the_downsample():
+    assert level0_box(10, -20, 4, 6, 2.5) == (10, -20, 20, -5)
+
+
+@pytest.mark.parametrize(
+    ("downsample", "bounds"),
+    [
+        (1.0, Bounds(7, -9, 3, 2)),
+        (4.0, Bounds(7, -9, 9, 5)),  # a px more than 2 * 4 and 1 * 4: the third and second begin
+        (2.5, Bounds(7, -9, 6, 3)),  # 5 + 1, and the whole part of 2.5, + 1
+    ],
+)
+def test_a_grid_of_pixels_has_a_cell_for_each(downsample, bounds):
+    a_grid = PatchGrid.of_pixels(7, -9, 3, 2, 0.5, downsample)
+    assert (a_grid.bounds, a_grid.mpp, a_grid.shape) == (bounds, 0.5, (2, 3))
+    assert a_grid.level0_points((2, 1)).tolist() == [7 + 2 * downsample, -9 + downsample]
+
+
+def test_a_block_of_heatmap_pixels_is_where_its_cells_squares_are():
+    """Stride 2, inner square 4, downsample 3: a pixel's square starts 3 level-0 px into it."""
+    a_grid = grid(60, 60, x=100, y=200, downsample=3.0, patch_px=6, stride_px=2, inner_px=4)
+    # A step is 6 level-0 px: 100 + 3 + 2 * 6 for the third column, 200 + 3 + 6 for the second row.
+    assert a_grid.heatmap_box((1, 2), (4, 5)) == (115, 209, 145, 233)
+    assert a_grid.cells_over(Bounds(115, 209, 30, 24)) == (slice(1, 5), slice(2, 7))
+
+
+def test_a_raster_starts_at_the_level0_corner():
+    """Pixels of 4 level-0 px: pixel 2 is 8..12, its centre 10; place 9 is a quarter into it."""
+    assert pixel_centres([0, 2], 4).tolist() == [2, 10]
+    assert raster_places([[9, 0]], 4).tolist() == [[2.25, 0]]
+    assert raster_to_level0(2.25, 4) == 9
+    assert raster_size((8, 9), 4) == (2, 3)
+    assert raster_size((3 * 7.776, 4 * 7.776), 7.776) == (3, 4)  # rounding adds no pixel

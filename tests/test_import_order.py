@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "wsi_pipeline"
 WITHOUT_TORCH = (
-    "errors", "files", "geometry", "config", "config_file", "command", "cli", "slides",
+    "errors", "files", "geometry", "raster", "config", "config_file", "command", "cli", "slides",
     "patches.index", "patches.sampling", "heatmaps", "evaluation", "jobs", "phantom",
 )  # fmt: skip
 

@@ -22,11 +22,12 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.evaluation.lesion_pixels import read_mask
 from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.phantom import plan_cohort, pyramid, write_slide, write_table
+from wsi_pipeline.phantom.feather import feather
 from wsi_pipeline.phantom.histology import Histology
 from wsi_pipeline.phantom.layout import draw_layout
 from wsi_pipeline.phantom.mosaic import Mosaic
 from wsi_pipeline.phantom.pyramid import write_slide_pyramid
-from wsi_pipeline.phantom.raster import feather, fill
+from wsi_pipeline.raster import fill
 from wsi_pipeline.slides.annotations import read_annotation
 
 SIZE = (1160, 1091)  # no multiple of a tile, odd rows
@@ -214,16 +215,6 @@ def test_a_block_looks_the_same_in_every_window(kind, plans, tiles):
     tumour = shapely.union_all(layout.lesions)
     pictures = [texture.density(window, feather(tumour, window, 3)) for window in (wide, part)]
     assert np.allclose(pictures[0][70:171, 90:218], pictures[1], atol=1e-4)
-
-
-def test_fill_takes_the_pixels_whose_centres_lie_inside():
-    triangle = shapely.Polygon([(0, 0), (4, 0), (0, 4)])
-    expected = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    # Centres on the slope (x + y == 4) belong to the other side: half-open, as pixels are.
-    assert fill(triangle, Bounds(0, 0, 4, 4)).astype(int).tolist() == expected
-    assert fill(triangle, Bounds(1, 0, 2, 1)).tolist() == [[True, True]]
-    square = shapely.box(0, 0, 5, 5).difference(shapely.box(1, 1, 4, 4))
-    assert fill(square, Bounds(0, 2, 5, 1)).tolist() == [[True, False, False, False, True]]
 
 
 COLOURS = {

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import shapely
 import torch
 from dask.system import CPU_COUNT
 from matplotlib.figure import Figure
@@ -43,7 +44,7 @@ from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.augment import augment
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, draw
-from wsi_pipeline.phantom.raster import fill
+from wsi_pipeline.raster import fill
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.annotations import read_annotation
 from wsi_pipeline.slides.reader import Slide
@@ -196,7 +197,7 @@ def _mask(annotation, x: int, y: int, grid) -> np.ndarray:
     side, step = grid.patch_px, round(grid.downsample)
     if annotation is None:
         return np.zeros((side, side), bool)
-    exact = fill(annotation.lesions, Bounds(x, y, side * step, side * step))
+    exact = fill(shapely.MultiPolygon(annotation.lesions), Bounds(x, y, side * step, side * step))
     return exact.reshape(side, step, side, step).mean(axis=(1, 3)) > 0.5
 
 

@@ -1,6 +1,6 @@
 """Frames and the conversions between them; nothing else in the package converts.
 
-Three frames:
+Three frames, and rasters:
 
 - *level-0 px*: OpenSlide's level-0 frame of the whole slide, (0, 0) at the outer corner of the
   first pixel, so pixel ``i`` covers ``[i, i + 1)``. Annotations, patch indices and detections
@@ -9,6 +9,8 @@ Three frames:
   ``downsample`` level-0 pixels wide.
 - *um*: physical distance from the level-0 origin, as OME-Zarr states it. There, and only there,
   coordinates name pixel *centres*: level-0 pixel ``i`` lies at ``i * mpp``.
+- *raster px*: of a mask that starts at the level-0 corner, one of its pixels ``downsample``
+  level-0 pixels wide.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +28,78 @@ class Bounds:
     y: int
     width: int
     height: int
+
+
+def level0_to_um(length_level0, mpp: float):
+    """Micrometres of lengths in level-0 px, or of places measured from the level-0 corner."""
+    return length_level0 * mpp
+
+
+def um_to_level0(length_um, mpp: float):
+    """Level-0 px of lengths in micrometres: the inverse of `level0_to_um`."""
+    return length_um / mpp
+
+
+def pixel_centres(pixels, downsample: float) -> np.ndarray:
+    """Level-0 px of the centres of a raster's pixels, which starts at the level-0 corner.
+
+    Parameters
+    ----------
+    pixels : array_like of int
+        Columns, or rows.
+    downsample : float
+        Level-0 px per pixel.
+    """
+    return (np.asarray(pixels) + 0.5) * downsample
+
+
+def raster_places(places_level0, downsample: float) -> np.ndarray:
+    """Places in a raster that starts at the level-0 corner; the whole part is the pixel.
+
+    Parameters
+    ----------
+    places_level0 : array_like
+        Level-0 px.
+    downsample : float
+        Level-0 px per pixel.
+    """
+    return np.asarray(places_level0) / downsample
+
+
+def raster_to_level0(places_px, downsample: float):
+    """Level-0 px of places in a raster that starts at the level-0 corner: the inverse."""
+    return places_px * downsample
+
+
+def raster_size(size_level0: tuple[int, int], downsample: float) -> tuple[int, int]:
+    """Width and height of the raster that covers a slide, its last pixels cut by the slide's edge.
+
+    Parameters
+    ----------
+    size_level0 : (float, float)
+        Width and height, level-0 px.
+    downsample : float
+        Level-0 px per pixel.
+    """
+    width, height = (int(np.ceil(round(side / downsample, 6))) for side in size_level0)
+    return width, height
+
+
+def level0_box(
+    x: float, y: float, width_px: int, height_px: int, downsample: float
+) -> tuple[float, float, float, float]:
+    """Level-0 px under a rectangle read at a working resolution: ``x0, y0, x1, y1``, not rounded.
+
+    Parameters
+    ----------
+    x, y : float
+        Upper left corner, level-0 px.
+    width_px, height_px : int
+        Working px.
+    downsample : float
+        Level-0 px per working px.
+    """
+    return x, y, x + width_px * downsample, y + height_px * downsample
 
 
 @dataclass(frozen=True)
@@ -72,6 +146,56 @@ class PatchGrid:
                 f"inner_px is {self.inner_px} and patch_px {self.patch_px}: the inner square must"
                 " fit into the patch and be centred on whole pixels (an even difference)"
             )
+
+    @classmethod
+    def of_pixels(
+        cls, x: int, y: int, width_px: int, height_px: int, mpp: float, downsample: float
+    ) -> "PatchGrid":
+        """The grid whose cells are the pixels of a rectangle read at the working resolution.
+
+        Its bounds are the smallest whole number of level-0 px with as many cells.
+
+        Parameters
+        ----------
+        x, y : int
+            Upper left corner, level-0 px.
+        width_px, height_px : int
+            Working px.
+        mpp : float
+            Micrometres per level-0 px.
+        downsample : float
+            Level-0 px per working px.
+        """
+        width, height = (int((side_px - 1) * downsample) + 1 for side_px in (width_px, height_px))
+        return cls(Bounds(x, y, width, height), mpp, downsample, 1, 1, 1)
+
+    @property
+    def working_mpp(self) -> float:
+        """Micrometres per working px."""
+        return self.mpp * self.downsample
+
+    def level0_length(self, length_px: float) -> float:
+        """Level-0 px of a length in working px; not rounded."""
+        return length_px * self.downsample
+
+    def working_length(self, length_level0: float) -> float:
+        """Working px of a length in level-0 px; not rounded."""
+        return length_level0 / self.downsample
+
+    def level0_points(self, points_px) -> np.ndarray:
+        """Level-0 px of points in the working frame.
+
+        Parameters
+        ----------
+        points_px : array_like, shape (..., 2)
+            x, y in working px from the corner of the bounds.
+
+        Returns
+        -------
+        float64 array, shape (..., 2)
+            Not rounded, unlike `patch_origins`.
+        """
+        return np.array([self.bounds.x, self.bounds.y]) + np.asarray(points_px) * self.downsample
 
     @property
     def margin_px(self) -> int:
@@ -231,6 +355,27 @@ class PatchGrid:
             ends = np.floor(first), np.ceil(first + length / step)
             found.append(slice(*(int(np.clip(end, 0, count)) for end in ends)))
         return found[0], found[1]
+
+    def heatmap_box(
+        self, first_cell: tuple[int, int], shape: tuple[int, int]
+    ) -> tuple[float, float, float, float]:
+        """Where a block of heatmap pixels lies, level-0 px: see `cells_over` for a pixel's square.
+
+        Parameters
+        ----------
+        first_cell, shape : (int, int)
+            Row and column of the first heatmap pixel; rows and columns of the block.
+
+        Returns
+        -------
+        x0, y0, x1, y1 : float
+            Not rounded.
+        """
+        (row, col), (rows, cols) = first_cell, shape
+        step = self.stride_px * self.downsample
+        margin = (self.inner_px - self.stride_px) / 2 * self.downsample
+        x, y = self.bounds.x + margin + col * step, self.bounds.y + margin + row * step
+        return x, y, x + cols * step, y + rows * step
 
     def pixel_spacing_um(self, reduction: int = 1) -> float:
         """Micrometres between neighbouring heatmap pixels, `reduction` cells to a pixel."""

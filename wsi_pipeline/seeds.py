@@ -1,4 +1,7 @@
-"""Everything random derives from one seed and a name, never from the order of tasks."""
+"""Everything random derives from one seed and a name, never from the order of tasks.
+
+Who draws in another way, and why, is in docs/architecture.md under Randomness.
+"""
 
 import hashlib
 

@@ -15,6 +15,7 @@ import numpy as np
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask
 from wsi_pipeline.evaluation.froc import FrocHits
+from wsi_pipeline.geometry import raster_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ def detection_hits(
 
 
 def _look_up(slide_id: str, place: np.ndarray, mask: EvaluationMask) -> np.ndarray:
-    pixel = np.floor(place / mask.downsample)
+    pixel = np.floor(raster_places(place, mask.downsample))
     _refuse_off(slide_id, place, pixel, mask.labels.shape[::-1], "mask")
     col, row = pixel.astype(np.int64).T
     return mask.labels[row, col].astype(np.int64)

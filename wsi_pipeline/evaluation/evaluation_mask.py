@@ -45,6 +45,7 @@ from wsi_pipeline.evaluation.lesion_pixels import (
     OFFICIAL_PIXEL_UM,
     pixels_inside,
 )
+from wsi_pipeline.geometry import level0_to_um
 
 TUMOUR_NAME = "Tumor"
 OFFICIAL_RADIUS_UM = 37.5
@@ -121,7 +122,7 @@ def evaluation_mask(
         raise RunError(f"an official mask is downsampled by 32, this one by {downsample:g}")
     if not mpp > 0:
         raise RunError(f"mpp is {mpp}: it must be positive")
-    pixel_um = OFFICIAL_PIXEL_UM if official else downsample * mpp
+    pixel_um = OFFICIAL_PIXEL_UM if official else level0_to_um(downsample, mpp)
     binary = _dilated(mask, (OFFICIAL_RADIUS_UM if official else RADIUS_UM) / pixel_um)
     if official:
         if not mask.any():

@@ -8,6 +8,8 @@ import shapely
 import tifffile
 
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.geometry import Bounds, raster_places, raster_size, um_to_level0
+from wsi_pipeline.raster import fill
 
 OFFICIAL_LEVEL = 5
 OFFICIAL_PIXEL_UM = 0.243 * 2**OFFICIAL_LEVEL
@@ -19,7 +21,7 @@ def raster_downsample(mpp: float) -> float:
 
     At least 1: a slide coarser than that gets masks of its own pixels.
     """
-    return max(1.0, OFFICIAL_PIXEL_UM / mpp)
+    return max(1.0, um_to_level0(OFFICIAL_PIXEL_UM, mpp))
 
 
 def rasterise(
@@ -52,7 +54,7 @@ def rasterise(
     RunError
         If a lesion lies off the slide.
     """
-    width, height = (int(np.ceil(round(side / downsample, 6))) for side in size_level0)
+    width, height = raster_size(size_level0, downsample)
     mask = np.zeros((height, width), bool)
     for lesion in lesions:
         window, inside = pixels_inside(lesion, mask.shape, downsample, keep_thin)
@@ -64,7 +66,7 @@ def pixels_inside(
     lesion: shapely.Polygon, shape: tuple[int, int], downsample: float, keep_thin: bool
 ) -> tuple[tuple[slice, slice], np.ndarray]:
     """A lesion's window of the mask, and the pixels in it whose centres the lesion holds."""
-    x0, y0, x1, y1 = np.array(lesion.bounds) / downsample
+    x0, y0, x1, y1 = raster_places(lesion.bounds, downsample)
     rows = slice(max(0, int(np.floor(y0))), min(shape[0], int(np.ceil(y1))))
     cols = slice(max(0, int(np.floor(x0))), min(shape[1], int(np.ceil(x1))))
     if rows.start >= rows.stop or cols.start >= cols.stop:
@@ -72,13 +74,11 @@ def pixels_inside(
             f"a lesion at level-0 px x {lesion.bounds[0]:.0f}, y {lesion.bounds[1]:.0f} lies off"
             f" its slide's mask of {shape[1]} x {shape[0]} px of {downsample:g} level-0 px"
         )
-    y = (np.arange(rows.start, rows.stop) + 0.5) * downsample
-    x = (np.arange(cols.start, cols.stop) + 0.5) * downsample
-    shapely.prepare(lesion)
-    inside = shapely.contains_xy(lesion, x[np.newaxis], y[:, np.newaxis])
+    box = Bounds(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
+    inside = fill(lesion, box, downsample, on_edge="outside")
     if keep_thin and not inside.any():
-        point = lesion.representative_point()
-        inside[int(point.y / downsample) - rows.start, int(point.x / downsample) - cols.start] = 1
+        [(x, y)] = raster_places(lesion.representative_point().coords, downsample).astype(int)
+        inside[y - rows.start, x - cols.start] = True
     return (rows, cols), inside
 
 

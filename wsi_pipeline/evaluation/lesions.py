@@ -11,6 +11,7 @@ from skimage.measure import regionprops_table
 from wsi_pipeline.evaluation.detection_hits import SlideHits
 from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask, lesion_labels
 from wsi_pipeline.evaluation.froc import FrocCurve
+from wsi_pipeline.geometry import level0_to_um, raster_to_level0
 
 LESION_COLUMNS = {
     **dict.fromkeys(("lesion_id", "region"), "int64"),
@@ -52,7 +53,7 @@ def annotated_lesions(
         region,
         boxes,
         area_mm2=shapely.area(lesions) * mpp**2 / UM2_PER_MM2,
-        longest_diameter_um=[_longest_diameter(lesion) * mpp for lesion in lesions],
+        longest_diameter_um=[level0_to_um(_longest_diameter(lesion), mpp) for lesion in lesions],
         mask=mask,
         hits=hits,
     )
@@ -79,13 +80,15 @@ def mask_lesions(
     """
     own = np.where(pixels, mask.labels, 0)
     found = regionprops_table(own, properties=("label", "bbox", "area"))
-    top, left, bottom, right = (found[f"bbox-{i}"] * mask.downsample for i in range(4))
-    spacing_um = mask.downsample * mpp
+    top, left, bottom, right = (
+        raster_to_level0(found[f"bbox-{i}"], mask.downsample) for i in range(4)
+    )
+    spacing_um = level0_to_um(mask.downsample, mpp)
     return _table(
         found["label"],
         np.stack([left, top, right, bottom], axis=1),
         area_mm2=found["area"] * spacing_um**2 / UM2_PER_MM2,
-        longest_diameter_um=np.hypot(right - left, bottom - top) * mpp,
+        longest_diameter_um=level0_to_um(np.hypot(right - left, bottom - top), mpp),
         mask=mask,
         hits=hits,
         lesion_id=found["label"],

@@ -18,7 +18,7 @@ from PIL import Image
 from shapely import Polygon
 from skimage.measure import find_contours
 
-from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.geometry import Bounds, PatchGrid, level0_to_um, raster_to_level0, um_to_level0
 from wsi_pipeline.slides.tissue import TissueMask
 
 COLORMAP = matplotlib.colormaps["RdYlBu_r"]
@@ -136,7 +136,7 @@ def tissue_figure(tissue: TissueMask, lesions: Sequence[Polygon], mpp: float) ->
     size = [max(1, round(side * TISSUE_PX / max(rows, cols))) for side in (cols, rows)]
     shown = Bounds(
         tissue.bounds.x, tissue.bounds.y,
-        round(cols * tissue.downsample), round(rows * tissue.downsample),
+        *(round(raster_to_level0(side, tissue.downsample)) for side in (cols, rows)),
     )  # fmt: skip
     figure = Figure(figsize=(size[0] / DPI, size[1] / DPI))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -170,11 +170,8 @@ def _outline(axes, outlines: list[np.ndarray], colour: str) -> None:
 
 def _heatmap_frame(heatmap: HeatmapPanel) -> tuple[float, float, float, float]:
     """Left, right, bottom, top of the cells' squares, level-0 px."""
-    grid, (row, col), (rows, cols) = heatmap.grid, heatmap.first_cell, heatmap.values.shape
-    step = grid.stride_px * grid.downsample
-    margin = (grid.inner_px - grid.stride_px) / 2 * grid.downsample
-    left, top = grid.bounds.x + margin + col * step, grid.bounds.y + margin + row * step
-    return left, left + cols * step, top + rows * step, top
+    left, top, right, bottom = heatmap.grid.heatmap_box(heatmap.first_cell, heatmap.values.shape)
+    return left, right, bottom, top
 
 
 def rings(lesions: Sequence[Polygon]) -> list[np.ndarray]:
@@ -185,13 +182,14 @@ def rings(lesions: Sequence[Polygon]) -> list[np.ndarray]:
 
 def draw_scale_bar(axes, shown: Bounds, mpp: float) -> None:
     """Draw the longest bar of 1, 2 or 5 x 10^n um that is under a quarter of the width."""
-    longest_um = shown.width * mpp / 4
+    longest_um = level0_to_um(shown.width, mpp) / 4
     decade = 10.0 ** np.floor(np.log10(longest_um))
     length_um = max(step * decade for step in (1, 2, 5) if step * decade <= longest_um)
     label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} um"
     x, y = shown.x + 0.04 * shown.width, shown.y + 0.95 * shown.height
-    axes.plot([x, x + length_um / mpp], [y, y], color="white", lw=5, solid_capstyle="butt")
-    axes.plot([x, x + length_um / mpp], [y, y], color="black", lw=3, solid_capstyle="butt")
+    ends = [x, x + um_to_level0(length_um, mpp)]
+    axes.plot(ends, [y, y], color="white", lw=5, solid_capstyle="butt")
+    axes.plot(ends, [y, y], color="black", lw=3, solid_capstyle="butt")
     axes.annotate(
         label, (x, y), xytext=(0, 5), textcoords="offset points", fontsize=9,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},

@@ -103,7 +103,7 @@ def read_boxes(
     edges = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])[order] - np.tile(corner, 2)
     y, bottom = edges[:, 1], edges[:, 3]
     (width, height), tallest = edges[:, 2:].max(0).tolist(), int(boxes[:, 3].max())
-    left, upper = _level0(grid, corner).tolist()
+    left, upper = grid.level0_points(corner).tolist()
     rows = slide.row_edges(upper, width, height, grid.downsample)
     px = slide.as_read(grid.downsample)
     least = tallest + int(np.diff(rows).max())  # so that it can end on an edge
@@ -172,7 +172,7 @@ def readable_boxes(
     pixels : uint8 array, shape (height, width, 3)
         Holds until the next is asked for.
     """
-    origins = np.round(_level0(grid, boxes[:, :2])).astype(np.int64).tolist()
+    origins = np.round(grid.level0_points(boxes[:, :2])).astype(np.int64).tolist()
     lost: dict[int, str] = {}
     if singly:
         yield from _one_by_one(slide, grid, boxes, origins, lost)
@@ -201,11 +201,6 @@ def _patch_boxes(grid: PatchGrid, slab: Slab) -> np.ndarray:
 def _downwards(boxes: np.ndarray) -> np.ndarray:
     """Positions of boxes in the order of their y."""
     return np.argsort(boxes[:, 1], kind="stable")
-
-
-def _level0(grid: PatchGrid, corners: np.ndarray) -> np.ndarray:
-    """Level-0 px of x, y in working px, not rounded: `PatchGrid.patch_origins` rounds."""
-    return np.array([grid.bounds.x, grid.bounds.y]) + corners * grid.downsample
 
 
 def _is_stored(slide, downsample: float) -> bool:

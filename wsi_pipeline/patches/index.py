@@ -259,4 +259,4 @@ def _common_area(lesions: np.ndarray, squares: np.ndarray, apart: np.ndarray) ->
 
 
 def _square_area(grid: PatchGrid) -> float:
-    return (grid.inner_px * grid.downsample) ** 2
+    return grid.level0_length(grid.inner_px) ** 2

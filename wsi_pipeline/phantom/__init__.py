@@ -5,7 +5,7 @@ at a time, so that slides of any size fit into memory and each can be a task of 
 
     plan.py       which slides, patients, lesions and tiles
     layout.py     outlines of a slide: tissue, lesions, lymphocytes, folds, pen marks
-    raster.py     polygons to pixels
+    feather.py    polygons with soft edges
     stamps.py     small pictures of nuclei and glands
     histology.py  tissue drawn from stamps and noise
     mosaic.py     tissue pieced together from real tiles

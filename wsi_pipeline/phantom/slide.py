@@ -8,12 +8,13 @@ import pandas as pd
 import shapely
 
 from wsi_pipeline.geometry import Bounds
+from wsi_pipeline.phantom.feather import feather, window_box
 from wsi_pipeline.phantom.histology import Histology
 from wsi_pipeline.phantom.layout import INKS, Layout, draw_layout
 from wsi_pipeline.phantom.mosaic import Mosaic
 from wsi_pipeline.phantom.plan import SlidePlan
 from wsi_pipeline.phantom.pyramid import TILE_PX, write_mask, write_slide_pyramid
-from wsi_pipeline.phantom.raster import feather, fill, window_box
+from wsi_pipeline.raster import fill
 from wsi_pipeline.slides.annotations import write_asap_xml
 
 GLASS = 243  # grey of the empty slide

@@ -309,7 +309,7 @@ def _most_suspicious(patches: PatchIndex, coarse: Heatmap | None) -> tuple[int, 
 def _picture_window(grid: PatchGrid, row: int, col: int) -> Bounds:
     """A square around a cell's centre, level-0 px; within the slide's bounds where it fits."""
     bounds = grid.bounds
-    side = round(max(SHOWN_LEVEL0_PX, INNER_SQUARES * grid.inner_px * grid.downsample))
+    side = round(max(SHOWN_LEVEL0_PX, grid.level0_length(INNER_SQUARES * grid.inner_px)))
     x, y = (int(centre) - side // 2 for centre in grid.centre_pixels(row, col))
     return Bounds(
         max(bounds.x, min(x, bounds.x + bounds.width - side)),

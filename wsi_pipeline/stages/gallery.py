@@ -123,7 +123,7 @@ class DrawPlaces(Unit):
                 slide, self.annotation, self.annotation_rules
             ).lesions
             for place in self.places:
-                least = INNER_SQUARES * grid.inner_px * grid.downsample
+                least = grid.level0_length(INNER_SQUARES * grid.inner_px)
                 jpeg = _picture(slide, place.box, least, lesions, panels)
                 write_whole(Path(self.folder) / place.name, jpeg)
         return {"pictures": len(self.places)}

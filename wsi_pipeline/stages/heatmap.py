@@ -148,10 +148,10 @@ class HeatmapStore(SlabStore):
     def notes(self, grid: PatchGrid) -> list[str]:
         """How the heatmap's patches differ from those that the model was trained on."""
         card = read_card(self.model.folder)
-        notes, working_mpp = [], grid.mpp * grid.downsample
-        if abs(working_mpp / card.mpp - 1) > MPP_TOLERANCE:
+        notes = []
+        if abs(grid.working_mpp / card.mpp - 1) > MPP_TOLERANCE:
             notes.append(
-                f"patches have {working_mpp:.4g} um per px, the model was trained at"
+                f"patches have {grid.working_mpp:.4g} um per px, the model was trained at"
                 f" {card.mpp:.4g}: its probabilities mean little here"
             )
         return notes + self.size_notes(grid, card.patch_px)

@@ -322,7 +322,7 @@ def _prepare(images, numbers, *, card: ModelCard, seed: int, settings: dict) -> 
 def _refuse_other_resolutions(pools: dict[str, PatchPool]) -> None:
     """One model is trained, and its epoch chosen, at one resolution."""
     (low, low_at), *_, (high, high_at) = sorted(
-        (grid.mpp * grid.downsample, f"slide {slide_id}, {split}")
+        (grid.working_mpp, f"slide {slide_id}, {split}")
         for split, pool in pools.items()
         for slide_id, grid in zip(pool.slide_ids, pool.grids, strict=True)
     )
@@ -336,7 +336,7 @@ def _refuse_other_resolutions(pools: dict[str, PatchPool]) -> None:
 
 
 def _card(job: TrainModel, pool: PatchPool) -> ModelCard:
-    spacings = sorted(grid.mpp * grid.downsample for grid in pool.grids)
+    spacings = sorted(grid.working_mpp for grid in pool.grids)
     settings = job.settings
     dumped = settings.model_dump(mode="json")
     if settings.model != "patchnet":

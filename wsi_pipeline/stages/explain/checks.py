@@ -27,6 +27,7 @@ from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
 from wsi_pipeline.stages.explain.units import (
+    map_grid,
     method_settings,
     read_patches,
     trained_model,
@@ -44,7 +45,8 @@ def place_mask(path: str, mpp: float, place: PlacedPixels, annotation, rules) ->
     """The place's pixels whose centres are annotated as tumour, bool (height_px, width_px)."""
     slide = cached_slide(path, mpp)
     lesions = catalog.slide_annotation(slide, annotation, rules).lesions
-    size = (place.width_px * place.downsample, place.height_px * place.downsample)
+    grid = map_grid(place, mpp)
+    size = (grid.level0_length(place.width_px), grid.level0_length(place.height_px))
     inside = [
         shapely.clip_by_rect(translate(lesion, -place.x, -place.y), 0, 0, *size)
         for lesion in lesions

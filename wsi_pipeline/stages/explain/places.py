@@ -9,6 +9,7 @@ import pandas as pd
 
 from wsi_pipeline.config import TileConfig
 from wsi_pipeline.errors import ConfigError, RunError
+from wsi_pipeline.geometry import level0_box
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.reader import Slide
@@ -122,8 +123,9 @@ def asked_place(
             f" (tile.patch_px), {tile.patch_px} px, or more on each side"
         )
     downsample, bounds, (x, y) = slide.downsample(tile.level, tile.mpp), slide.bounds, at
-    over_x = bounds.x < x + width_px * downsample and x < bounds.x + bounds.width
-    over_y = bounds.y < y + height_px * downsample and y < bounds.y + bounds.height
+    _, _, end_x, end_y = level0_box(x, y, width_px, height_px, downsample)
+    over_x = bounds.x < end_x and x < bounds.x + bounds.width
+    over_y = bounds.y < end_y and y < bounds.y + bounds.height
     if not (over_x and over_y):
         raise ConfigError(
             f"the place at level-0 px ({x}, {y}), {width_px} x {height_px} px of {downsample:g}"

@@ -14,7 +14,7 @@ import torch
 
 from wsi_pipeline.config import AnnotationConfig, Config
 from wsi_pipeline.files import write_whole
-from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.geometry import Bounds, PatchGrid, level0_to_um
 from wsi_pipeline.heatmaps.panels import MethodPanel, panels_figure
 from wsi_pipeline.heatmaps.store import open_heatmap, write_heatmap
 from wsi_pipeline.jobs.unit import (
@@ -70,10 +70,10 @@ def read_patches(
     SlideError
         If the slide cannot be opened or read.
     """
-    side, slide = place.patch_px, cached_slide(path, mpp)
+    side, slide, grid = place.patch_px, cached_slide(path, mpp), map_grid(place, mpp)
     for row in range(0, place.height_px, side):
         for col in range(0, place.width_px, side):
-            x, y = place.x + col * place.downsample, place.y + row * place.downsample
+            x, y = grid.level0_points((col, row)).tolist()
             pixels = torch.from_numpy(slide.read(x, y, side, side, place.downsample))
             image = pixels.permute(2, 0, 1)[None].to(device)
             yield row, col, normalise(image, **card.normalisation)
@@ -81,12 +81,9 @@ def read_patches(
 
 def map_grid(place: PlacedPixels, mpp: float) -> PatchGrid:
     """The grid whose cells are the place's pixels: what lays a map over the slide."""
-    width, height = (
-        int((side_px - 1) * place.downsample) + 1  # the least that has as many cells
-        for side_px in (place.width_px, place.height_px)
+    return PatchGrid.of_pixels(
+        place.x, place.y, place.width_px, place.height_px, mpp, place.downsample
     )
-    bounds = Bounds(place.x, place.y, width, height)
-    return PatchGrid(bounds, mpp, place.downsample, patch_px=1, stride_px=1, inner_px=1)
 
 
 @dataclass(frozen=True)
@@ -224,8 +221,8 @@ class DrawPanel(Unit):
             "title": title,
             "where": where,
             "probability": max(self.probabilities),
-            "x_um": place.x * mpp,
-            "y_um": place.y * mpp,
+            "x_um": level0_to_um(place.x, mpp),
+            "y_um": level0_to_um(place.y, mpp),
             "methods": list(self.maps),
             "made": self.made,
             "of": self.of,
@@ -362,7 +359,8 @@ def _title(place: Place, lesions: Sequence) -> str:
 
 
 def _where(place: Place, mpp: float, probabilities: Sequence[float]) -> str:
-    spacing_um = place.downsample * mpp
+    spacing_um = map_grid(place, mpp).working_mpp
+    x_um, y_um = level0_to_um(place.x, mpp), level0_to_um(place.y, mpp)
     size = f"{place.width_px * spacing_um:.0f} x {place.height_px * spacing_um:.0f} µm"
     if len(probabilities) == 1:
         found = f"probability of tumour F(I) = {probabilities[0]:.3f}"
@@ -374,5 +372,5 @@ def _where(place: Place, mpp: float, probabilities: Sequence[float]) -> str:
         found = f"F(I) = {low:.3f} to {high:.3f} in {len(probabilities)} patches side by side"
     return (
         f"slide {place.slide_id}, upper left corner at level-0 px {place.x},{place.y}"
-        f" (x {place.x * mpp:.0f} µm, y {place.y * mpp:.0f} µm), {size}; {found}"
+        f" (x {x_um:.0f} µm, y {y_um:.0f} µm), {size}; {found}"
     )
