@@ -23,10 +23,8 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.precision import native_precision
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
-from wsi_pipeline.patches.augment import augment
 from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import SHARD, PatchCache, create_cache, open_cache
-from wsi_pipeline.patches.dataset import Batch, PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import PatchIndex, build_index
 from wsi_pipeline.patches.sampling import PatchPool
 from wsi_pipeline.patches.slabs import slabs
@@ -35,6 +33,8 @@ from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import tissue_mask
 from wsi_pipeline.stages.cache import CacheStore
+from wsi_pipeline.training.augment import augment
+from wsi_pipeline.training.dataset import Batch, PatchDataset, PatchLoader
 from wsi_pipeline.training.loop import fit
 from wsi_pipeline.training.recipe import Feed, Recipe
 

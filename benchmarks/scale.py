@@ -27,11 +27,11 @@ from shapely.affinity import translate
 
 from benchmarks.measure import Scale
 from wsi_pipeline.config_file import dump_config, load_config
-from wsi_pipeline.evaluation.figures import precision_recall_figure, roc_figure
 from wsi_pipeline.evaluation.froc import froc_curve, froc_metrics, lecture_hits, lesion_scores
 from wsi_pipeline.evaluation.patch_level import patch_metrics, patch_metrics_by_slide
+from wsi_pipeline.evaluation.patch_scores import read_scores, write_scores
 from wsi_pipeline.evaluation.uncertainty import froc_intervals, intervals
-from wsi_pipeline.evaluation.weighted import binary_statistic
+from wsi_pipeline.evaluation.weighted_metrics import binary_statistic
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.jobs.record import read_done
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex
@@ -40,10 +40,10 @@ from wsi_pipeline.phantom import SlidePlan, plan_cohort, write_slide
 from wsi_pipeline.phantom.layout import draw_layout
 from wsi_pipeline.phantom.pyramid import TILE_PX, write_slide_pyramid
 from wsi_pipeline.phantom.slide import GLASS
+from wsi_pipeline.report.curves import precision_recall_figure, roc_figure
 from wsi_pipeline.slides.annotations import write_asap_xml
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.run_directory import index_path, read_slides
-from wsi_pipeline.stages.scores import read_scores, write_scores
 from wsi_pipeline.stages.status import stage_status
 
 LARGEST_PX = (105_185, 221_772)

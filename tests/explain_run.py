@@ -13,13 +13,13 @@ import torch
 from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.config import Config
+from wsi_pipeline.evaluation.patch_scores import write_scores
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.models.checkpoint import ModelCard, read_card, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.stages import explain
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, evaluation_folder, index_path, model_id
-from wsi_pipeline.stages.scores import write_scores
 
 GRID = PatchGrid(Bounds(0, 0, 256, 256), 0.5, 2.0, 32, 16, 16)
 # Lesion 1 fills cell (3, 3) and halves its neighbours; lesion 2 lies inside cell (1, 6).

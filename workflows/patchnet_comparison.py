@@ -41,7 +41,6 @@ from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
 from wsi_pipeline.models.precision import native_precision
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
-from wsi_pipeline.patches.augment import augment
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, draw
 from wsi_pipeline.raster import fill
@@ -50,6 +49,7 @@ from wsi_pipeline.slides.annotations import read_annotation
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import phantom, tile
 from wsi_pipeline.stages.run_directory import index_path, tiled_slides
+from wsi_pipeline.training.augment import augment
 from wsi_pipeline.training.loop import best_epoch, best_folder, fit
 from wsi_pipeline.training.recipe import Feed, Recipe
 

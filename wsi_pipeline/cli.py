@@ -274,7 +274,7 @@ def slide_scores(csv, out, scores, **columns):
     """Slide accuracy and ROC AUC from any table of slide scores."""
     import pandas as pd
 
-    from wsi_pipeline.evaluation.score_table import write_slide_scores
+    from wsi_pipeline.report.slide_scores import write_slide_scores
 
     write_slide_scores(csv, out, scores=scores, **columns)
     for row in pd.read_csv(out / "slide_scores.csv").to_dict("records"):

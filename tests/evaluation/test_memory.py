@@ -9,7 +9,7 @@ import pytest
 from wsi_pipeline.evaluation.binary import call_counts
 from wsi_pipeline.evaluation.froc import froc_curve, lecture_hits
 from wsi_pipeline.evaluation.patch_level import patch_metrics, patch_metrics_by_slide
-from wsi_pipeline.evaluation.weighted import binary_statistic, froc_statistic
+from wsi_pipeline.evaluation.weighted_metrics import binary_statistic, froc_statistic
 
 PATCHES, SLIDES = 4_000_000, 20
 IDS = [f"s{number}" for number in range(SLIDES)]

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from wsi_pipeline.errors import CatalogError
-from wsi_pipeline.evaluation.score_table import slide_score_metrics, write_slide_scores
+from wsi_pipeline.evaluation.score_table import slide_score_metrics
+from wsi_pipeline.report.slide_scores import write_slide_scores
 
 QUICK = {"replicates": 200}
 

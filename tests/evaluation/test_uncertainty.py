@@ -14,7 +14,7 @@ from wsi_pipeline.evaluation.uncertainty import (
     intervals,
     resample,
 )
-from wsi_pipeline.evaluation.weighted import Statistic, binary_statistic, froc_statistic
+from wsi_pipeline.evaluation.weighted_metrics import Statistic, binary_statistic, froc_statistic
 
 
 def means(values):

@@ -11,9 +11,9 @@ import tifffile
 from distributed import LocalCluster
 
 from wsi_pipeline.errors import CatalogError, RunError
+from wsi_pipeline.evaluation.cohort_hits import cohort_hits
 from wsi_pipeline.jobs.unit import Output, SmallFile
 from wsi_pipeline.stages import froc
-from wsi_pipeline.stages.hits import cohort_hits
 
 ASAP = """<?xml version="1.0"?><ASAP_Annotations><Annotations>
 <Annotation Name="a" Type="Polygon" PartOfGroup="Tumor"><Coordinates>

@@ -22,8 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
-from wsi_pipeline.patches.augment import augment
 from wsi_pipeline.training import loop
+from wsi_pipeline.training.augment import augment
 from wsi_pipeline.training.loop import _steps, best_epoch, best_folder
 from wsi_pipeline.training.state import TrainingState
 

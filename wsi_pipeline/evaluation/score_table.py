@@ -12,11 +12,9 @@ import numpy as np
 import pandas as pd
 
 from wsi_pipeline.errors import CatalogError
-from wsi_pipeline.evaluation.figures import slide_roc_figure
 from wsi_pipeline.evaluation.slide_level import slide_metrics
 from wsi_pipeline.evaluation.uncertainty import REPLICATES, intervals
-from wsi_pipeline.evaluation.weighted import binary_statistic
-from wsi_pipeline.files import write_csv, write_json, write_whole
+from wsi_pipeline.evaluation.weighted_metrics import binary_statistic
 
 LABELS = {
     **dict.fromkeys(("1", "1.0", "tumor", "tumour", "positive"), 1),
@@ -81,66 +79,12 @@ def slide_score_metrics(
         is left; the message names `source`, row and value. The first row below the header is 1.
     """
     columns = {"slide": slide, "label": label, "split": split, "patient": patient}
-    slides, values = _read(table, columns, scores, source)
-    return _metrics(slides, values, threshold, split is not None, replicates, seed)
+    slides, values = read_slide_rows(table, columns, scores, source)
+    return slide_row_metrics(slides, values, threshold, split is not None, replicates, seed)
 
 
-def write_slide_scores(
-    path,
-    out,
-    *,
-    slide: str,
-    label: str,
-    scores: Sequence[str],
-    split: str | None = None,
-    patient: str | None = None,
-    threshold: float = 0.5,
-    replicates: int = REPLICATES,
-    seed: int = 0,
-) -> Path:
-    """Evaluate a CSV file with a header, UTF-8, and write what was found.
-
-    Parameters
-    ----------
-    path : path-like
-    out : path-like
-        Folder, made when missing. It gets ``slide_scores.json`` (`slide_score_metrics`),
-        ``slide_scores.csv`` (a row for each score column) and ``slide_scores.svg`` (their ROC
-        curves, of those that are defined; not there if none is).
-    slide, label, scores, split, patient, threshold, replicates, seed
-        See `slide_score_metrics`.
-
-    Returns
-    -------
-    Path
-        Of ``slide_scores.json``.
-
-    Raises
-    ------
-    CatalogError
-        If the file cannot be read, a row has more or fewer cells than the header, or as
-        `slide_score_metrics`.
-    """
-    columns = {"slide": slide, "label": label, "split": split, "patient": patient}
-    slides, values = _read(_read_csv(Path(path)), columns, scores, str(path))
-    metrics = _metrics(slides, values, threshold, split is not None, replicates, seed)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "slide_scores.csv", _flat(metrics["scores"]))
-    test = slides["split"] == "test"
-    curves = {
-        column: (slides["label"][test], values[column][test], found)
-        for column, found in metrics["scores"].items()
-        if found["roc_auc"] is not None
-    }
-    (out / "slide_scores.svg").unlink(missing_ok=True)
-    if curves:
-        write_whole(out / "slide_scores.svg", slide_roc_figure(curves).svg)
-    write_json(out / "slide_scores.json", metrics)
-    return out / "slide_scores.json"
-
-
-def _metrics(slides, values, threshold, has_splits, replicates, seed) -> dict:
+def slide_row_metrics(slides, values, threshold, has_splits, replicates, seed) -> dict:
+    """Evaluate what `read_slide_rows` read, see `slide_score_metrics`."""
     test, validation = (slides["split"] == name for name in ("test", "validation"))
     patients = dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
 
@@ -166,21 +110,8 @@ def _metrics(slides, values, threshold, has_splits, replicates, seed) -> dict:
     }
 
 
-def _flat(scores: Mapping[str, dict]) -> pd.DataFrame:
-    """A row for each score column, the ends of the intervals beside their figures."""
-    rows = []
-    for column, found in scores.items():
-        row = {"score": column}
-        row |= {name: found[name] for name in ("n", "positives", "unscored")}
-        row |= {name: found[name] for name in ("threshold", "threshold_from")}
-        for name in FIGURES:
-            ends = found["intervals"][name]
-            row |= {name: found[name], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
+def read_score_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV table with a header as strings; CatalogError if it is none."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = [row for row in csv.reader(file) if row] or [[]]
@@ -194,7 +125,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header, dtype="string")
 
 
-def _read(
+def read_slide_rows(
     table: pd.DataFrame, columns: Mapping[str, str | None], scores: Sequence[str], source: str
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """``slide_id, label, split, patient_id`` of each row, and each column of scores."""

@@ -26,7 +26,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from wsi_pipeline.errors import CatalogError, RunError
 from wsi_pipeline.evaluation.froc import AVERAGE_FPS, FrocHits
-from wsi_pipeline.evaluation.weighted import Statistic, froc_statistic
+from wsi_pipeline.evaluation.weighted_metrics import Statistic, froc_statistic
 
 REPLICATES = 2000
 LEVEL = 0.95

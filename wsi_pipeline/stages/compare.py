@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from wsi_pipeline.errors import CatalogError, RunError
+from wsi_pipeline.evaluation.cohort_hits import FROC_MODES, load_froc_hits
+from wsi_pipeline.evaluation.patch_scores import read_scores
 from wsi_pipeline.evaluation.uncertainty import REPLICATES, compare
-from wsi_pipeline.evaluation.weighted import Statistic, binary_statistic, froc_statistic
-from wsi_pipeline.stages.hits import FROC_MODES, load_froc_hits
-from wsi_pipeline.stages.scores import read_scores
+from wsi_pipeline.evaluation.weighted_metrics import Statistic, binary_statistic, froc_statistic
 
 
 def run(first: Path, second: Path, *, replicates: int = REPLICATES, seed: int = 0) -> dict:

@@ -11,9 +11,16 @@ from distributed import Client
 
 from wsi_pipeline.config import AnnotationConfig, Config, DetectionConfig
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.evaluation.cohort_hits import (
+    MODES,
+    cohort_hits,
+    cohort_lesions,
+    false_positives,
+    save_froc_hits,
+    write_hits,
+)
 from wsi_pipeline.evaluation.detections import write_detections
 from wsi_pipeline.evaluation.evaluation_mask import official_labels
-from wsi_pipeline.evaluation.explanations import read_summary
 from wsi_pipeline.evaluation.froc import (
     FrocCurve,
     FrocHits,
@@ -24,29 +31,23 @@ from wsi_pipeline.evaluation.froc import (
 )
 from wsi_pipeline.evaluation.lesions import found_or_missed
 from wsi_pipeline.evaluation.patch_level import patch_metrics
-from wsi_pipeline.evaluation.report import SlidePanel, write_report
+from wsi_pipeline.evaluation.patch_scores import read_scores, read_slide_scores, write_scores
 from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics
 from wsi_pipeline.evaluation.uncertainty import froc_band, froc_intervals, intervals
-from wsi_pipeline.evaluation.weighted import binary_statistic
+from wsi_pipeline.evaluation.weighted_metrics import binary_statistic
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.detect import component_detections, peak_detections
-from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
 from wsi_pipeline.patches.index import read_index
+from wsi_pipeline.report.evaluation_page import SlidePanel, write_report
+from wsi_pipeline.report.explanations_page import read_summary
+from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import catalog, tile
-from wsi_pipeline.stages.gallery import picture_units, read_pictures
-from wsi_pipeline.stages.hits import (
-    MODES,
-    cohort_hits,
-    cohort_lesions,
-    false_positives,
-    save_froc_hits,
-    write_hits,
-)
+from wsi_pipeline.stages.lesion_pictures import picture_units, read_pictures
 from wsi_pipeline.stages.run_directory import (
     evaluation_folder,
     explanation_folder,
@@ -60,7 +61,6 @@ from wsi_pipeline.stages.run_directory import (
     seen_patients,
     tiled_slides,
 )
-from wsi_pipeline.stages.scores import read_scores, read_slide_scores, write_scores
 from wsi_pipeline.stages.status import (
     failures_on_the_way,
     notes_by_slide,

@@ -13,7 +13,6 @@ from wsi_pipeline.errors import ModelError, RunError
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.fine import DensePredict, coarse_slabs, predict_pixels, wanted_pixels
-from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
 from wsi_pipeline.heatmaps.store import SCHEMA, Heatmap, open_heatmap, write_chunk
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
@@ -22,6 +21,7 @@ from wsi_pipeline.models.inference import dense_predictor
 from wsi_pipeline.models.precision import Precision
 from wsi_pipeline.patches.index import PatchIndex, read_index
 from wsi_pipeline.patches.slabs import Slab
+from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.heatmap import HeatmapStore, share_of_gpu

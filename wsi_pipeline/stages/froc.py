@@ -11,9 +11,15 @@ from distributed import Client
 
 from wsi_pipeline.config import AnnotationConfig
 from wsi_pipeline.errors import CatalogError, RunError
+from wsi_pipeline.evaluation.cohort_hits import (
+    MODES,
+    cohort_hits,
+    cohort_lesions,
+    false_positives,
+    write_hits,
+)
 from wsi_pipeline.evaluation.detections import detection_files, read_detections, tell_passed_over
 from wsi_pipeline.evaluation.evaluation_mask import official_labels
-from wsi_pipeline.evaluation.figures import froc_figure
 from wsi_pipeline.evaluation.froc import AVERAGE_FPS, froc_curve, froc_metrics, vertices
 from wsi_pipeline.evaluation.lesion_pixels import read_mask
 from wsi_pipeline.evaluation.lesions import found_or_missed
@@ -21,15 +27,9 @@ from wsi_pipeline.evaluation.uncertainty import REPLICATES, froc_band, froc_inte
 from wsi_pipeline.files import write_csv, write_json, write_whole
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import Output, SmallFile, Unit
+from wsi_pipeline.report.curves import froc_figure
 from wsi_pipeline.slides.annotations import read_annotation
 from wsi_pipeline.slides.catalog import ANNOTATION_SUFFIXES, files_by_stem, read_measured_slides
-from wsi_pipeline.stages.hits import (
-    MODES,
-    cohort_hits,
-    cohort_lesions,
-    false_positives,
-    write_hits,
-)
 
 SCHEMA_VERSION = 1
 MASK_SUFFIXES = frozenset((".tif", ".tiff"))

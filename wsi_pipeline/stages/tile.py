@@ -7,15 +7,15 @@ import pandas as pd
 from distributed import Client
 
 from wsi_pipeline.config import AnnotationConfig, Config, TileConfig
-from wsi_pipeline.evaluation.tissue_page import TiledSlide, write_tissue_page
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.heatmaps.render import tissue_figure
 from wsi_pipeline.jobs.record import read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
 from wsi_pipeline.patches.index import SCHEMA_VERSION as INDEX_VERSION
 from wsi_pipeline.patches.index import build_index, uncovered_lesions, write_index
+from wsi_pipeline.report.slide_pictures import tissue_figure
+from wsi_pipeline.report.tissue_page import TiledSlide, write_tissue_page
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import tissue_mask
 from wsi_pipeline.stages import catalog

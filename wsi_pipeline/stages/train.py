@@ -25,8 +25,6 @@ from wsi_pipeline.models.checkpoint import ModelCard, read_card, save_model, wri
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
-from wsi_pipeline.patches.augment import augment
-from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
 from wsi_pipeline.slides.threads import decoding_in
@@ -41,6 +39,8 @@ from wsi_pipeline.stages.run_directory import (
     seen_patients,
     tiled_slides,
 )
+from wsi_pipeline.training.augment import augment
+from wsi_pipeline.training.dataset import PatchDataset, PatchLoader
 from wsi_pipeline.training.loop import best_epoch, best_folder, fit
 from wsi_pipeline.training.processes import distributed
 from wsi_pipeline.training.recipe import Feed, Recipe

@@ -21,8 +21,8 @@ from torch.utils.tensorboard import SummaryWriter
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.models.precision import computing_in
-from wsi_pipeline.patches.dataset import Batch
 from wsi_pipeline.seeds import derived_seed
+from wsi_pipeline.training.dataset import Batch
 from wsi_pipeline.training.processes import (
     gather,
     is_first,

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from wsi_pipeline.models.precision import Precision
-from wsi_pipeline.patches.dataset import Batch
+from wsi_pipeline.training.dataset import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

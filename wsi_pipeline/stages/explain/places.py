@@ -9,6 +9,7 @@ import pandas as pd
 
 from wsi_pipeline.config import TileConfig
 from wsi_pipeline.errors import ConfigError, RunError
+from wsi_pipeline.evaluation.patch_scores import read_scores
 from wsi_pipeline.geometry import level0_box
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.seeds import derived_seed
@@ -19,7 +20,6 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
     slides_path,
 )
-from wsi_pipeline.stages.scores import read_scores
 
 KINDS = {
     "false-positive": "False positives",

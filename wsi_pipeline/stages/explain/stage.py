@@ -9,17 +9,17 @@ from distributed import Client
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.evaluation.explanations import (
+from wsi_pipeline.jobs.cluster import GPU, has_resource
+from wsi_pipeline.jobs.record import Record, read_done, read_failures
+from wsi_pipeline.jobs.run import Outcome, run_units
+from wsi_pipeline.jobs.unit import Unit
+from wsi_pipeline.report.evaluation_page import show_explanations
+from wsi_pipeline.report.explanations_page import (
     ExplainedPlace,
     MethodChecks,
     read_summary,
     write_explanations,
 )
-from wsi_pipeline.evaluation.report import show_explanations
-from wsi_pipeline.jobs.cluster import GPU, has_resource
-from wsi_pipeline.jobs.record import Record, read_done, read_failures
-from wsi_pipeline.jobs.run import Outcome, run_units
-from wsi_pipeline.jobs.unit import Unit
 from wsi_pipeline.stages.explain.checks import ranking_table, trust_tables
 from wsi_pipeline.stages.explain.methods import ALL_METHODS, choose_methods
 from wsi_pipeline.stages.explain.places import KINDS, Place

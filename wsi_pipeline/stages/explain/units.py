@@ -15,7 +15,6 @@ import torch
 from wsi_pipeline.config import AnnotationConfig, Config
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds, PatchGrid, level0_to_um
-from wsi_pipeline.heatmaps.panels import MethodPanel, panels_figure
 from wsi_pipeline.heatmaps.store import open_heatmap, write_heatmap
 from wsi_pipeline.jobs.unit import (
     LargeFile,
@@ -28,6 +27,7 @@ from wsi_pipeline.jobs.unit import (
 )
 from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.models.inference import normalise
+from wsi_pipeline.report.explanation_panels import MethodPanel, panels_figure
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages import catalog

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from wsi_pipeline.evaluation.figures import similarity_figure
-from wsi_pipeline.evaluation.report import environment
 from wsi_pipeline.files import write_csv, write_json, write_whole
+from wsi_pipeline.report.curves import similarity_figure
+from wsi_pipeline.report.evaluation_page import environment
 
 PAGE, SUMMARY = "index.html", "summary.json"
 

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wsi_pipeline.evaluation.report_tables import SlidePanel, cohort_counts, score_gap, slide_table
+from wsi_pipeline.report.tables import SlidePanel, cohort_counts, score_gap, slide_table
 
 LESIONS = pd.DataFrame(
     {"slide_id": ["a", "a", "a", "b"], "status": ["missed", "found", "ITC", "found"]}

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 
-from wsi_pipeline.evaluation.tissue_page import TiledSlide, write_tissue_page
+from wsi_pipeline.report.tissue_page import TiledSlide, write_tissue_page
 
 
 def test_slides_to_look_at_come_first_each_with_its_picture_if_there_is_one(tmp_path):

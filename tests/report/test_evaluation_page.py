@@ -11,8 +11,8 @@ from PIL import Image
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation.froc import FrocHits, froc_curve, froc_metrics, lecture_hits
 from wsi_pipeline.evaluation.patch_level import patch_metrics
-from wsi_pipeline.evaluation.report import SlidePanel, show_explanations, write_report
 from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics, slide_scores
+from wsi_pipeline.report.evaluation_page import SlidePanel, show_explanations, write_report
 
 SLIDES = ("t1", "t2", "t3")
 PATCHES = pd.DataFrame(

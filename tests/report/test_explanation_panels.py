@@ -8,7 +8,12 @@ from PIL import Image
 from shapely import box
 
 from wsi_pipeline.geometry import Bounds
-from wsi_pipeline.heatmaps.panels import MethodPanel, _annotation_words, _colours, panels_figure
+from wsi_pipeline.report.explanation_panels import (
+    MethodPanel,
+    _annotation_words,
+    _colours,
+    panels_figure,
+)
 
 PLACE, AROUND = Bounds(100, 200, 64, 64), Bounds(4, 104, 256, 256)
 TISSUE = np.full((32, 32, 3), 200, np.uint8)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from wsi_pipeline.evaluation.report import environment
 from wsi_pipeline.files import write_whole
+from wsi_pipeline.report.evaluation_page import environment
 
 
 @dataclass(frozen=True)

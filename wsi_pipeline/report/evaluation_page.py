@@ -10,19 +10,19 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.evaluation import figures
 from wsi_pipeline.evaluation.binary import reliability_table, score_counts
 from wsi_pipeline.evaluation.froc import FrocCurve, vertices
 from wsi_pipeline.evaluation.patch_level import patch_metrics_by_slide
-from wsi_pipeline.evaluation.report_tables import (
+from wsi_pipeline.evaluation.uncertainty import LEVEL
+from wsi_pipeline.files import write_csv, write_json, write_whole
+from wsi_pipeline.report import curves as figures
+from wsi_pipeline.report.tables import (
     SlidePanel,
     cohort_counts,
     reading_order,
     score_gap,
     slide_table,
 )
-from wsi_pipeline.evaluation.uncertainty import LEVEL
-from wsi_pipeline.files import write_csv, write_json, write_whole
 
 PERCENT = "\N{NO-BREAK SPACE}%"
 OPEN_PICTURES = 12
@@ -97,7 +97,7 @@ def write_report(
         Where the page of explanations is or will be, seen from `folder`.
     explained : mapping, optional
         What is known of this model's explanations, see
-        `wsi_pipeline.evaluation.explanations.read_summary`; where there are none yet,
+        `wsi_pipeline.report.explanations_page.read_summary`; where there are none yet,
         `show_explanations` puts them into the report later.
 
     Returns
@@ -262,7 +262,7 @@ def _sections(run: dict) -> dict[str, str]:
 def environment() -> Environment:
     """The templates of the package's pages, with the filters that write its numbers."""
     pages = Environment(
-        loader=PackageLoader("wsi_pipeline", "evaluation"),
+        loader=PackageLoader("wsi_pipeline", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
 from wsi_pipeline.evaluation.froc import AVERAGE_FPS, FrocHits
-from wsi_pipeline.evaluation.weighted import binary_statistic, froc_statistic
+from wsi_pipeline.evaluation.weighted_metrics import binary_statistic, froc_statistic
 
 MODES = ("lecture", "official", "corrected")
 

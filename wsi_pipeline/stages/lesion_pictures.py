@@ -9,9 +9,9 @@ import pandas as pd
 from wsi_pipeline.config import AnnotationConfig
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds
-from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
+from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import catalog
 

@@ -11,7 +11,7 @@ from slide_files import write_pyramid_tiff
 from wsi_pipeline.config import AnnotationConfig
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap
-from wsi_pipeline.stages.gallery import _picture_square, picture_units, read_pictures
+from wsi_pipeline.stages.lesion_pictures import _picture_square, picture_units, read_pictures
 
 GRID = PatchGrid(Bounds(0, 0, 512, 512), 0.5, 1.0, 64, 32, 32)
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from shapely import Polygon, box
 
 from wsi_pipeline.geometry import Bounds
-from wsi_pipeline.heatmaps.render import draw_scale_bar, rings
+from wsi_pipeline.report.slide_pictures import draw_scale_bar, rings
 
 COLUMNS = 4
 PANEL_INCHES = 2.7

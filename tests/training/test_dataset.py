@@ -29,12 +29,12 @@ from wsi_pipeline.patches.cache import (
     open_cache,
     write_shard,
 )
-from wsi_pipeline.patches.dataset import PatchDataset, PatchLoader, _in_a_thread
 from wsi_pipeline.patches.index import PatchIndex
 from wsi_pipeline.patches.sampling import PatchPool, draw
 from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.slides import open_slides, reader
 from wsi_pipeline.slides.reader import Slide
+from wsi_pipeline.training.dataset import PatchDataset, PatchLoader, _in_a_thread
 
 PATCH_PX = 32
 WIDTH, HEIGHT = 200, 150

@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 import pytest
 
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.stages.scores import read_scores, read_slide_scores, write_scores
+from wsi_pipeline.evaluation.patch_scores import read_scores, read_slide_scores, write_scores
 
 
 @pytest.fixture

@@ -300,8 +300,8 @@ def similarity_figure(table: pd.DataFrame, names: Mapping[str, str]) -> Picture:
     Parameters
     ----------
     table : DataFrame
-        ``method, depth, layer, similarity``, see
-        `wsi_pipeline.evaluation.explanations.MethodChecks`; the depths of all methods are the same.
+        ``method, depth, layer, similarity``, see `explanations_page.MethodChecks`; the depths of
+        all methods are the same.
     names : mapping
         What to call each method.
     """

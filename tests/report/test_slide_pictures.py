@@ -9,7 +9,7 @@ from PIL import Image
 from shapely import Point, box
 
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.heatmaps.render import HeatmapPanel, heatmap_figure, tissue_figure
+from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure, tissue_figure
 from wsi_pipeline.slides.tissue import TissueMask
 
 

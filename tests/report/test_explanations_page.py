@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from wsi_pipeline.evaluation.explanations import MethodChecks, read_summary, write_explanations
+from wsi_pipeline.report.explanations_page import MethodChecks, read_summary, write_explanations
 
 RANKING = pd.DataFrame(
     [("lime", 2, 0.5, 0.5, 0.9, 1.0, 0.5, 2.5), ("cam", 1, 0.5, float("nan"), 0.4, 0.0, 0.5, 0.1)],

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 
 from wsi_pipeline.evaluation.binary import binary_metrics, reliability_table
-from wsi_pipeline.evaluation.figures import (
+from wsi_pipeline.evaluation.froc import FrocCurve
+from wsi_pipeline.evaluation.slide_level import accuracy_curve
+from wsi_pipeline.report.curves import (
     froc_figure,
     precision_recall_figure,
     reliability_figure,
@@ -14,8 +16,6 @@ from wsi_pipeline.evaluation.figures import (
     slide_accuracy_figure,
     slide_roc_figure,
 )
-from wsi_pipeline.evaluation.froc import FrocCurve
-from wsi_pipeline.evaluation.slide_level import accuracy_curve
 
 SVG = "{http://www.w3.org/2000/svg}"
 POINTS = (0.5, 2, 8)

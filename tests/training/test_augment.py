@@ -8,7 +8,7 @@ from scipy.stats import binomtest, kstest
 from torchvision.transforms import v2
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.patches.augment import augment
+from wsi_pipeline.training.augment import augment
 
 OFF = {"flips": False, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
 ALL = {"flips": True, "brightness": 0.25, "contrast": 0.25, "saturation": 0.25, "hue": 0.04}

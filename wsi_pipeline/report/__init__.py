@@ -1,0 +1,1 @@
+"""What people look at: pages, curves, pictures, and their templates."""
