@@ -303,6 +303,7 @@ def compare(first, second, out, seed):
 
     found = stage.run(first, second, seed=seed)
     table = Table("figure", "A", "B", "A - B", "95 % interval", "p")
+    table.columns[0].no_wrap = True  # figures may wrap on a narrow screen, their names may not
     refused = {part: found[part]["refused"] for part in found if "refused" in found[part]}
     for part, figures in found.items():
         for name, row in figures.items() if part not in refused else ():
