@@ -1,4 +1,3 @@
-import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -8,7 +7,8 @@ from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
-from wsi_pipeline.stages.evaluate import ScoreSlide, _precision, _refuse_leakage
+from wsi_pipeline.stages.evaluate import ScoreSlide, _precision
+from wsi_pipeline.stages.leakage import refuse_leakage
 
 MODEL = "vgg16@abc"
 
@@ -43,7 +43,7 @@ def test_heatmaps_of_two_precisions_are_not_evaluated_together(tmp_path):
 
 def test_patients_that_were_trained_on_are_not_tested_on():
     card = {"training": {"patients": {"train": ["p1", "p2"], "validation": ["p3"]}}}
-    _refuse_leakage(pd.DataFrame({"patient_id": ["p4", "p5"]}), card)
+    refuse_leakage(card, test={"p4", "p5"})
     for shared in ("p2", "p3"):
         with pytest.raises(RunError, match=rf"patients \['{shared}'\] of the test split"):
-            _refuse_leakage(pd.DataFrame({"patient_id": ["p4", shared]}), card)
+            refuse_leakage(card, test={"p4", shared})

@@ -15,7 +15,7 @@ from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, read_index, write_index
 from wsi_pipeline.patches.sampling import PatchPool
 from wsi_pipeline.stages import train
-from wsi_pipeline.stages.evaluate import _refuse_leakage
+from wsi_pipeline.stages.leakage import refuse_leakage
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, index_path
 from wsi_pipeline.stages.train import _noted, _noted_in, loader_workers
 
@@ -119,10 +119,10 @@ def test_patients_that_validated_the_start_weights_may_validate_again_but_are_ne
     assert [of.patches.slide_id for of in job.slides["validation"]] == ["v"]
     pool = PatchPool.from_indexes(read_index(index_path(run, slide)) for slide in "ab")
     card = asdict(train._card(job, pool))
-    _refuse_leakage(pd.DataFrame({"patient_id": ["p_t"]}), card)
+    refuse_leakage(card, test={"p_t"})
     for patient in ("p_x", "p_y"):  # of the test split by now
         with pytest.raises(RunError, match=patient):
-            _refuse_leakage(pd.DataFrame({"patient_id": [patient]}), card)
+            refuse_leakage(card, test={patient})
 
 
 def test_start_weights_without_a_card_are_told(run, caplog, monkeypatch):

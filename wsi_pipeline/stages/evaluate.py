@@ -47,6 +47,7 @@ from wsi_pipeline.report.explanations_page import read_summary
 from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import catalog, tile
+from wsi_pipeline.stages.leakage import learned_patients, refuse_leakage
 from wsi_pipeline.stages.lesion_pictures import picture_units, read_pictures
 from wsi_pipeline.stages.run_directory import (
     evaluation_folder,
@@ -54,11 +55,9 @@ from wsi_pipeline.stages.run_directory import (
     explanations_link,
     heatmap_folder,
     index_path,
-    learned_patients,
     model_id,
     of_model,
     read_model_card,
-    seen_patients,
     tiled_slides,
 )
 from wsi_pipeline.stages.status import (
@@ -94,7 +93,7 @@ def run(config: Config, client: Client) -> Outcome:
             f"the patches of slides {', '.join(stale[:5])} ({len(stale)} in all) were made of other"
             " annotations or settings than today's: run the tile stage, and those after it, again"
         )
-    _refuse_leakage(slides[slides["split"] == "test"], card)
+    refuse_leakage(card, test=set(slides.loc[slides["split"] == "test", "patient_id"]))
     slides = slides[~slides["patient_id"].isin(learned_patients(card))]
     official = {}
     for _, of_split in slides.groupby("split"):
@@ -166,14 +165,6 @@ def _precision(config: Config, card: dict, results: list[dict]) -> dict:
         if heatmaps == "bfloat16"
         else None,
     }
-
-
-def _refuse_leakage(test: pd.DataFrame, card: dict):
-    if shared := sorted(seen_patients(card) & set(test["patient_id"])):
-        raise RunError(
-            f"patients {shared[:5]} of the test split were trained or validated on: the splits have"
-            " changed since, so train again"
-        )
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.slides.catalog import assign_splits
+from wsi_pipeline.stages.leakage import learned_patients
 from wsi_pipeline.stages.run_directory import (
     heatmap_folder,
     index_path,
-    learned_patients,
     mined_path,
     model_id,
     read_model_card,

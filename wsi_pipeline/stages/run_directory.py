@@ -88,17 +88,6 @@ def read_model_card(run_dir: Path, name: str) -> dict:
         raise RunError(f"{path}: no readable model description: {error}") from error
 
 
-def learned_patients(card: dict) -> set[str]:
-    """Patients that a model's weights come from: they cannot validate it."""
-    patients = card["training"].get("patients", {})
-    return {p for part in ("train", "hard_negatives", "earlier") for p in patients.get(part, [])}
-
-
-def seen_patients(card: dict) -> set[str]:
-    """Patients that a model's weights or epoch come from, now or earlier: they cannot test it."""
-    return set().union(*card["training"].get("patients", {}).values())
-
-
 def heatmap_folder(run_dir: Path, name: str) -> Path:
     """Where the heatmaps of a model lie."""
     return Path(run_dir) / "heatmaps" / name

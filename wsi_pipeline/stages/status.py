@@ -10,6 +10,7 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.config_file import load_config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.jobs.record import Failure, read_done, read_failures
+from wsi_pipeline.stages.leakage import learned_patients
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
     EXPLAIN_STAGES,
@@ -20,7 +21,6 @@ from wsi_pipeline.stages.run_directory import (
     fine_folder,
     heatmap_folder,
     index_path,
-    learned_patients,
     model_folder,
     model_id,
     of_model,

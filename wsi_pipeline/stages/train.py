@@ -1,6 +1,5 @@
 """The train stage: the patch classifier, as one job on a worker with a GPU when there is one."""
 
-import json
 import logging
 import multiprocessing
 import shutil
@@ -29,14 +28,13 @@ from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
 from wsi_pipeline.slides.threads import decoding_in
 from wsi_pipeline.stages.cache import CacheStore, cache_of
+from wsi_pipeline.stages.leakage import patients_of_weights
 from wsi_pipeline.stages.precision import decide_precision
 from wsi_pipeline.stages.run_directory import (
     TRAINING_SPLITS,
     cache_path,
-    learned_patients,
     model_folder,
     read_slides,
-    seen_patients,
     tiled_slides,
 )
 from wsi_pipeline.training.augment import augment
@@ -378,7 +376,7 @@ def _throttled(report: Callable[[dict], None]) -> Callable[[dict], None]:
 def _unit(config: Config) -> TrainModel:
     slides = {split: _slides(config, split) for split in TRAINING_SPLITS}
     slides["hard_negatives"] = _hard_negative_slides(config, slides)
-    earlier = _patients_of_weights(config)
+    earlier = patients_of_weights(config.train.weights, test=_test_patients(config))
     mined = {of.patient_id for of in slides["hard_negatives"]}
     learned = mined | set(earlier["earlier"])
     left = tuple(of for of in slides["validation"] if of.patient_id not in learned)
@@ -420,32 +418,8 @@ def _hard_negative_slides(
     return tuple(of for of in both if of.patches.slide_id in wanted)
 
 
-def _patients_of_weights(config: Config) -> dict[str, list[str]]:
-    """Patients that the start weights have seen, as parts of a card; none of the test split.
-
-    ``earlier`` were learned from; ``earlier_validation`` only chose the epoch, and may again.
-    """
-    weights = config.train.weights
-    path, learned, seen = Path(weights).with_name("model.json"), set(), set()
-    if weights not in ("imagenet", "none"):
-        try:
-            card = json.loads(path.read_bytes())
-            learned, seen = learned_patients(card), seen_patients(card)
-        except FileNotFoundError:
-            logger.warning("%s: whose slides it has seen is not known: no %s", weights, path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(
-                f"{path}: no description of one of our models ({error!r}), so whose slides"
-                f" {weights} has seen is not known: move it away to start from them nevertheless"
-            ) from error
-    test = set(read_slides(config.out, ["test"])["patient_id"])
-    if shared := sorted(seen & test):
-        raise RunError(
-            f"{weights}: the patients {shared[:5]} of the test split ({len(shared)} in all) trained"
-            " or validated these weights: what starts from them cannot be tested on their slides;"
-            " set train.weights to others, or move the patients to another split"
-        )
-    return {"earlier": sorted(learned), "earlier_validation": sorted(seen - learned)}
+def _test_patients(config: Config) -> set[str]:
+    return set(read_slides(config.out, ["test"])["patient_id"])
 
 
 def _slides(config: Config, split: str) -> tuple[LearnedSlide, ...]:
