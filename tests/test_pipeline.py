@@ -212,7 +212,7 @@ def test_training_in_two_processes_is_that_in_one(finished, tmp_path):
     # The first epoch alone: rounding depends on the size of each process's batches, and grows from
     # step to step, since RMSprop divides by small gradients.
     losses = ["train_loss", "validation_loss"]
-    np.testing.assert_allclose(found.loc[0, losses], expected.loc[0, losses], rtol=1e-5)
+    np.testing.assert_allclose(found.loc[0, losses], expected.loc[0, losses], rtol=1e-4)
     assert (run / "models/vgg16/model.safetensors").is_file()
     assert read_done(run, "train")["vgg16"]["result"]["failures"] == []
 
