@@ -44,7 +44,8 @@ def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
     slide = write_pyramid_tiff(tmp_path / "s.tif", [pixels, pixels[::2, ::2]], mpp=0.25)
     mine = replace(plan(tmp_path), slide_path=str(slide))
     create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
-    expected = {"notes": notes, "failures": ["one"], "backend": "tiles", "model": "m"}
+    expected = {"notes": notes, "failures": ["one"], "model": "m", "backend": "tiles"}
+    expected["backend_reason"] = "the tiles that were compared equal OpenSlide's"
     assert finish_slide(mine, ["one"], patch_px, mpp) == expected
     assert not mine.part.exists()
     assert np.isnan(open_heatmap(mine.out).values()).all()

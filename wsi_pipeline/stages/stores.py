@@ -158,8 +158,8 @@ def finish_slide(plan: StorePlan, failures: list[str], patch_px: int | None, mpp
     Returns
     -------
     dict
-        ``notes``, ``failures``, ``backend`` (who reads such a level, see `Slide.backend`) and
-        ``model`` (by name and weights, see `model_id`).
+        ``notes``, ``failures``, ``backend`` and ``backend_reason`` (what reads such a level, see
+        `Slide.backend`) and ``model`` (by name and weights, see `model_id`).
     """
     # Without one under the temporary name, a worker died between renaming it and saying so.
     store = plan.part if plan.part.exists() else plan.out
@@ -167,10 +167,12 @@ def finish_slide(plan: StorePlan, failures: list[str], patch_px: int | None, mpp
     grid = heatmap.grid
     slide = cached_slide(plan.slide_path, plan.mpp)
     level, _ = slide.level_for(grid.downsample)
+    backend = slide.backend(level)
     found = {
         "notes": _unlike_training(grid, patch_px, mpp),
         "failures": failures,
-        "backend": slide.backend(level),
+        "backend": backend.name,
+        "backend_reason": backend.reason,
         "model": heatmap.model,
     }
     if store == plan.part:  # last: a store under its name that is not on record is made anew

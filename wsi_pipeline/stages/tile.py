@@ -63,10 +63,10 @@ def tile_slide(
     Returns
     -------
     dict
-        Numbers of ``patches``, ``positive`` patches and ``lesions``; ``backend``: who reads the
-        working level, see `Slide.backend`; ``notes``: lesions that no indexed patch reaches,
-        since the tissue mask misses them; and ``failures``: why parts of the slide, of which
-        nothing is indexed, cannot be decoded.
+        Numbers of ``patches``, ``positive`` patches and ``lesions``; ``backend`` and
+        ``backend_reason``: what reads the working level, see `Slide.backend`; ``notes``: lesions
+        that no indexed patch reaches, since the tissue mask misses them; and ``failures``: why
+        parts of the slide, of which nothing is indexed, cannot be decoded.
     """
     Path(picture).unlink(missing_ok=True)  # of other inputs
     with Slide(path, mpp) as slide:
@@ -88,7 +88,8 @@ def tile_slide(
         "patches": index.table.num_rows,
         "positive": int((index.table["label"].to_numpy() == 1).sum()),
         "lesions": len(lesions),
-        "backend": backend,
+        "backend": backend.name,
+        "backend_reason": backend.reason,
         "notes": [
             f"lesion {lesion} has no tissue in the mask: no patch can find it"
             for lesion in uncovered_lesions(index, lesions)
