@@ -104,8 +104,8 @@ def tissue_patches(slide: Slide, tissue: str, stride: int) -> TissuePatches:
 
 def check_pixels(patches: TissuePatches) -> None:
     """Hold every patch against OpenSlide's."""
-    if (backend := patches.slide.backend(0)) != "tiles":
-        raise RuntimeError(f"the slide is not read by tiles: {backend}")
+    if (backend := patches.slide.backend(0)).name != "tiles":
+        raise RuntimeError(f"the slide is read by {backend}")
     handle = openslide.OpenSlide(patches.slide.path)
     for positions, views in read_patches(patches.slide, patches.grid, patches.slab):
         for origin, view in zip(patches.origins[positions].tolist(), views, strict=True):

@@ -233,7 +233,7 @@ def first_slab(path: Path) -> float:
         seconds = time.perf_counter() - started
     with openslide.OpenSlide(path) as handle:
         theirs = np.asarray(handle.read_region((x, y), 0, (SLAB_PX, SLAB_PX)).convert("RGB"))
-    if backend != "tiles" or not np.array_equal(pixels, theirs):
+    if backend.name != "tiles" or not np.array_equal(pixels, theirs):
         raise ValueError(f"{path}: read by {backend}, its slab at {x}, {y} is not OpenSlide's")
     return seconds
 

@@ -283,7 +283,7 @@ def test_a_damaged_tile_costs_the_patches_over_it_and_no_tile_twice(
     expected = patches_of(slide, grid, slab)[0]
     destroy_tile(slide, 3, 9)  # px 576 to 640 across, 192 to 256 down
     slide.close()
-    assert slide.backend(0) == "tiles"
+    assert slide.backend(0).name == "tiles"
     with counted_reads() as counted, decoding_in(threads):
         found = {
             position: np.copy(pixels)

@@ -22,7 +22,7 @@ def test_cached_slides_are_reused_and_the_oldest_is_closed(tmp_path, noise):
     first = cached_slide(paths[0])
     assert cached_slide(str(paths[0])) is first
     assert cached_slide(paths[0], mpp=0.3) is not first
-    handle = weakref.ref(first._handle)
+    handle = weakref.ref(first._file.handle)
     del first
     for path in paths[1:]:
         cached_slide(path)

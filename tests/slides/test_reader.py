@@ -12,7 +12,7 @@ from slide_files import write_mrxs, write_pyramid_tiff
 
 from wsi_pipeline.errors import SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds
-from wsi_pipeline.slides import reader
+from wsi_pipeline.slides import openslide_level, reader
 from wsi_pipeline.slides.reader import Slide
 
 
@@ -103,6 +103,7 @@ def test_large_reads_have_no_seams(tmp_path, monkeypatch, smooth):
         regions += [(0, 0, 120, 80, 11.3), (1, 2, 700, 600, 0.7)]
         whole = [slide.read(*region) for region in regions]
         monkeypatch.setattr(reader, "BLOCK_PX", 100)
+        monkeypatch.setattr(openslide_level, "LARGEST_REQUEST_PX", 100)
         for region, expected in zip(regions, whole, strict=True):
             difference = np.abs(slide.read(*region).astype(int) - expected)
             assert difference.max() <= 1, region
@@ -250,11 +251,12 @@ def test_only_boxes_over_damage_are_lost_of_those_that_openslide_is_asked_for_to
     damaged_slide, monkeypatch
 ):
     """The damage begins at px 256, in one of three boxes; together they touch a square of cells."""
-    monkeypatch.setattr(reader, "PART_PX", 200)
+    monkeypatch.setattr(openslide_level, "SMALLEST_REQUEST_PX", 200)
     asked = []
     with Slide(damaged_slide) as slide:
-        paint = slide._paint
-        monkeypatch.setattr(slide, "_paint", lambda *of: asked.append(of[-1]) or paint(*of))
+        level = slide._openslide[0]
+        read = level.read_box
+        monkeypatch.setattr(level, "read_box", lambda *of: asked.append(of[-1]) or read(*of))
         boxes = np.array([[0, 0, 300, 130], [100, 100, 384, 384], [200, 0, 384, 256]])
         out = np.zeros((384, 384, 3), np.uint8)
         lost = slide.read_under(0, 0, boxes, 1.0, out)
@@ -268,7 +270,7 @@ def test_only_boxes_over_damage_are_lost_of_those_that_openslide_is_asked_for_to
 def test_openslide_is_asked_for_cells_together_where_they_fill_a_rectangle():
     """Cells of 512 px are taken in squares of 4096 px, 8 by 8 of them."""
     square, beside, below = [(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 8)], [(9, 0), (9, 2)]
-    frames = reader._frames([*square, *beside, *below], (512, 512)).tolist()
+    frames = openslide_level._frames([*square, *beside, *below], (512, 512)).tolist()
     # Left, upper, right and lower edges.
     assert frames == [[0, 0, 2, 2], [8, 0, 9, 1], [0, 9, 1, 10], [2, 9, 3, 10]]
 
@@ -302,16 +304,16 @@ def test_transient_error_is_mended_by_a_new_handle(tmp_path, noise):
     slide = Slide(path)
     path.write_bytes(intact[:1000])
     with pytest.raises(openslide.OpenSlideError):
-        slide._handle.read_region((0, 0), 0, (64, 64))
+        slide._file.handle.read_region((0, 0), 0, (64, 64))
     path.write_bytes(intact)
     with pytest.raises(openslide.OpenSlideError):  # The latch.
-        slide._handle.read_region((0, 0), 0, (64, 64))
+        slide._file.handle.read_region((0, 0), 0, (64, 64))
     assert np.array_equal(slide.read(5, 6, 20, 10), noise[6:16, 5:25])
 
 
 def test_closed_slide_lets_go_of_its_file_and_reading_opens_it_again(tmp_path, noise):
     slide = Slide(write_pyramid_tiff(tmp_path / "a.tiff", [noise], 64, 0.25, None))
-    handle = weakref.ref(slide._handle)
+    handle = weakref.ref(slide._file.handle)
     slide.close()
     assert handle() is None
     assert np.array_equal(slide.read(5, 6, 20, 10), noise[6:16, 5:25])

@@ -8,6 +8,7 @@ import imagecodecs
 import numpy as np
 import openslide
 import pytest
+import simplejpeg
 import tifffile
 from counted_reads import counted_reads
 from hypothesis import given, settings
@@ -16,8 +17,10 @@ from PIL import Image
 from slide_files import write_mrxs, write_pyramid_tiff
 
 from wsi_pipeline.errors import SlideReadError
-from wsi_pipeline.slides import reader, threads, tiles
+from wsi_pipeline.slides import openslide_level, reader, threads, tiles
+from wsi_pipeline.slides.level_reader import BackendSelection
 from wsi_pipeline.slides.reader import Slide
+from wsi_pipeline.slides.tile_decoders import JpegDecoder, TileError
 
 APERIO = "Aperio Image Library v11\n{}x{} |AppMag = 20|MPP = 0.5"
 REAL = [
@@ -140,8 +143,8 @@ def test_ycbcr_jpeg_equals_openslide(tmp_path, picture, subsampling, tables):
     write_jpeg_tiff(path, [picture, picture[:144, :166]], subsampling, tables=tables)
     with Slide(path) as slide:
         # 333 / 166 and 290 / 144 are no whole numbers
-        assert slide.backend(0) == "tiles"
-        assert "interpolates: its downsample 2.009" in slide.backend(1)
+        assert slide.backend(0).name == "tiles"
+        assert "interpolates: its downsample 2.009" in slide.backend(1).reason
         assert_same_everywhere(slide, 0)
         assert_same_everywhere(slide, 1)
 
@@ -153,7 +156,7 @@ def test_rgb_jpeg_of_an_svs_equals_openslide(tmp_path, picture, tables):
         path, [picture], colour="rgb", tables=tables, description=APERIO.format(333, 290)
     )
     with Slide(path) as slide:
-        assert (slide.vendor, slide.backend(0)) == ("aperio", "tiles")
+        assert (slide.vendor, slide.backend(0).name) == ("aperio", "tiles")
         assert_same_everywhere(slide, 0)
 
 
@@ -172,7 +175,7 @@ def test_jpeg_2000_rgb_of_an_svs_equals_openslide(tmp_path, picture):
         compression="APERIO_JP2000_RGB", metadata=None, description=APERIO.format(333, 290),
     )  # fmt: skip
     with Slide(path) as slide:
-        assert (slide.vendor, slide.backend(0)) == ("aperio", "tiles")
+        assert (slide.vendor, slide.backend(0).name) == ("aperio", "tiles")
         assert_same_everywhere(slide, 0)
 
 
@@ -180,7 +183,7 @@ def test_every_level_of_a_halved_big_tiff_equals_openslide(tmp_path, picture):
     levels = [picture[:288, :320], picture[:288:2, :320:2], picture[:288:4, :320:4]]
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", levels, bigtiff=True)) as slide:
         for level in range(3):
-            assert slide.backend(level) == "tiles"
+            assert slide.backend(level).name == "tiles"
             assert_same_everywhere(slide, level)
 
 
@@ -191,9 +194,10 @@ def test_resampled_regions_are_those_of_openslide(tmp_path, monkeypatch, picture
         read = slide.read(*region)
     assert counted.by_tiles > 0
     assert counted.by_openslide == 0
-    monkeypatch.setattr(reader, "tiled_levels", lambda *of: ["not now"] * 2)
+    refused = BackendSelection("openslide", "not now")
+    monkeypatch.setattr(reader, "find_tiles", lambda *of: [refused] * 2)
     with Slide(path) as slide:
-        assert slide.backend(0) == "openslide: not now"
+        assert str(slide.backend(0)) == "openslide: not now"
         assert np.array_equal(read, slide.read(*region))
 
 
@@ -204,7 +208,7 @@ def test_real_slides_equal_openslide(test_data, name, backends, data):
     with Slide(test_data / name, mpp=0.5) as slide:
         level = data.draw(st.integers(0, len(slide.level_sizes) - 1))
         if backends is not None:
-            assert backends[level] in slide.backend(level)
+            assert backends[level] in str(slide.backend(level))
         width, height = slide.level_sizes[level]
         x, y = data.draw(st.integers(-40, width)), data.draw(st.integers(-40, height))
         assert_same(slide, level, x, y, *data.draw(st.tuples(*[st.integers(1, 300)] * 2)))
@@ -249,7 +253,7 @@ def test_tiles_left_out_of_a_tiff_are_white(tmp_path, picture):
     path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
     drop_tile(path, 0, 8)  # the third of the second row: x 128 to 192, y 64 to 128
     with Slide(path) as slide:
-        assert slide.backend(0) == "tiles"
+        assert slide.backend(0).name == "tiles"
         assert_same_everywhere(slide, 0)
         assert (slide.read(128, 64, 64, 64) == 255).all()
         assert (slide.read(127, 63, 66, 66)[[0, -1]] < 255).any(axis=(1, 2)).all()
@@ -275,8 +279,8 @@ def test_tiles_left_out_of_a_philips_slide_are_white_at_each_level(tmp_path, pic
     drop_tile(path, 0, 6)  # x 64 to 128, y 64 to 128
     with Slide(path, mpp=0.5) as slide:
         assert (slide.vendor, slide.level_sizes) == ("philips", ((320, 256), (160, 128)))
-        assert slide.backend(0) == "tiles"
-        assert slide.backend(1) == "openslide: 0 tiled TIFF pages have its size, 160 x 128 px"
+        assert slide.backend(0).name == "tiles"
+        assert str(slide.backend(1)) == "openslide: 0 tiled TIFF pages have its size, 160 x 128 px"
         for level in (0, 1):
             assert_same_everywhere(slide, level)
         assert (slide.read(64, 64, 64, 64) == 255).all()
@@ -289,7 +293,7 @@ def test_tiles_left_out_of_an_svs_are_painted_by_openslide_at_coarser_levels_too
     drop_tile(path, 0, 6)
     with Slide(path) as slide:
         for level in (0, 1):
-            assert "tiles are missing at this or a finer level" in slide.backend(level)
+            assert "tiles are missing at this or a finer level" in slide.backend(level).reason
             assert_same_everywhere(slide, level)
 
 
@@ -304,7 +308,7 @@ def test_a_damaged_tile_is_an_error_there_alone(tmp_path, picture, damage):
     path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
     rewrite(path, 0, 8, damage)
     with Slide(path) as slide:
-        assert slide.backend(0) == "tiles"
+        assert slide.backend(0).name == "tiles"
         with pytest.raises(SlideReadError, match=r"a\.tif: the region at level-0 px \(128, 64\)"):
             slide.read(120, 60, 30, 30)
         assert_same(slide, 0, 0, 128, 333, 162)
@@ -326,8 +330,8 @@ def test_tiles_beyond_the_end_of_the_file_leave_the_level_to_openslide(tmp_path,
     path = write_jpeg_tiff(tmp_path / "a.tif", levels)
     change_tag(path, 0, "TileOffsets", 8, lambda offset: path.stat().st_size - 10)
     with Slide(path) as slide:
-        assert slide.backend(0) == "openslide: tiles lie beyond the end of the file"
-        assert slide.backend(1) == "tiles"
+        assert str(slide.backend(0)) == "openslide: tiles lie beyond the end of the file"
+        assert slide.backend(1).name == "tiles"
         assert_same(slide, 0, 0, 128, 320, 160)
         with pytest.raises(SlideReadError):
             slide.read(230, 70, 5, 5)
@@ -338,32 +342,34 @@ def test_tiles_beyond_the_end_of_the_file_leave_the_level_to_openslide(tmp_path,
 
 def test_other_layouts_are_left_to_openslide(tmp_path, picture):
     plain = write_pyramid_tiff(tmp_path / "plain.tif", [picture], 64, 0.5, None)
-    assert Slide(plain).backend(0) == "openslide: its compression is NONE"
+    assert str(Slide(plain).backend(0)) == "openslide: its compression is NONE"
     grey = tmp_path / "grey.tif"
     tifffile.imwrite(grey, picture[..., 0], tile=(64, 64), compression="jpeg")
-    assert "three interleaved channels" in Slide(grey, mpp=1).backend(0)
+    assert "three interleaved channels" in Slide(grey, mpp=1).backend(0).reason
     mrxs = write_mrxs(tmp_path / "a.mrxs", np.zeros((200, 200, 3), np.uint8), 100, 100)
-    assert Slide(mrxs).backend(0) == "openslide: mirax files are not read by tiles"
+    assert str(Slide(mrxs).backend(0)) == "openslide: mirax files are not read by tiles"
 
 
 def test_pages_of_one_size_are_left_to_openslide(tmp_path, picture):
     path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
     tifffile.imwrite(path, picture, append=True, tile=(64, 64), compression="jpeg")
-    assert "2 tiled TIFF pages have its size, 333 x 290" in Slide(path).backend(0)
+    assert "2 tiled TIFF pages have its size, 333 x 290" in Slide(path).backend(0).reason
 
 
 def test_a_difference_leaves_the_level_to_openslide(tmp_path, monkeypatch, picture):
-    decode = tiles.simplejpeg.decode_jpeg
+    decode = simplejpeg.decode_jpeg
 
     def slightly_other(*of, buffer, **how):
         decode(*of, buffer=buffer, **how)
         buffer ^= 1
         return buffer
 
-    monkeypatch.setattr(tiles.simplejpeg, "decode_jpeg", slightly_other)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", slightly_other)
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture])) as slide:
-        assert slide.backend(0).startswith("openslide: the tile at level px (")
-        assert slide.backend(0).endswith("differs from OpenSlide's by up to 1")
+        selection = slide.backend(0)
+        assert selection.name == "openslide"
+        assert selection.reason.startswith("the tile at level px (")
+        assert selection.reason.endswith("differs from OpenSlide's by up to 1")
         with counted_reads() as counted:
             assert_same_everywhere(slide, 0)
         assert counted.by_tiles == 0
@@ -375,14 +381,15 @@ def test_a_level_of_which_nothing_can_be_compared_is_openslides(tmp_path, pictur
         tiles_there = len(file.pages[0].dataoffsets)
     for tile in range(tiles_there):
         rewrite(path, 0, tile, bytes)
-    assert Slide(path).backend(0) == "openslide: no tile can be held against OpenSlide's"
+    assert str(Slide(path).backend(0)) == "openslide: no tile can be compared with OpenSlide's"
 
 
 def test_a_level_is_compared_once_in_a_process_until_its_file_changes(
     tmp_path, monkeypatch, picture
 ):
     compared = []
-    monkeypatch.setattr(reader, "difference", lambda *of: compared.append(of) or "")
+    equal = BackendSelection("tiles", "they are equal")
+    monkeypatch.setattr(reader, "compare_tiles", lambda *of: compared.append(of) or equal)
     path = write_jpeg_tiff(tmp_path / "a.tif", [picture])
     for _ in range(2):
         with Slide(path) as slide:
@@ -408,7 +415,8 @@ def test_what_boxes_hold_is_read_and_no_other_tile(
 ):
     if not by_tiles:
         monkeypatch.setattr(reader, "WORTH_TILES_PX", 10**9)
-        monkeypatch.setattr(reader, "PART_PX", 50)
+        monkeypatch.setattr(openslide_level, "SMALLEST_REQUEST_PX", 50)
+    monkeypatch.setattr(openslide_level, "LARGEST_REQUEST_PX", 130)
     monkeypatch.setattr(reader, "BLOCK_PX", 130)
     rng = np.random.default_rng(0)
     starts, sizes = rng.integers(0, (150, 100), (5, 2)), rng.integers(1, 50, (5, 2))
@@ -492,7 +500,7 @@ def test_a_tile_that_names_another_colour_space_than_the_page_is_openslides(
     picture[64:128, 128:192] = (200, 120, 160)
     path = write_jpeg_tiff(tmp_path / "a.tif", [picture], colour=colour, marked={8: marker})
     with Slide(path) as slide:
-        assert slide.backend(0) == "tiles"
+        assert slide.backend(0).name == "tiles"
         with counted_reads() as counted:
             assert_same(slide, 0, 128, 64, 64, 64)
         assert counted.by_tiles == 0
@@ -508,7 +516,7 @@ def test_openslide_is_asked_for_the_tile_that_it_alone_can_read(
     picture[64:128, 128:192] = (200, 120, 160)
     marked = {7: ADOBE + b"\x00"}  # of 4 x 5 tiles; the third of the second row
     with Slide(write_jpeg_tiff(tmp_path / "a.tif", [picture], marked=marked)) as slide:
-        assert slide.backend(0) == "tiles"
+        assert slide.backend(0).name == "tiles"
         with counted_reads() as counted:
             read = slide.read(0, 0, 320, 256)
         assert (counted.by_tiles, counted.by_openslide) == (19 * 64 * 64, 64 * 64)
@@ -516,14 +524,14 @@ def test_openslide_is_asked_for_the_tile_that_it_alone_can_read(
 
 
 def test_a_tile_that_is_cut_off_does_not_loosen_the_check_of_the_next(picture):
-    decoder = tiles._JpegDecoder(None, tifffile.PHOTOMETRIC.YCBCR)
+    decoder = JpegDecoder(None, tifffile.PHOTOMETRIC.YCBCR)
     decode = partial(decoder, memory=np.empty_like(picture))
     jpeg = imagecodecs.jpeg8_encode(picture)
     contradicts = jpeg[:2] + ADOBE + b"\x00" + jpeg[2:]
     for length in (2, 3, 40):
-        with pytest.raises(tiles.TileError, match="no end"):
+        with pytest.raises(TileError, match="no end"):
             decode(jpeg[:length])
-        with pytest.raises(tiles.TileError, match="Adobe marker contradicts"):
+        with pytest.raises(TileError, match="Adobe marker contradicts"):
             decode(contradicts)
     assert decode(jpeg).shape == picture.shape
 

@@ -79,7 +79,8 @@ def test_it_is_on_record_what_reads_a_slide_and_slabs_share_no_more_than_tiles_a
 
     done = {key: line["result"] for key, line in read_done(tmp_path, "heatmap-net").items()}
     assert done["tiled"]["backend"] == "tiles"
-    assert done["other"]["backend"] == "openslide: mirax files are not read by tiles"
+    assert done["other"]["backend"] == "openslide"
+    assert done["other"]["backend_reason"] == "mirax files are not read by tiles"
     # Chunks of 8 cells begin 16 px before px 0, 256, 512 and 768 and are 288 px wide, or end with
     # the slide: they meet tiles (of 128 px) 0 to 2, 1 to 4, 3 to 6 and 5 to 6; down, where the
     # slide ends at 600, 0 to 2, 1 to 4 and 3 to 4.
@@ -107,7 +108,9 @@ def test_the_first_px_of_a_level_of_tiles_are_openslides(tmp_path, client, monke
     assert (counted.by_tiles, counted.by_openslide) == (0, 64 * 64)
     (line,) = read_done(tmp_path, "heatmap-net").values()
     assert line["result"].pop("model").startswith("net@")
-    assert line["result"] == {"notes": [], "failures": [], "backend": "tiles"}
+    reason = "the tiles that were compared equal OpenSlide's"
+    read = {"backend": "tiles", "backend_reason": reason}
+    assert line["result"] == {"notes": [], "failures": [], **read}
     told = "tiles are decoded for 1 slide, after the first 4 megapixels of each"
     assert heatmap_reading(tmp_path, "net") == told
 
@@ -126,7 +129,7 @@ def test_what_lies_between_patches_is_not_decoded(tmp_path, client):
 def test_the_most_frequent_reasons_are_told_and_results_without_them_passed_over():
     by_reason = {"a": 2, "b": 3, "c": 1, "d": 4}
     results = [
-        {"backend": f"openslide: {reason}"}
+        {"backend": "openslide", "backend_reason": reason}
         for reason, count in by_reason.items()
         for _ in range(count)
     ]
@@ -138,5 +141,8 @@ def test_the_most_frequent_reasons_are_told_and_results_without_them_passed_over
 
 def test_results_of_older_runs_that_counted_px_are_read():
     counted = {"backend": "tiles", "read_px": 150, "decoded_px": 120, "needed_px": 100}
-    told = "tiles are decoded for 2 slides, after the first 4 megapixels of each"
-    assert reading_summary([counted, {"backend": "tiles"}]) == told
+    told = (
+        "tiles are decoded for 1 slide, after the first 4 megapixels of each;"
+        " OpenSlide reads 1 slide (1: openslide: a)"
+    )
+    assert reading_summary([counted, {"backend": "openslide: a"}]) == told

@@ -48,6 +48,7 @@ def test_a_finished_store_has_its_name_and_notes_what_is_unlike_the_training(
     create_heatmap(mine.part, grid=GRID, slide_id="s", model="m")
     failures = ["patch at level-0 px (8, 9): damaged"]
     expected = {"notes": notes, "failures": failures, "backend": "tiles", "model": "m"}
+    expected["backend_reason"] = "the tiles that were compared equal OpenSlide's"
     assert mine.finish([[8, 9, "damaged"]]) == expected
     assert not mine.part.exists()
     assert np.isnan(open_heatmap(mine.out).values()).all()

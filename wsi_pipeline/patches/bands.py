@@ -10,8 +10,8 @@ import numpy as np
 from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.patches.slabs import Slab
+from wsi_pipeline.slides.boxes import clip_boxes
 from wsi_pipeline.slides.threads import in_threads
-from wsi_pipeline.slides.tiles import within
 
 BAND_PX = 32 << 20
 """About as many pixels of a slab are in memory at a time, 100 MB."""
@@ -114,12 +114,12 @@ def read_boxes(
         while first < len(y):
             down, top = int(y[first]) - top, int(y[first])
             if top < end:
-                _, kept = within(edges[first:], (0, top, width, end))
+                _, kept = clip_boxes(edges[first:], (0, top, width, end))
                 _move_up(band, down, end - top, kept)
             lowest = min(top + tallest, height)
             start, end = max(top, end), _last(rows, lowest, top + len(band))
             if start < end:
-                met, parts = within(edges, (0, start, width, end))
+                met, parts = clip_boxes(edges, (0, start, width, end))
                 wanted = ~np.isin(order[met], list(lost))
                 met, parts = met[wanted], parts[wanted]
                 at, out = (left, upper + start * px), band[start - top : end - top]

@@ -1,12 +1,13 @@
-"""A slide's file as OpenSlide opens it, and what it states of itself: bounds and resolution."""
+"""A slide's file open in OpenSlide, and what it states of itself: bounds and resolution."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import openslide
+from PIL import Image
 
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.errors import SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds
 
 # Decoded tiles of all open slides together: OpenSlide's own default is 32 MB for each.
@@ -16,6 +17,62 @@ MPP_ANISOTROPY = 0.05
 # The coarsest resolution that a file may state of itself. TIFF writers that know nothing of
 # microscopes state a printer's: 72 dpi is 353 um per px, 300 dpi is 85.
 COARSEST_STATED_MPP = 50.0
+
+
+class OpenSlideFile:
+    """A slide open in OpenSlide, for any number of threads; opened anew after an error.
+
+    Parameters
+    ----------
+    path : Path
+
+    Attributes
+    ----------
+    path : Path
+    handle : openslide.OpenSlide or None
+        None after an error and once it is closed: reading opens a new one.
+
+    Raises
+    ------
+    SlideError
+        As `open_file`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.handle: openslide.OpenSlide | None = open_file(path)
+
+    def close(self) -> None:
+        """Let go of the file, once reads under way in other threads end."""
+        self.handle = None
+
+    def read_region(
+        self, location: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> Image.Image:
+        """Call OpenSlide's `read_region`; after its first error a handle refuses everything.
+
+        Raises
+        ------
+        SlideReadError
+            If it fails twice, the second time with a new handle.
+        """
+        if handle := self.handle:
+            try:
+                return handle.read_region(location, level, size)
+            except openslide.OpenSlideError:
+                self.handle = None
+        # This handle is this call's own until it has served: another thread's failure on a shared
+        # one would be taken for this region's.
+        handle = open_file(self.path)
+        try:
+            region = handle.read_region(location, level, size)
+        except openslide.OpenSlideError as failure:
+            raise SlideReadError(
+                f"{self.path}: the region at level-0 px {location}, {size[0]} x {size[1]} px of"
+                f" level {level}, cannot be decoded: {failure}"
+            ) from failure
+        self.handle = handle
+        return region
 
 
 def open_file(path: Path) -> openslide.OpenSlide:

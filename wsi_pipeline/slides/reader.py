@@ -1,10 +1,8 @@
-"""Open slides and read regions of them at any resolution."""
+"""A slide: its levels and resolution, and regions of it at any resolution."""
 
 import math
 import threading
-from collections.abc import Mapping
-from functools import partial
-from itertools import groupby, product
+from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -13,18 +11,17 @@ import openslide
 from PIL import Image
 
 from wsi_pipeline.errors import SlideError, SlideReadError
-from wsi_pipeline.slides.openslide_file import level0_mpp, open_file, scanned_bounds
-from wsi_pipeline.slides.tiles import WHITE, TiledLevel, difference, tiled_levels, under, within
+from wsi_pipeline.slides.boxes import bounding_box, clip_boxes
+from wsi_pipeline.slides.level_reader import WHITE, BackendSelection, LevelReader
+from wsi_pipeline.slides.openslide_file import OpenSlideFile, level0_mpp, scanned_bounds
+from wsi_pipeline.slides.openslide_level import OpenSlideLevel
+from wsi_pipeline.slides.tiles import TiledLevel, TileReader, compare_tiles, find_tiles
 
-# Level px asked of OpenSlide at once, a side: it cuts larger regions itself and then rounds the
-# pieces' corners down to whole level-0 px. It also keeps memory flat however far a region is
-# reduced.
+# Level px that are resampled at once, a side: memory stays flat however far a region is reduced.
 BLOCK_PX = 4096
-# OpenSlide is asked for at least so much: the smaller, the less of what lies between boxes.
-PART_PX = 512
-# What `difference` found, by a file's state and the level: the same slides are opened time and
+# What `compare_tiles` found, by a file's state and the level: the same slides are opened time and
 # again, and comparing takes longer than opening. A short text for each level ever read.
-_DIFFERENCES: dict[tuple, str] = {}
+_COMPARED: dict[tuple, BackendSelection] = {}
 # Level px read of a slide before its tiles are looked up: a large slide's tables take tens of
 # milliseconds and megabytes, too much for the patch or two that training draws between openings.
 WORTH_TILES_PX = 4 << 20
@@ -47,9 +44,9 @@ class Slide:
     OpenSlide is the reference for every pixel. Levels of TIFF and SVS files that are plain grids of
     JPEG tiles (or of JPEG 2000 RGB tiles), at a downsample that is a whole number, are decoded
     without it, regions of several tiles several times as fast: `wsi_pipeline.slides.tiles`. The
-    first such read of a level holds about ten of its tiles against OpenSlide's; any difference
-    leaves the level to OpenSlide. `backend` tells which it is. The first 4 megapixels of a slide,
-    and regions much smaller than a tile, come from OpenSlide in any case.
+    first such read of a level compares about ten of its tiles with OpenSlide's; any difference
+    leaves the level to OpenSlide. `backend` says which backend it is. The first 4 megapixels of a
+    slide, and regions much smaller than a tile, come from OpenSlide in any case.
 
     Reading is safe from several threads. A slide is also a context manager.
 
@@ -84,18 +81,21 @@ class Slide:
 
     def __init__(self, path, mpp: float | None = None):
         self.path = Path(path)
-        self._handle = open_file(self.path)
-        properties = self._handle.properties
+        self._file = OpenSlideFile(self.path)
+        handle = self._file.handle
+        properties = handle.properties
         self.vendor: str = properties[openslide.PROPERTY_NAME_VENDOR]
-        self.size: tuple[int, int] = self._handle.dimensions
-        self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
-        self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
+        self.size: tuple[int, int] = handle.dimensions
+        self.level_downsamples: tuple[float, ...] = handle.level_downsamples
+        self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
         self.bounds = scanned_bounds(properties, self.size)
         self.mpp = level0_mpp(self.path, properties, mpp)
-        self._cells = [_cell(properties, level) for level in range(len(self.level_sizes))]
-        self._seen_px = 0
-        self._levels: list[TiledLevel | str] | None = None
-        self._lock = threading.Lock()  # of all that this class counts and finds out lazily
+        self._openslide = [
+            OpenSlideLevel(self._file, level) for level in range(len(self.level_sizes))
+        ]
+        self._tiles: list[TiledLevel | BackendSelection] | None = None
+        self._tiles_used = False
+        self._lock = threading.Lock()  # of what is found out about tiles
 
     def __enter__(self) -> "Slide":
         return self
@@ -105,17 +105,16 @@ class Slide:
 
     def close(self):
         """Let go of the file, once reads under way in other threads end; reading reopens it."""
-        self._handle = None
+        self._file.close()
         with self._lock:
-            self._levels = None
+            self._tiles = None
 
-    def backend(self, level: int) -> str:
-        """Who reads a level: ``"tiles"``, or ``"openslide: "`` and the reason.
+    def backend(self, level: int) -> BackendSelection:
+        """Say which backend reads a level, and why.
 
         The first question, like the first read, compares the two where it is not clear yet.
         """
-        found = self._tiles(level)
-        return "tiles" if isinstance(found, TiledLevel) else f"openslide: {found}"
+        return self._select(level)[0]
 
     def downsample(self, level: int | None = None, mpp: float | None = None) -> float:
         """Level-0 px per working px of a pyramid level or of a target resolution: give one.
@@ -213,7 +212,7 @@ class Slide:
             return self._fill(out, boxes, level, _nearest(left), _nearest(top))
         lost, step = {}, _block_px(scale)
         for row, col in product(range(0, out.shape[0], step), range(0, out.shape[1], step)):
-            held, parts = within(boxes, (col, row, col + step, row + step))
+            held, parts = clip_boxes(boxes, (col, row, col + step, row + step))
             if len(held):
                 found = self._resample(out, parts, level, left, top, scale)
                 lost |= {int(held[part]): reason for part, reason in found.items()}
@@ -252,8 +251,7 @@ class Slide:
         """
         level, scale = self.level_for(downsample)
         if scale == 1:
-            tiles = self._tiles_for(level, width_px * height_px)
-            _, step = tiles.tile if tiles else self._cells[level]
+            _, step = self._reader(level, width_px * height_px).cell
             first = -_nearest(y / self.level_downsamples[level]) % step
         else:
             first, step = 0, _block_px(scale)
@@ -283,7 +281,7 @@ class Slide:
         """Fill boxes of an array whose corner is in level px, `scale` to a px: see `read_under`."""
         # The triangle filter reaches one pixel, of the coarser grid, beyond a pixel's centre.
         margin = 2 * max(1, scale)
-        col, row, end_col, end_row = around = _around(boxes)
+        col, row, end_col, end_row = around = bounding_box(boxes)
         edges = np.vstack([around, boxes]) * scale + np.array([left, top, left, top])
         sources = np.hstack([np.floor(edges[:, :2] - margin), np.ceil(edges[:, 2:] + margin)])
         x0, y0, right, bottom = sources[0].astype(int).tolist()
@@ -296,48 +294,18 @@ class Slide:
         return lost
 
     def _fill(self, pixels, boxes, level, x0, y0) -> dict[int, str]:
-        """Fill boxes of an array with level px from (x0, y0) on: see `read_under`.
-
-        OpenSlide is asked for the tiles that cannot be decoded; of a level without, for `_frames`.
-        Of each it is asked for the box around all that is wanted, and, since the damage may lie
-        between, for one by one if that fails.
-        """
+        """Fill boxes of an array with level px from (x0, y0) on: see `read_under`."""
         inside, x, y = self._inside(level, x0, y0, pixels)
         height, width = inside.shape[:2]
         shift = np.array([x0, y0, x0, y0])
-        held, parts = within(boxes + shift, (x, y, x + width, y + height))
+        held, parts = clip_boxes(boxes + shift, (x, y, x + width, y + height))
         if not len(held):
             return {}
-        if tiles := self._tiles_for(level, width * height):
-            failed = tiles.read(x, y, inside, under(parts, tiles.tile))
-            self._saw(width * height)
-            side, frames = tiles.tile, [(col, row, col + 1, row + 1) for row, col in failed]
-        else:
-            side = self._cells[level]
-            frames = _frames(under(parts, side), side)
-        lost = {}
-        for frame in frames:
-            over, wanted = within(parts, np.multiply(frame, 2 * side))
-            if not len(over) or not (reason := self._paint(inside, level, x, y, _around(wanted))):
-                continue
-            final = tiles or len(over) == 1  # a tile is decoded whole or not at all
-            for at, box in zip(over.tolist(), wanted.tolist(), strict=True):
-                if why := reason if final else self._paint(inside, level, x, y, box):
-                    lost[int(held[at])] = why
-                    parts[at] = 0  # no more of it is wanted
-        return lost
-
-    def _paint(self, pixels, level, x0, y0, box) -> str:
-        """Fill a box of an array, both in level px, with OpenSlide's; why it cannot, or nothing."""
-        left, upper, right, lower = box
-        width, height = right - left, lower - upper
-        try:
-            found = self._over_white(level, left, upper, width, height)
-        except SlideReadError as error:
-            return str(error)
-        pixels[upper - y0 : lower - y0, left - x0 : right - x0] = found
-        self._saw(width * height)
-        return ""
+        reader = self._reader(level, width * height)
+        lost = reader.read(x, y, inside, parts)
+        if reader is not self._openslide[level]:
+            self._tiles_used = True
+        return {int(held[part]): reason for part, reason in lost.items()}
 
     def _inside(self, level, x0, y0, pixels) -> tuple[np.ndarray, int, int]:
         """The part of an array inside the level, and its corner, level px; the rest gets white."""
@@ -351,102 +319,38 @@ class Slide:
             outside[:] = WHITE
         return pixels[lines, columns], x, y
 
-    def _saw(self, px: int) -> None:
-        with self._lock:
-            self._seen_px += px
+    def _reader(self, level: int, px: int) -> LevelReader:
+        """The backend for so many px of a level: tiles, if they are worth looking up and using."""
+        by_openslide = self._openslide[level]
+        if not self._tiles_used:
+            read_px = sum(reader.read_px for reader in self._openslide)
+            if read_px + px < WORTH_TILES_PX:
+                return by_openslide
+        _, reader = self._select(level)
+        return reader if px >= LEAST_OF_TILE * prod(reader.cell) else by_openslide
 
-    def _tiles_for(self, level, px) -> TiledLevel | None:
-        """The tiles of a level, if so many px of it are worth finding out and using them."""
-        if self._seen_px + px < WORTH_TILES_PX:
-            return None
-        tiles = self._tiles(level)
-        used = isinstance(tiles, TiledLevel) and px >= LEAST_OF_TILE * prod(tiles.tile)
-        return tiles if used else None
-
-    def _tiles(self, level) -> TiledLevel | str:
-        """The tiles of a level once they have proved equal to OpenSlide, or why it reads them."""
+    def _select(self, level: int) -> tuple[BackendSelection, LevelReader]:
+        """Select the backend of a level: its tiles, once they have proved equal to OpenSlide's."""
+        by_openslide = self._openslide[level]
         with self._lock:
-            if self._levels is None:
-                self._levels = tiled_levels(
+            if self._tiles is None:
+                self._tiles = find_tiles(
                     self.path, self.vendor, self.level_sizes, self.level_downsamples
                 )
-            found = self._levels[level]
-            if isinstance(found, str):
-                return found
-            key = (found.file.state, level)
-            if key not in _DIFFERENCES:
-                _DIFFERENCES[key] = difference(found, partial(self._over_white, level))
-            return _DIFFERENCES[key] or found
-
-    def _over_white(self, level, x, y, width, height) -> np.ndarray:
-        """OpenSlide's pixels of a region over white.
-
-        It gets only the part inside the level: it rounds negative corners roughly.
-        """
-        canvas = Image.new("RGB", (width, height), (WHITE, WHITE, WHITE))
-        if min(width, height) > 0:
-            stored = self.level_downsamples[level]
-            region = self._region((round(x * stored), round(y * stored)), level, (width, height))
-            canvas.paste(region, mask=region)
-        return np.asarray(canvas)
-
-    def _region(self, location, level, size) -> Image.Image:
-        if handle := self._handle:
-            try:
-                return handle.read_region(location, level, size)
-            except openslide.OpenSlideError:
-                self._handle = None
-        # This handle is this call's own until it has served: another thread's failure on a shared
-        # one would be taken for this region's.
-        handle = open_file(self.path)
-        try:
-            region = handle.read_region(location, level, size)
-        except openslide.OpenSlideError as failure:
-            raise SlideReadError(
-                f"{self.path}: the region at level-0 px {location}, {size[0]} x {size[1]} px of"
-                f" level {level}, cannot be decoded: {failure}"
-            ) from failure
-        self._handle = handle
-        return region
+            tiles = self._tiles[level]
+            if isinstance(tiles, BackendSelection):
+                return tiles, by_openslide
+            key = (tiles.file.state, level)
+            if key not in _COMPARED:
+                _COMPARED[key] = compare_tiles(tiles, by_openslide.region)
+            selection = _COMPARED[key]
+        by_tiles = TileReader(tiles, by_openslide)
+        return selection, by_tiles if selection.name == "tiles" else by_openslide
 
 
 def _block_px(scale: float) -> int:
     """Side of the largest block of a result that has `scale` level px for each of its px."""
     return max(1, int(BLOCK_PX / scale))
-
-
-def _cell(properties: Mapping[str, str], level: int) -> tuple[int, int]:
-    """Width and height of the least that OpenSlide is asked for: whole tiles, if it states them."""
-    names = (f"openslide.level[{level}].tile-{side}" for side in ("width", "height"))
-    width, height = (int(properties.get(name, 1)) for name in names)
-    return tuple(
-        -(-PART_PX // side) * side if side <= BLOCK_PX else PART_PX for side in (width, height)
-    )
-
-
-def _frames(cells: list[tuple[int, int]], cell: tuple[int, int]) -> np.ndarray:
-    """What to ask OpenSlide for at once: edges, int64 (M, 4), in cells of a level.
-
-    Cells, rows and columns, are taken in squares of `BLOCK_PX`, since those near each other share
-    what OpenSlide decodes and keeps for a while; together where they fill a rectangle.
-    """
-
-    def square(at: tuple[int, int]) -> tuple[int, int]:
-        return at[0] * cell[1] // BLOCK_PX, at[1] * cell[0] // BLOCK_PX
-
-    frames = []
-    for _, near in groupby(sorted(cells, key=square), square):
-        corners = np.array(list(near))[:, ::-1]
-        edges = np.hstack([corners, corners + 1])
-        around = _around(edges)
-        filled = (around[2] - around[0]) * (around[3] - around[1]) == len(edges)
-        frames.append([around] if filled else edges)
-    return np.concatenate(frames)
-
-
-def _around(boxes: np.ndarray) -> tuple[int, int, int, int]:
-    """Edges of the box around boxes."""
-    return (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
 
 
 def _nearest(position: float) -> int:

@@ -2,9 +2,9 @@
 
 OpenSlide paints each tile on a canvas before it hands pixels out, which takes several times as
 long as decoding it. Where a level is nothing but a grid of JPEG (or JPEG 2000 RGB) tiles its pixels
-can be had without. OpenSlide stays the reference: `tiled_levels` refuses every layout that it is
-not sure of, `difference` holds a level against what OpenSlide reads of it, and what `TiledLevel`
-cannot decode is for OpenSlide to judge.
+can be had without. OpenSlide stays the reference: `find_tiles` refuses every layout that it is
+not sure of, `compare_tiles` compares a level with what OpenSlide reads of it, and `TileReader`
+leaves to OpenSlide what it cannot decode.
 """
 
 import os
@@ -16,24 +16,19 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
-import simplejpeg
 import tifffile
-from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
 from wsi_pipeline.errors import SlideReadError
+from wsi_pipeline.slides.boxes import bounding_box, cells_touched, clip_boxes
+from wsi_pipeline.slides.level_reader import WHITE, BackendSelection
+from wsi_pipeline.slides.openslide_level import OpenSlideLevel
 from wsi_pipeline.slides.threads import in_threads
+from wsi_pipeline.slides.tile_decoders import Decode, TileError, tile_decoder
 
-# Of each channel: numpy fills arrays with one number 50 times as fast as with three.
-WHITE = 255
 # OpenSlide's names of the formats whose levels are plain grids of tiles, one TIFF page each.
 PLAIN_FORMATS = ("aperio", "generic-tiff", "philips")
-# Marker APP14: the colour transform that a decoder undoes, its last byte (0: RGB, 1: YCbCr).
-ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
-START_OF_IMAGE = b"\xff\xd8"
-START_OF_SCAN, APP0, APP14 = 0xDA, 0xE0, 0xEE
-# Tiles held against OpenSlide beside the four in the corners: with most detail; spread evenly.
+# Tiles compared with OpenSlide's beside the four in the corners: with most detail; spread evenly.
 DETAILED_PROBES = 3
 SPREAD_PROBES = 3
 
@@ -41,15 +36,8 @@ SPREAD_PROBES = 3
 # what they were decoded to should still be in the core's cache.
 NEIGHBOURS = 4
 
-Decode = Callable[[bytes, np.ndarray], np.ndarray]
-
-
 _OWN = threading.local()
 """The memory that each thread decodes into."""
-
-
-class TileError(Exception):
-    """Tiles cannot be had without OpenSlide, for the reason it states. Never shown to a user."""
 
 
 class TiffFile:
@@ -99,7 +87,7 @@ class TiledLevel:
     byte_counts: np.ndarray
     decode: Decode
 
-    def read(
+    def decode_places(
         self, x: int, y: int, pixels: np.ndarray, places: Iterable[tuple[int, int]]
     ) -> dict[tuple[int, int], str]:
         """Decode tiles of a region that lies inside the level, each once.
@@ -112,7 +100,7 @@ class TiledLevel:
             What it shows of the tiles is filled with their RGB, a view of a larger array if you
             like; white where the file leaves tiles out. What lies in others stays as it is.
         places : iterable of (int, int)
-            Rows and columns of the tiles, all of which the region touches: see `under`.
+            Rows and columns of the tiles, all of which the region touches.
 
         Returns
         -------
@@ -161,28 +149,33 @@ class TiledLevel:
         return _OWN.memory[: len(places)]
 
 
-def within(boxes: np.ndarray, frame: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the boxes that have px in a frame, and their parts of it, int64 (M, 4).
+@dataclass(frozen=True)
+class TileReader:
+    """A `LevelReader` that decodes tiles; OpenSlide reads those that cannot be decoded, alone."""
 
-    Boxes, int64 (N, 4), and the frame are left, upper, right and lower edges, px from one corner.
-    """
-    left, upper, right, lower = frame
-    clipped = boxes.clip([left, upper, left, upper], [right, lower, right, lower])
-    held = np.flatnonzero((clipped[:, :2] < clipped[:, 2:]).all(1))
-    return held, clipped[held]
+    tiles: TiledLevel
+    openslide: OpenSlideLevel
 
+    @property
+    def cell(self) -> tuple[int, int]:  # noqa: D102 (see the protocol)
+        return self.tiles.tile
 
-def under(boxes: np.ndarray, side: tuple[int, int]) -> list[tuple[int, int]]:
-    """Rows and columns of the cells of a grid that boxes touch, in row-major order.
+    def read(self, x: int, y: int, out: np.ndarray, boxes: np.ndarray) -> dict[int, str]:
+        """Read boxes, each tile under them once: see `LevelReader`.
 
-    Boxes, int64 (N, 4), are edges as in `within`, from the grid's corner on; `side` is the width
-    and height of a cell, px.
-    """
-    cells: set[tuple[int, int]] = set()
-    ends = np.hstack([boxes[:, :2] // side, -(-boxes[:, 2:] // side)])
-    for left, upper, right, lower in ends.tolist():
-        cells.update(product(range(upper, lower), range(left, right)))
-    return sorted(cells)
+        A tile that OpenSlide cannot decode either costs all boxes over it: it is decoded whole or
+        not at all.
+        """
+        left, lost = boxes.copy(), {}
+        for row, col in self.tiles.decode_places(x, y, out, cells_touched(left, self.cell)):
+            tile = np.multiply((col, row, col + 1, row + 1), 2 * self.cell)
+            positions, parts = clip_boxes(left, tile)
+            if not len(positions):
+                continue
+            if reason := self.openslide.read_box(x, y, out, bounding_box(parts)):
+                lost |= dict.fromkeys(positions.tolist(), reason)
+                left[positions] = 0  # no more of them is wanted
+        return lost
 
 
 def _neighbours(there: dict[tuple[int, int], bool], whole: range) -> list[list[tuple[int, int]]]:
@@ -200,9 +193,9 @@ def _neighbours(there: dict[tuple[int, int], bool], whole: range) -> list[list[t
     return groups
 
 
-def tiled_levels(
+def find_tiles(
     path: Path, vendor: str, sizes: tuple[tuple[int, int], ...], downsamples: tuple[float, ...]
-) -> list[TiledLevel | str]:
+) -> list[TiledLevel | BackendSelection]:
     """Find the tiles of a slide's levels.
 
     Parameters
@@ -215,28 +208,30 @@ def tiled_levels(
 
     Returns
     -------
-    list of TiledLevel or str
-        For each level its tiles, or the reason why OpenSlide has to read it.
+    list of TiledLevel or BackendSelection
+        For each level its tiles, or OpenSlide and the reason why it has to read the level.
     """
     if vendor not in PLAIN_FORMATS:
-        return [f"{vendor} files are not read by tiles"] * len(sizes)
+        return [_openslide(f"{vendor} files are not read by tiles")] * len(sizes)
     try:
         file = TiffFile(path)
         with tifffile.TiffFile(path) as tiff:
             pages = [page for page in tiff.pages if page.is_tiled]
             levels = [
-                _level_or_reason(file, pages, size, downsample)
+                _find_level(file, pages, size, downsample)
                 for size, downsample in zip(sizes, downsamples, strict=True)
             ]
         if TiffFile(path).state != file.state:
             raise TileError("it was replaced meanwhile")
     except Exception as error:  # whatever a file makes tifffile raise; OpenSlide opened it
-        return [f"tifffile cannot read it: {error}"] * len(sizes)
+        return [_openslide(f"tifffile cannot read it: {error}")] * len(sizes)
     return _without_patched_tiles(levels) if vendor == "aperio" else levels
 
 
-def difference(level: TiledLevel, reference: Callable[[int, int, int, int], np.ndarray]) -> str:
-    """Hold some tiles of a level against what OpenSlide reads in their place.
+def compare_tiles(
+    level: TiledLevel, reference: Callable[[int, int, int, int], np.ndarray]
+) -> BackendSelection:
+    """Compare some tiles of a level with what OpenSlide reads in their place.
 
     They are the same each time: the corners', those with the most bytes, and some spread evenly.
 
@@ -249,35 +244,42 @@ def difference(level: TiledLevel, reference: Callable[[int, int, int, int], np.n
 
     Returns
     -------
-    str
-        The first difference; empty if there is none.
+    BackendSelection
+        The tiles; OpenSlide if there is a difference, or nothing to compare.
     """
     compared = 0
     for row, col in _probes(level):
         x, y = col * level.tile[0], row * level.tile[1]
+        tile = f"the tile at level px ({x}, {y})"
         width, height = (
             min(side, whole - start)
             for side, whole, start in zip(level.tile, level.size, (x, y), strict=True)
         )
         decoded = np.empty((height, width, 3), np.uint8)
-        failed = level.read(x, y, decoded, [(row, col)])
+        failed = level.decode_places(x, y, decoded, [(row, col)])
         try:
             expected = reference(x, y, width, height)
         except SlideReadError:
             if not failed:
-                return f"the tile at level px ({x}, {y}) can be decoded, by OpenSlide it cannot"
+                return _openslide(f"{tile} can be decoded, by OpenSlide it cannot")
             continue
         if failed:
-            return f"the tile at level px ({x}, {y}) cannot be decoded: {failed[row, col]}"
+            return _openslide(f"{tile} cannot be decoded: {failed[row, col]}")
         if not np.array_equal(decoded, expected):
             largest = np.abs(decoded.astype(int) - expected).max()
-            return f"the tile at level px ({x}, {y}) differs from OpenSlide's by up to {largest}"
+            return _openslide(f"{tile} differs from OpenSlide's by up to {largest}")
         compared += 1
-    return "" if compared else "no tile can be held against OpenSlide's"
+    if not compared:
+        return _openslide("no tile can be compared with OpenSlide's")
+    return BackendSelection("tiles", "the tiles that were compared equal OpenSlide's")
+
+
+def _openslide(reason: str) -> BackendSelection:
+    return BackendSelection("openslide", reason)
 
 
 def _probes(level: TiledLevel) -> list[tuple[int, int]]:
-    """Rows and columns of the tiles that `difference` looks at."""
+    """Rows and columns of the tiles that `compare_tiles` compares."""
     rows, cols = level.byte_counts.shape
     flat = level.byte_counts.ravel()
     detailed = np.argsort(-flat, kind="stable")[:DETAILED_PROBES]
@@ -288,99 +290,45 @@ def _probes(level: TiledLevel) -> list[tuple[int, int]]:
     return list(dict.fromkeys([*chosen, *corners]))
 
 
-def _level_or_reason(file, pages, size, downsample) -> TiledLevel | str:
+def _find_level(file, pages, size, downsample) -> TiledLevel | BackendSelection:
     if downsample != round(downsample):
-        return f"OpenSlide interpolates: its downsample {downsample:.8g} is no whole number"
+        return _openslide(
+            f"OpenSlide interpolates: its downsample {downsample:.8g} is no whole number"
+        )
     matching = [page for page in pages if (page.imagewidth, page.imagelength) == size]
     if len(matching) != 1:
-        return f"{len(matching)} tiled TIFF pages have its size, {size[0]} x {size[1]} px"
+        found = f"{len(matching)} tiled TIFF pages have its size"
+        return _openslide(f"{found}, {size[0]} x {size[1]} px")
     (page,) = matching
     try:
-        decode = _decoder(page)
+        decode = tile_decoder(page)
     except TileError as refusal:
-        return str(refusal)
+        return _openslide(str(refusal))
     tile = (page.tilewidth, page.tilelength)
     grid = tuple(-(-length // side) for length, side in zip(size[::-1], tile[::-1], strict=True))
     offsets = np.array(page.dataoffsets, np.int64)
     byte_counts = np.array(page.databytecounts, np.int64)
     if not len(offsets) == len(byte_counts) == np.prod(grid) or not byte_counts.any():
-        return f"the file lists {np.count_nonzero(byte_counts)} tiles for a grid of {grid}"
+        listed = np.count_nonzero(byte_counts)
+        return _openslide(f"the file lists {listed} tiles for a grid of {grid}")
     if (offsets + byte_counts).max() > file.size:
-        return "tiles lie beyond the end of the file"
+        return _openslide("tiles lie beyond the end of the file")
     return TiledLevel(file, size, tile, offsets.reshape(grid), byte_counts.reshape(grid), decode)
 
 
-def _without_patched_tiles(levels: list[TiledLevel | str]) -> list[TiledLevel | str]:
+def _without_patched_tiles(
+    levels: list[TiledLevel | BackendSelection],
+) -> list[TiledLevel | BackendSelection]:
     """Leave Aperio levels that lack tiles, and all coarser ones, to OpenSlide.
 
     It paints the next finer level in their place, at coarser levels too: the scanner's software
     makes those of what is missing.
     """
     lacking = [isinstance(level, TiledLevel) and not level.byte_counts.all() for level in levels]
-    reason = "tiles are missing at this or a finer level: OpenSlide paints these from finer ones"
+    openslide = _openslide(
+        "tiles are missing at this or a finer level: OpenSlide paints these from finer ones"
+    )
     return [
-        reason if any(lacking[: number + 1]) and isinstance(level, TiledLevel) else level
+        openslide if any(lacking[: number + 1]) and isinstance(level, TiledLevel) else level
         for number, level in enumerate(levels)
     ]
-
-
-def _decoder(page: tifffile.TiffPage) -> Decode:
-    layout = (page.planarconfig, page.bitspersample, page.samplesperpixel, page.imagedepth)
-    if layout != (PLANARCONFIG.CONTIG, 8, 3, 1):
-        raise TileError("its pixels are not three interleaved channels of 8 bits")
-    if page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR):
-        raise TileError(f"its photometric interpretation is {page.photometric}")
-    if page.compression == COMPRESSION.JPEG:
-        return _JpegDecoder(page.jpegtables, page.photometric)
-    if page.compression == COMPRESSION.APERIO_JP2000_RGB:
-        return _decode_jpeg2000
-    raise TileError(f"its compression is {getattr(page.compression, 'name', page.compression)}")
-
-
-def _decode_jpeg2000(data: bytes, memory: np.ndarray) -> np.ndarray:
-    return imagecodecs.jpeg2k_decode(data, out=memory)
-
-
-class _JpegDecoder:
-    """Decodes JPEGs with the exact transforms, as OpenSlide does, and as strictly.
-
-    Strict: a warning of libjpeg (bytes that make no sense, or too few) is an error.
-
-    Parameters
-    ----------
-    tables : bytes or None
-        TIFF keeps what the tiles share, and their colour space, apart from them.
-    photometric : int
-    """
-
-    def __init__(self, tables: bytes | None, photometric: int):
-        self._transform = 1 if photometric == PHOTOMETRIC.YCBCR else 0
-        shared = tables[2:-2] if tables else b""
-        self._start = START_OF_IMAGE + ADOBE + bytes([self._transform]) + shared
-        self._head = START_OF_IMAGE + b"none yet"
-
-    def __call__(self, data: bytes, memory: np.ndarray) -> np.ndarray:
-        if not data.startswith(self._head):  # that of the tile before: most often they are alike
-            self._head = _checked_head(data, self._transform)
-        return simplejpeg.decode_jpeg(self._start + data[2:], "RGB", buffer=memory, strict=True)
-
-
-def _checked_head(data: bytes, transform: int) -> bytes:
-    """What a JPEG begins with, unless it names another colour transform than the TIFF page.
-
-    libjpeg would follow the JPEG; OpenSlide follows the page.
-    """
-    if data[:2] != START_OF_IMAGE:
-        raise TileError("no JPEG")
-    at = 2
-    while len(data) > at + 1 and data[at] == 0xFF and data[at + 1] != START_OF_SCAN:
-        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        content = data[at + 4 : end]
-        if marker == APP14 and content[:5] == b"Adobe" and content[11:12] != bytes([transform]):
-            raise TileError("its Adobe marker contradicts the page")
-        if marker == APP0 and content[:4] == b"JFIF" and transform == 0:
-            raise TileError("it is a JFIF, which is YCbCr, and the page says RGB")
-        at = end
-    if data[at : at + 2] != bytes([0xFF, START_OF_SCAN]):
-        raise TileError("its head has no end")
-    return data[: at + 2]

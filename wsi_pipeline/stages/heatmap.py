@@ -129,15 +129,17 @@ class HeatmapStore(SlabStore):
         return {"patches": len(values), "unread": [list(patch) for patch in unread]}
 
     def finish(self, unread: list[list]) -> dict:
-        """Fill the pyramid; returns ``notes``, ``failures``, ``backend`` and ``model``."""
+        """Fill the pyramid; returns ``notes``, ``failures``, ``backend``, its reason, ``model``."""
         # Without one under the temporary name, a worker died between renaming it and saying so.
         store = self.part if self.part.exists() else self.out
         heatmap = open_heatmap(store)
         slide = cached_slide(self.slide.path, self.mpp)
+        backend = slide.backend(slide.level_for(heatmap.grid.downsample)[0])
         found = {
             "notes": self.notes(heatmap.grid),
             "failures": failure_texts(unread, self.unread),
-            "backend": slide.backend(slide.level_for(heatmap.grid.downsample)[0]),
+            "backend": backend.name,
+            "backend_reason": backend.reason,
             "model": heatmap.model,
         }
         if store == self.part:  # last: a store under its name that is not on record is made anew

@@ -90,26 +90,25 @@ def reading_summary(results: Iterable[dict]) -> str:
     Parameters
     ----------
     results : iterable of dict
-        Of the heatmap stage's units; those of slides have ``backend``, see `stores.finish_slide`.
+        Of the heatmap stage's units; those of slides have ``backend`` and, unless they are of an
+        older version, ``backend_reason``: see `stores.finish_slide`.
 
     Returns
     -------
     str
         Empty if no slide's result has a backend.
     """
-    backends = [result["backend"] for result in results if "backend" in result]
-    others = [backend for backend in backends if backend != "tiles"]
+    slides = [result for result in results if "backend" in result]
+    others = [slide for slide in slides if slide["backend"] != "tiles"]
     parts = []
-    if decoded := len(backends) - len(others):
+    if decoded := len(slides) - len(others):
         parts.append(
             f"tiles are decoded for {_slides(decoded)}, after the first 4 megapixels of each"
         )
     if others:
-        reasons = "; ".join(
-            f"{count}: {reason.removeprefix('openslide: ')}"
-            for reason, count in Counter(others).most_common(REASONS_TOLD)
-        )
-        parts.append(f"OpenSlide reads {_slides(len(others))} ({reasons})")
+        reasons = Counter(slide.get("backend_reason", slide["backend"]) for slide in others)
+        told = "; ".join(f"{n}: {reason}" for reason, n in reasons.most_common(REASONS_TOLD))
+        parts.append(f"OpenSlide reads {_slides(len(others))} ({told})")
     return "; ".join(parts)
 
 

@@ -74,10 +74,10 @@ class TileSlide(Unit):
         Returns
         -------
         dict
-            Numbers of ``patches``, ``positive`` patches and ``lesions``; ``backend``: who reads the
-            working level, see `Slide.backend`; ``notes``: lesions that no indexed patch reaches,
-            since the tissue mask misses them; and ``failures``: why parts of the slide, of which
-            nothing is indexed, cannot be decoded.
+            Numbers of ``patches``, ``positive`` patches and ``lesions``; ``backend`` and
+            ``backend_reason``: what reads the working level, see `Slide.backend`; ``notes``:
+            lesions that no indexed patch reaches, since the tissue mask misses them; and
+            ``failures``: why parts of the slide, of which nothing is indexed, cannot be decoded.
         """
         tile = self.settings
         Path(self.picture).unlink(missing_ok=True)  # of other inputs
@@ -97,7 +97,8 @@ class TileSlide(Unit):
             "patches": index.table.num_rows,
             "positive": int((index.table["label"].to_numpy() == 1).sum()),
             "lesions": len(lesions),
-            "backend": backend,
+            "backend": backend.name,
+            "backend_reason": backend.reason,
             "notes": [
                 f"lesion {lesion} has no tissue in the mask: no patch can find it"
                 for lesion in uncovered_lesions(index, lesions)
