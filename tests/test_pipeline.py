@@ -150,7 +150,8 @@ def scheduler(tmp_path, worker_options):
         worker = (*dask, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
         for options in worker_options:
             preload = ("--preload", options["preload"]) if "preload" in options else ()
-            environment = os.environ | options.get("env", {})
+            # A thread, as local workers have: with others some CPUs' kernels round differently.
+            environment = os.environ | {"OMP_NUM_THREADS": "1"} | options.get("env", {})
             processes.append(subprocess.Popen([*worker, *preload], env=environment, **quiet))
         yield address, processes[1:]
     finally:
@@ -209,10 +210,11 @@ def test_training_in_two_processes_is_that_in_one(finished, tmp_path):
     found, expected = (
         pd.read_csv(folder / "models/vgg16/history.csv") for folder in (run, finished)
     )
-    # The first epoch alone: rounding depends on the size of each process's batches, and grows from
-    # step to step, since RMSprop divides by small gradients.
+    # The first epoch alone: rounding depends on the CPU and on the size of a process's batches, and
+    # grows from step to step, since RMSprop divides by small gradients. Processes that did not
+    # share their gradients would be off by more than a tenth.
     losses = ["train_loss", "validation_loss"]
-    np.testing.assert_allclose(found.loc[0, losses], expected.loc[0, losses], rtol=1e-4)
+    np.testing.assert_allclose(found.loc[0, losses], expected.loc[0, losses], rtol=5e-3)
     assert (run / "models/vgg16/model.safetensors").is_file()
     assert read_done(run, "train")["vgg16"]["result"]["failures"] == []
 
