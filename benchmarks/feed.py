@@ -23,9 +23,9 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.precision import native_precision
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
-from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import SHARD, PatchCache, create_cache, open_cache
 from wsi_pipeline.patches.index import PatchIndex, build_index
+from wsi_pipeline.patches.overlapping_reads import read_patch
 from wsi_pipeline.patches.sampling import PatchPool
 from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.phantom import plan_cohort, write_slide

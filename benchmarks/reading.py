@@ -18,8 +18,8 @@ import tifffile
 from benchmarks.measure import Row, compare, compare_rates, rate
 from wsi_pipeline.config import TissueConfig
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.patches.bands import BAND_PX, read_patches
 from wsi_pipeline.patches.index import build_index
+from wsi_pipeline.patches.overlapping_reads import BAND_PX, read_patches
 from wsi_pipeline.patches.slabs import Slab, slabs
 from wsi_pipeline.phantom import plan_cohort, write_slide
 from wsi_pipeline.slides.reader import Slide

@@ -135,7 +135,7 @@ def test_damage_beside_the_wanted_patches_costs_nothing(pixels):
 
 
 def test_memory_does_not_grow_with_the_height_of_a_chunk(monkeypatch):
-    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.BAND_PX", 1)
     coarse = PatchGrid(Bounds(0, 0, 64, 20_000), 0.5, 1.0, patch_px=32, stride_px=24, inner_px=24)
     slab = Slab((0, 0), *np.divmod(np.arange(np.prod(coarse.shape)), coarse.shape[1]))
     grid = coarse.finer(17, 8)  # a block is 31 * 8 + 17 = 265 px wide

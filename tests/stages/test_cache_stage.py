@@ -15,9 +15,9 @@ from wsi_pipeline.errors import RunError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.jobs.record import read_done, read_failures
 from wsi_pipeline.models.checkpoint import load_model, read_card
-from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import open_cache, shard_file
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
+from wsi_pipeline.patches.overlapping_reads import read_patch
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import cache, train
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, cache_path, index_path, model_folder

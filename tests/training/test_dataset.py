@@ -21,7 +21,6 @@ from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.errors import ConfigError, RunError, SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import (
     SHARD,
     create_cache,
@@ -30,6 +29,7 @@ from wsi_pipeline.patches.cache import (
     write_shard,
 )
 from wsi_pipeline.patches.index import PatchIndex
+from wsi_pipeline.patches.overlapping_reads import read_patch
 from wsi_pipeline.patches.sampling import PatchPool, draw
 from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.slides import open_slides, reader

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.explain.core import explained, find_layer, score
+from wsi_pipeline.explain.explained_model import explained, find_layer, score
 
 CAM_FORM = "a class activation map needs features, then global average pooling, then a linear head"
 TOLERANCE = 1e-3

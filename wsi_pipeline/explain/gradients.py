@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.explain.core import explained, score
+from wsi_pipeline.explain.explained_model import explained, score
 
 Gradients = tuple[torch.Tensor]
 Rule = Callable[[Gradients, Gradients], Gradients]

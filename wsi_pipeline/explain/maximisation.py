@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain.core import explained, neuron_values
+from wsi_pipeline.explain.explained_model import explained, neuron_values
 
 START_STD = 0.1
 """Standard deviation of the noise that the ascent starts from, in normalised colours."""
@@ -43,11 +43,11 @@ def activation_maximisation(
     """Ascend the gradient of y_i(x) - lambda * ||x||^2 from faint noise (Lecture).
 
     y_i is the logit (its negative for target 0), not the probability, which saturates; or the
-    activity of a unit, see `wsi_pipeline.explain.core.neuron_values`. ||x|| is the norm over all
-    pixels and channels of the normalised image: the penalty draws towards the mean colour. Each
-    step is x + learning_rate * gradient, without momentum. The lecture names neither a start nor a
-    step; an all-zero start would be the same for every `seed`, and may be a point where no ReLU
-    responds.
+    activity of a unit, see `wsi_pipeline.explain.explained_model.neuron_values`. ||x|| is the norm
+    over all pixels and channels of the normalised image: the penalty draws towards the mean colour.
+    Each step is x + learning_rate * gradient, without momentum. The lecture names neither a start
+    nor a step; an all-zero start would be the same for every `seed`, and may be a point where no
+    ReLU responds.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from sklearn.linear_model import Lasso
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain.core import explained, score
+from wsi_pipeline.explain.explained_model import explained, score
 
 KERNEL_WIDTH = 0.25
 """Of LIME's kernel, in cosine distance."""

@@ -27,7 +27,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
 from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.explain.core import check_target, explained, find_layer, score
+from wsi_pipeline.explain.explained_model import check_target, explained, find_layer, score
 
 HUES = (2 / 3, 0.0)
 """Of class 0 (blue) and class 1 (red), in [0, 1)."""
@@ -216,7 +216,7 @@ def attentive_response_map(
         If `units` or `at_once` is under 1.
     ModelError
         If the model has no such stack, the stack no such layer or one of another kind, or as
-        `wsi_pipeline.explain.core.score`.
+        `wsi_pipeline.explain.explained_model.score`.
     """
     for name, value in (("units", units), ("at_once", at_once)):
         if value < 1:

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.explain.core import explained, score
+from wsi_pipeline.explain.explained_model import explained, score
 from wsi_pipeline.seeds import derived_seed
 
 
@@ -168,7 +168,7 @@ def deletion_and_insertion(
     ConfigError
         If `maps` are not one for each image, hold NaN or infinity, or a number is out of its range.
     ModelError
-        By `wsi_pipeline.explain.core.score`.
+        By `wsi_pipeline.explain.explained_model.score`.
     """
     _check_curves(images, maps, steps, batch_size)
     pixels = maps[0].numel()

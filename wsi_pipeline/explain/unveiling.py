@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.explain.core import explained, score
+from wsi_pipeline.explain.explained_model import explained, score
 from wsi_pipeline.explain.gradients import guided_backpropagation, smooth_grad
 
 guided_smooth_grad = partial(smooth_grad, method=guided_backpropagation)
@@ -89,7 +89,7 @@ def unveil(
     ConfigError
         If a setting is outside of its range.
     ModelError
-        By `saliency`, or as `wsi_pipeline.explain.core.score`.
+        By `saliency`, or as `wsi_pipeline.explain.explained_model.score`.
     """
     if rounds < 1 or not 0 <= until <= 1:
         raise ConfigError(

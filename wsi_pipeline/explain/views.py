@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.explain.core import explained, layer_outputs, neuron_values
+from wsi_pipeline.explain.explained_model import explained, layer_outputs, neuron_values
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Representatives:
     ----------
     images : float tensor, shape (K, 3, H, W)
     values : float tensor, shape (K,)
-        Logit or activity, see `wsi_pipeline.explain.core.neuron_values`.
+        Logit or activity, see `wsi_pipeline.explain.explained_model.neuron_values`.
     places : int64 tensor, shape (K,)
         Each one's place, from 0, among all inputs in their order.
     """

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.patches.bands import UnreadPatch, readable_patches
+from wsi_pipeline.patches.overlapping_reads import UnreadPatch, readable_patches
 from wsi_pipeline.patches.slabs import Slab
 
 Predict = Callable[[np.ndarray], np.ndarray]

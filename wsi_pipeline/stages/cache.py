@@ -15,7 +15,6 @@ from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.jobs.record import Record
 from wsi_pipeline.jobs.run import Outcome
-from wsi_pipeline.patches.bands import UnreadPatch, readable_patches
 from wsi_pipeline.patches.cache import (
     SCHEMA,
     SHARD,
@@ -27,6 +26,7 @@ from wsi_pipeline.patches.cache import (
     write_shard,
 )
 from wsi_pipeline.patches.index import read_index
+from wsi_pipeline.patches.overlapping_reads import UnreadPatch, readable_patches
 from wsi_pipeline.patches.slabs import Slab, slabs
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.run_directory import (

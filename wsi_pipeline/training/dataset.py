@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from wsi_pipeline.errors import ConfigError, RunError, SlideReadError, WsiError
-from wsi_pipeline.patches.bands import read_patch
 from wsi_pipeline.patches.cache import PatchCache
+from wsi_pipeline.patches.overlapping_reads import read_patch
 from wsi_pipeline.patches.sampling import PatchPool, draw
 from wsi_pipeline.slides.open_slides import cached_slide
 

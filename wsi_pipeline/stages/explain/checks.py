@@ -24,14 +24,14 @@ from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.explain.methods import ALL_METHODS
-from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
-from wsi_pipeline.stages.explain.units import (
+from wsi_pipeline.stages.explain.maps_and_panels import (
     map_grid,
     method_settings,
     read_patches,
     trained_model,
 )
+from wsi_pipeline.stages.explain.methods import ALL_METHODS
+from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
 from wsi_pipeline.stages.worker_model import TrainedModel, held_model
 
 SIMILAR = 0.5

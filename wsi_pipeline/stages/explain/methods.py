@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.explain.core import check_target, explained
+from wsi_pipeline.explain.explained_model import check_target, explained
 from wsi_pipeline.explain.methods import (
     FEATURE_MAPS,
     LINEAR_HEAD,

@@ -8,11 +8,12 @@ import torch
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ConfigError, ModelError, RunError
-from wsi_pipeline.explain.core import find_layer
+from wsi_pipeline.explain.explained_model import find_layer
 from wsi_pipeline.jobs.unit import Unit
 from wsi_pipeline.models.checkpoint import ARCHITECTURES, ModelCard, read_card
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.explain.checks import rank_units, trust_units
+from wsi_pipeline.stages.explain.maps_and_panels import map_units
 from wsi_pipeline.stages.explain.methods import choose_methods
 from wsi_pipeline.stages.explain.places import (
     Place,
@@ -21,7 +22,6 @@ from wsi_pipeline.stages.explain.places import (
     evaluated_places,
     slide_of,
 )
-from wsi_pipeline.stages.explain.units import map_units
 from wsi_pipeline.stages.run_directory import model_folder, read_slides
 
 

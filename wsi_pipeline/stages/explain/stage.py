@@ -21,10 +21,15 @@ from wsi_pipeline.report.explanations_page import (
     write_explanations,
 )
 from wsi_pipeline.stages.explain.checks import ranking_table, trust_tables
+from wsi_pipeline.stages.explain.maps_and_panels import (
+    SCHEMA_VERSION,
+    made_with,
+    panel_units,
+    subject_hash,
+)
 from wsi_pipeline.stages.explain.methods import ALL_METHODS, choose_methods
 from wsi_pipeline.stages.explain.places import KINDS, Place
 from wsi_pipeline.stages.explain.plan import CheckPlan, Plan, plan_checks, plan_explanations
-from wsi_pipeline.stages.explain.units import SCHEMA_VERSION, made_with, panel_units, subject_hash
 from wsi_pipeline.stages.run_directory import (
     EXPLAIN_STAGES,
     evaluation_folder,

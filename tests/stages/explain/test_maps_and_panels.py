@@ -15,9 +15,9 @@ from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.unit import LargeFile, Output
 from wsi_pipeline.models.checkpoint import read_card
 from wsi_pipeline.stages.explain import checks, units
+from wsi_pipeline.stages.explain.maps_and_panels import map_grid
 from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, annotated_patches
-from wsi_pipeline.stages.explain.units import map_grid
 
 
 def test_settings_are_told_where_they_matter(run):

@@ -10,7 +10,12 @@ from slide_files import ArraySlide, write_pyramid_tiff
 
 from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.patches.bands import read_boxes, read_patch, read_patches, readable_patches
+from wsi_pipeline.patches.overlapping_reads import (
+    read_boxes,
+    read_patch,
+    read_patches,
+    readable_patches,
+)
 from wsi_pipeline.patches.slabs import slabs
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.threads import decoding_in
@@ -47,8 +52,8 @@ def patches_of(slide, grid, slab):
 def test_every_patch_holds_its_own_pixels(
     pixels, monkeypatch, tile_px, band_px, moved_px, share, patch_px, stride_px
 ):
-    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", band_px)
-    monkeypatch.setattr("wsi_pipeline.patches.bands.MOVED_PX", moved_px)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.BAND_PX", band_px)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.MOVED_PX", moved_px)
     inner_px = min(patch_px, stride_px) - (patch_px - min(patch_px, stride_px)) % 2
     grid = PatchGrid(Bounds(0, 0, 170, 100), 0.5, 1.0, patch_px, stride_px, inner_px)
     rows, cols = np.nonzero(np.random.default_rng(1).random(grid.shape) < share)
@@ -67,8 +72,8 @@ def test_every_patch_holds_its_own_pixels(
 
 def test_threads_read_bands_at_once(pixels, grid, monkeypatch):
     """Each has memory of its own, though what a band leaves serves the next of any thread."""
-    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
-    monkeypatch.setattr("wsi_pipeline.patches.bands.MOVED_PX", 7)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.BAND_PX", 1)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.MOVED_PX", 7)
     (slab,) = slabs(grid, *all_cells(grid), chunk=100)
     expected, _ = patches_of(ArraySlide(pixels, tile_px=20), grid, slab)
 
@@ -82,7 +87,7 @@ def test_threads_read_bands_at_once(pixels, grid, monkeypatch):
 
 
 def test_boxes_of_any_size_are_read_downwards(pixels, grid, monkeypatch):
-    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.BAND_PX", 1)
     rng = np.random.default_rng(4)
     boxes = np.stack([*rng.integers(-9, 60, (2, 30)), *rng.integers(1, 50, (2, 30))], axis=1)
     white = np.pad(pixels, ((9, 99), (9, 99), (0, 0)), constant_values=255)
@@ -99,7 +104,7 @@ def test_boxes_of_any_size_are_read_downwards(pixels, grid, monkeypatch):
 def test_bands_end_on_edges_of_tiles_and_no_row_is_read_twice(pixels, grid, monkeypatch):
     # 11 columns of patches are 10 * 16 + 32 = 192 px wide: 70 rows of px at a time, and the slab
     # lies from y = -8 to 120.
-    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 192 * 70)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.BAND_PX", 192 * 70)
     slide = ArraySlide(pixels, tile_px=20)
     (slab,) = slabs(grid, *all_cells(grid), chunk=100)
 
@@ -158,7 +163,7 @@ def large_slab(slide, downsample):
 
 @pytest.mark.parametrize("tile_px", [64, 128, 320, 640])
 def test_no_tile_of_a_slab_is_decoded_twice(tiled, monkeypatch, tile_px):
-    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.BAND_PX", 1)
     slide = tiled(tile_px)
     with counted_reads(slide) as counted:
         _, counts = patches_of(slide, *large_slab(slide, 1.0))
@@ -168,7 +173,7 @@ def test_no_tile_of_a_slab_is_decoded_twice(tiled, monkeypatch, tile_px):
 
 
 def test_a_resolution_almost_a_levels_shows_every_row_of_it(tiled, monkeypatch):
-    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.BAND_PX", 1)
     slide = tiled(64)
     # 1000 px from the corner on, 1.00099 px to a px would be a whole px off.
     monkeypatch.setattr("wsi_pipeline.slides.reader.SAME_DOWNSAMPLE", 1e-3)
@@ -182,7 +187,7 @@ def test_a_resolution_almost_a_levels_shows_every_row_of_it(tiled, monkeypatch):
 
 @pytest.mark.parametrize("downsample", [1.03, 1.9])
 def test_resampled_patches_are_read_in_few_large_parts(tiled, monkeypatch, downsample):
-    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", 1)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.BAND_PX", 1)
     slide = tiled(64)
     grid, slab = large_slab(slide, downsample)
     with counted_reads(slide) as counted:
@@ -277,7 +282,7 @@ def destroy_tile(slide, row, col):
 def test_a_damaged_tile_costs_the_patches_over_it_and_no_tile_twice(
     tiled, monkeypatch, threads, band_px
 ):
-    monkeypatch.setattr("wsi_pipeline.patches.bands.BAND_PX", band_px)
+    monkeypatch.setattr("wsi_pipeline.patches.overlapping_reads.BAND_PX", band_px)
     slide, unread = tiled(64), []
     grid, slab = large_slab(slide, 1.0)
     expected = patches_of(slide, grid, slab)[0]
