@@ -14,7 +14,7 @@ from explain_run import run_stage, settings
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.unit import LargeFile, Output
 from wsi_pipeline.models.checkpoint import read_card
-from wsi_pipeline.stages.explain import checks, units
+from wsi_pipeline.stages.explain import checks, maps_and_panels
 from wsi_pipeline.stages.explain.maps_and_panels import map_grid
 from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, annotated_patches
@@ -22,9 +22,9 @@ from wsi_pipeline.stages.explain.places import Place, annotated_patches
 
 def test_settings_are_told_where_they_matter(run):
     config = settings(run, explain={"layer": "features.28"})
-    assert units.made_with(["saliency"], config) == ""
-    assert units.made_with(["grad_cam"], config) == "layer: features.28"
-    assert units.made_with(["cam", "clear", "lime"], settings(run)) == (
+    assert maps_and_panels.made_with(["saliency"], config) == ""
+    assert maps_and_panels.made_with(["grad_cam"], config) == "layer: features.28"
+    assert maps_and_panels.made_with(["cam", "clear", "lime"], settings(run)) == (
         "layer: the last convolution, seed: 0"
     )
 
@@ -32,7 +32,7 @@ def test_settings_are_told_where_they_matter(run):
 def test_a_place_is_told_as_at_takes_it_and_in_um():
     place = Place("s", 100, -64, 32, 32, 2.0, 32, "asked")
     # 100 and -64 px of 0.5 um; 32 working px of 2 level-0 px of 0.5 um.
-    assert units._where(place, 0.5, [0.25]) == (
+    assert maps_and_panels._where(place, 0.5, [0.25]) == (
         "slide s, upper left corner at level-0 px 100,-64 (x 50 µm, y -32 µm), 32 x 32 µm;"
         " probability of tumour F(I) = 0.250"
     )
@@ -41,9 +41,9 @@ def test_a_place_is_told_as_at_takes_it_and_in_um():
 def explained(run, place, method="saliency"):
     """A place's map and its probabilities."""
     out = run / f"{place.name}.zarr"
-    unit = units.MapPlace(
+    unit = maps_and_panels.MapPlace(
         "s", LargeFile.at(run.parent / "s.tif"), 0.5, place.pixels, place.name, method, {},
-        units.trained_model(settings(run), read_card(run / "models/net")), "0.5", Output(out),
+        maps_and_panels.trained_model(settings(run), read_card(run / "models/net")), "0.5", Output(out),
     )  # fmt: skip
     probabilities = unit.run()["probabilities"]
     return open_heatmap(out).values(), probabilities
@@ -67,7 +67,7 @@ def test_threads_of_a_worker_explain_one_at_a_time(run, monkeypatch, work):
     slides = pd.read_parquet(run / "slides.parquet").set_index("slide_id", drop=False)
     places = annotated_patches(run, "net", 3, seed=0)
     of_work = {
-        "map": units.map_units,
+        "map": maps_and_panels.map_units,
         "ranking": checks.rank_units,
         "trust": checks.trust_units,
     }[work](places, ["saliency"], slides, settings(run), card)
@@ -119,9 +119,9 @@ def test_a_large_place_is_read_patch_by_patch_and_drawn_small(run, client, monke
         drawn.extend([image.shape, *(panel.values.shape for panel in panels)])
         return b"picture"
 
-    opened = units.cached_slide
-    monkeypatch.setattr(units, "cached_slide", lambda *of: Counting(opened(*of)))
-    monkeypatch.setattr(units, "panels_figure", draw)
+    opened = maps_and_panels.cached_slide
+    monkeypatch.setattr(maps_and_panels, "cached_slide", lambda *of: Counting(opened(*of)))
+    monkeypatch.setattr(maps_and_panels, "panels_figure", draw)
     whole, asked = settings(run), {"slide": "s", "at": (0, 0), "size": (900, 420)}
     outcome = run_stage(whole, client, methods=["saliency"], **asked)
     assert (outcome.done, outcome.failed) == (2, 0)
@@ -135,7 +135,7 @@ def test_a_large_place_is_read_patch_by_patch_and_drawn_small(run, client, monke
 )
 def test_a_panel_is_drawn_from_the_coarsest_level_that_is_large_enough(side_px, level):
     place = Place("s", 0, 0, 32, side_px, 1.0, 32, "asked")
-    assert units.panel_level(place) == level
+    assert maps_and_panels.panel_level(place) == level
 
 
 @pytest.mark.parametrize("downsample", [1.0, 2.0, 1.9876, 4.000_01, 0.93])
