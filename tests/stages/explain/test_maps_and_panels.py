@@ -43,7 +43,8 @@ def explained(run, place, method="saliency"):
     out = run / f"{place.name}.zarr"
     unit = maps_and_panels.MapPlace(
         "s", LargeFile.at(run.parent / "s.tif"), 0.5, place.pixels, place.name, method, {},
-        maps_and_panels.trained_model(settings(run), read_card(run / "models/net")), "0.5", Output(out),
+        maps_and_panels.trained_model(settings(run), read_card(run / "models/net")),
+        "0.5", Output(out),
     )  # fmt: skip
     probabilities = unit.run()["probabilities"]
     return open_heatmap(out).values(), probabilities
