@@ -38,10 +38,26 @@ class AnnotationConfig(Section):
     exclusion: tuple[str, ...] = Field(
         ("_2", "Exclusion"), description="groups or classes cut out of the tumour"
     )
-    origin: Literal["auto", "slide", "bounds"] = Field(
+    ignored: tuple[str, ...] = Field(
+        (),
+        description="groups or classes that are known and not tumour: a slide with nothing else"
+        " drawn counts as one without annotation",
+    )
+    origin: Literal["auto", "slide", "bounds", "lower left"] = Field(
         "auto",
         description="what annotation coordinates count from: the level-0 frame (slide), the"
-        " scanned bounds (bounds), or auto: bounds for GeoJSON (QuPath), slide for all else",
+        " scanned bounds (bounds), the frame's lower left corner with y upwards (lower left,"
+        " Cytomine's), or auto: bounds for QuPath's GeoJSON, slide for all else",
+    )
+    scale: Annotated[float, Field(gt=0)] | Literal["um"] = Field(
+        1.0,
+        description="level-0 px of a unit of annotation coordinates, more than 1 where they are a"
+        " coarser level's; um: they are micrometres",
+    )
+    min_on_tissue: Fraction = Field(
+        0.1,
+        description="a slide is refused where less than this share of its lesions lies on tissue:"
+        " they count from elsewhere, or are another slide's; 0 refuses none",
     )
 
 

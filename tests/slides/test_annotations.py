@@ -1,5 +1,5 @@
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -77,6 +77,14 @@ def area(annotation):
     return sum(lesion.area for lesion in annotation.lesions)
 
 
+def left_out(annotation):
+    """Number of shapes by class."""
+    counts = Counter()
+    for (_, group), number in annotation.left_out.items():
+        counts[group] += number
+    return counts
+
+
 # From shapes to lesions
 
 
@@ -134,24 +142,24 @@ def test_group_names_match_in_any_case_and_the_others_are_counted(tmp_path):
         )
     )
     assert area(found) == 9600
-    assert found.ignored == {"stroma": 2}
+    assert left_out(found) == {"stroma": 2}
 
 
 def test_a_shape_without_a_class_counts_where_no_shape_has_one(tmp_path):
     path = asap(tmp_path / "a.xml", ("Polygon", "None", SQUARE))
     assert area(read(path)) == 10_000
     path = asap(tmp_path / "b.xml", ("Polygon", "None", SQUARE), ("Polygon", "_0", INNER))
-    assert (area(read(path)), read(path).ignored) == (400, {"": 1})
+    assert (area(read(path)), left_out(read(path))) == (400, {"": 1})
     only = read(path, positive=("",))
-    assert (area(only), only.ignored) == (10_000, {"_0": 1})
+    assert (area(only), left_out(only)) == (10_000, {"_0": 1})
 
 
-def test_areas_of_other_groups_only_are_an_error_that_names_groups_and_setting(tmp_path):
+def test_areas_of_other_classes_only_are_no_lesions_and_named(tmp_path):
     path = asap(tmp_path / "a.xml", ("Polygon", "malignant", SQUARE), ("Polygon", "_2", INNER))
-    with pytest.raises(AnnotationError) as error:
-        read(path)
-    for part in (str(path), "malignant", "catalog.annotation.positive", "Tumor"):
-        assert part in str(error.value)
+    found = read(path)
+    assert (found.lesions, found.state) == ((), "unknown classes")
+    for part in ("malignant", "_2", "catalog.annotation.positive", "catalog.annotation.ignored"):
+        assert part in found.unknown_classes
 
 
 @pytest.mark.parametrize(
@@ -168,7 +176,8 @@ def test_a_file_without_shapes_has_no_lesions(tmp_path, text):
     path = tmp_path / "a"
     path.write_text(text)
     found = read(path, size=(100, 100))
-    assert (found.lesions, found.repairs, found.ignored) == ((), (), {})
+    assert (found.lesions, found.repairs, found.left_out) == ((), (), {})
+    assert found.state == "nothing"
 
 
 def test_ring_that_crosses_itself_is_repaired_and_reported_and_stays_one_lesion(tmp_path):
@@ -212,14 +221,14 @@ def test_slivers_between_outlines_are_no_lesions_but_reported(tmp_path):
     assert "1 slivers under 1 px left out, together 0.2 px" in found.repairs[0]
 
 
-def test_offset_is_added_before_clipping_to_the_slide(tmp_path):
+def test_lesions_are_moved_before_clipping_to_the_slide(tmp_path):
     path = asap(tmp_path / "a.xml", ("Polygon", "_0", SQUARE))
-    moved = read(path, offset=(1000, 2000), size=(1050, 5000))
+    moved = read(path, to_level0=(1, 0, 0, 1, 1000, 2000), size=(1050, 5000))
     assert moved.lesions[0].bounds == (1000, 2000, 1050, 2100)
     assert "clipped to the slide's 1050 x 5000 px: area 10000.0 -> 5000.0 px" in moved.repairs
     assert read(path, size=(100, 100)).repairs == ()
     with pytest.raises(AnnotationError, match="x 1000 to 1100, y 0 to 100, all off the slide of"):
-        read(path, offset=(1000, 0), size=(1000, 100))
+        read(path, to_level0=(1, 0, 0, 1, 1000, 0), size=(1000, 100))
 
 
 # ASAP
@@ -242,7 +251,7 @@ def test_asap_dots_and_lines_have_no_area_and_are_counted(tmp_path):
         )
     )
     assert found.lesions == ()
-    assert found.ignored == {"_0": 2, "ruler": 1}
+    assert left_out(found) == {"_0": 2, "ruler": 1}
 
 
 def test_asap_coordinates_are_taken_in_their_order(tmp_path):
@@ -359,6 +368,22 @@ def test_geojson_comes_in_four_wrappings(tmp_path, wrap):
     assert uses_bounds_origin(path)
 
 
+@pytest.mark.parametrize(
+    ("properties", "from_bounds"),
+    [
+        ({"objectType": "annotation"}, True),
+        ({"classification": {"name": "Tumor"}, "isLocked": False}, True),
+        ({}, True),
+        ({"label": "Tumor", "group": "Tumor"}, False),  # the Digital Slide Archive
+        ({"terms": ["Tumor"]}, False),  # Cytomine
+        ({"classification": {"name": "Tumor"}, "label": "1"}, True),
+    ],
+)
+def test_only_qupaths_geojson_counts_from_the_bounds(tmp_path, properties, from_bounds):
+    shape = feature("Polygon", [closed(SQUARE)], **properties)
+    assert uses_bounds_origin(dump(tmp_path / "a.json", shape)) == from_bounds
+
+
 def test_geojson_class_is_qupaths_or_the_label_and_not_the_objects_name(tmp_path):
     features = [
         feature("Polygon", [closed(SQUARE)], classification={"name": "Tumor"}, name="Stroma"),
@@ -370,7 +395,7 @@ def test_geojson_class_is_qupaths_or_the_label_and_not_the_objects_name(tmp_path
     ]
     found = read(dump(tmp_path / "a.json", features), positive=("tumor",))
     assert area(found) == 10_000
-    assert found.ignored == {"Stroma": 1, "": 2, "Tumor": 2}
+    assert left_out(found) == {"Stroma": 1, "": 2, "Tumor": 2}
 
 
 def test_geojson_heights_are_dropped(tmp_path):
@@ -396,7 +421,7 @@ def test_imagescope_rectangles_ellipses_and_edited_outlines(tmp_path):
     assert [lesion.area for lesion in found.lesions] == pytest.approx(
         [10_000, 5000, ellipse, 8500], rel=1e-3
     )
-    assert found.ignored == {"": 1}
+    assert left_out(found) == {"": 1}
     assert not uses_bounds_origin(path)
 
 
@@ -425,8 +450,7 @@ def test_imagescope_class_is_layer_then_text_then_attribute(
         tmp_path / "a.xml", (f'Type="0" Text="{text}"', SQUARE), layer=layer, attribute=attribute
     )
     assert area(read(path, positive=(group,))) == 10_000
-    with pytest.raises(AnnotationError, match="is tumour: name them in"):
-        read(path, positive=("something else",))
+    assert read(path, positive=("something else",)).state == "unknown classes"
 
 
 # Malformed files
@@ -506,8 +530,8 @@ def test_bad_xml_shape_is_a_named_error(tmp_path, old, new, message):
 
 
 def test_imagescope_types_that_it_does_not_have_are_an_error(tmp_path):
-    path = imagescope(tmp_path / "a.xml", ('Type="Polygon"', SQUARE))  # HALO's way
-    with pytest.raises(AnnotationError, match="its Type is 'Polygon', not one of"):
+    path = imagescope(tmp_path / "a.xml", ('Type="5"', SQUARE))
+    with pytest.raises(AnnotationError, match="its Type is '5', not one of"):
         read(path)
 
 
@@ -544,16 +568,11 @@ def test_format_is_known_by_content_not_by_suffix(tmp_path):
 def outer_ring_area(path):
     """Sum over all shapes of the areas of the outer rings: each group read on its own."""
     names = ("CaP", "Tumor", "Other", "Negative", "")
-    total = 0
-    for name in names:
-        try:
-            total += sum(
-                shapely.Polygon(lesion.exterior).area
-                for lesion in read(path, positive=(name,)).lesions
-            )
-        except AnnotationError as error:
-            assert "catalog.annotation.positive" in str(error)
-    return total
+    return sum(
+        shapely.Polygon(lesion.exterior).area
+        for name in names
+        for lesion in read(path, positive=(name,)).lesions
+    )
 
 
 def test_imagescope_and_qupath_of_one_slide_agree(test_data):
@@ -568,8 +587,8 @@ def test_imagescope_and_qupath_of_one_slide_agree(test_data):
     assert area(cap) == pytest.approx(3050322256.4, abs=1)
     assert area(tumor) == pytest.approx(3050322256.4, rel=1e-6)
     assert cap.lesions[0].symmetric_difference(tumor.lesions[0].buffer(0)).area < 1e-4 * 3.05e9
-    assert cap.ignored == {"": 2}
-    assert tumor.ignored == {"Other": 3, "Negative": 1}
+    assert left_out(cap) == {"": 2}
+    assert left_out(tumor) == {"Other": 3, "Negative": 1}
 
 
 @pytest.mark.parametrize(
@@ -607,23 +626,25 @@ def test_monuseg_nuclei_out_of_the_image_are_clipped(test_data):
 def test_qupath_features_without_a_class(test_data):
     found = read(test_data / "dlup/qupath05.geojson")
     assert len(found.lesions) == 3
-    assert found.ignored == {}
-    with pytest.raises(AnnotationError, match=r"\{'': 3\}"):
-        read(test_data / "dlup/qupath05.geojson", positive=("Tumor",))
+    assert left_out(found) == {}
+    assert found.repairs == ("no shape has a class; their names ['I', 'UT'] are not read",)
+    found = read(test_data / "dlup/qupath05.geojson", positive=("Tumor",))
+    assert (found.state, left_out(found)) == ("unknown classes", {"": 3})
+    assert len(read(test_data / "dlup/qupath05.geojson", positive=("UT",)).lesions) == 1
 
 
 def test_digital_slide_archive_labels(test_data):
     path = test_data / "luna/1006844.annotation.geojson"
-    assert read(path).ignored == {"Other": 3, "TILs": 8}
+    assert left_out(read(path)) == {"Other": 3, "TILs": 8}
     assert len(read(path).lesions) == 4
     tils = read(path, positive=("TILs",), exclusion=())
-    assert tils.ignored == {"Other": 3, "Tumor": 4}
+    assert left_out(tils) == {"Other": 3, "Tumor": 4}
 
 
 def test_square_past_the_slides_edge_is_clipped(test_data):
     found = read(test_data / "luna/CMU-1-Small-Region.dsa.geojson", size=(2220, 2967))
     assert [lesion.bounds for lesion in found.lesions] == [(1512, 1512, 2220, 2333)]
-    assert found.ignored == {"Other": 1}
+    assert left_out(found) == {"Other": 1}
     assert "area 674041.0 -> 581268.0 px" in found.repairs[0]  # 821 x 821, 708 x 821
 
 
@@ -636,9 +657,8 @@ def test_real_asap_file_with_dots_and_other_groups(test_data):
     path = test_data / "wsiprocess/CMU-1_classification.asap.xml"
     found = read(path, positive=("malignant",))
     assert len(found.lesions) == 2
-    assert found.ignored == {"benign": 3}  # two splines and a dot
-    with pytest.raises(AnnotationError, match=r"\{'malignant': 2, 'benign': 2\}"):
-        read(path)
+    assert left_out(found) == {"benign": 3}  # two splines and a dot
+    assert left_out(read(path)) == {"malignant": 2, "benign": 3}
 
 
 def test_ncrf_lesions_are_the_outlines_drawn_even_where_one_crosses_itself(test_data):

@@ -4,11 +4,17 @@ import json
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
-from slide_files import damage_tile, write_pyramid_tiff
+from shapely import box
+from shapely.affinity import translate
+from slide_files import damage_tile, write_mrxs, write_pyramid_tiff
 
-from wsi_pipeline.config import CatalogConfig, Config, TileConfig
+from wsi_pipeline.config import AnnotationConfig, CatalogConfig, Config, TileConfig
+from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.patches.index import SCHEMA_VERSION, read_index
+from wsi_pipeline.slides.annotations import write_asap_xml
+from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, tissue_folder
 from wsi_pipeline.stages.tile import _unit, stale_slides
 
@@ -68,3 +74,41 @@ def test_patches_of_an_edited_annotation_or_of_other_settings_are_out_of_date(tm
     assert stale_slides(config, slides) == ["edited"]
     other = config.model_copy(update={"tile": TileConfig(patch_px=256, inner_px=128)})
     assert stale_slides(other, slides) == ["kept", "edited"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "counts_from", "advice"),
+    [
+        ("slide", "bounds", "catalog.annotation.origin: bounds, scale: 1 (100%)"),
+        ("bounds", "slide", "catalog.annotation.origin: slide, scale: 1 (100%)"),
+        ("slide", "slide", None),
+    ],
+)
+def test_lesions_that_lie_off_tissue_refuse_the_slide_and_name_the_setting(
+    tmp_path, origin, counts_from, advice
+):
+    pixels = np.full((600, 600, 3), 245, np.uint8)
+    pixels[100:500, 100:500] = (200, 100, 150)
+    with Slide(write_mrxs(tmp_path / "s.mrxs", pixels, 2000, 1000, mpp=8.0)) as slide:
+        x, y = slide.bounds.x, slide.bounds.y
+        size = slide.size
+    corner = (0, 0) if counts_from == "bounds" else (x, y)
+    lesion = translate(box(200, 200, 300, 300), *corner)
+    write_asap_xml(tmp_path / "s.xml", [lesion])
+    row = ("s", str(tmp_path / "s.mrxs"), str(tmp_path / "s.xml"), "s", "test", 1, 8.0, *size, "ok")
+    config = Config(
+        out=tmp_path,
+        catalog=CatalogConfig(csv="slides.csv", annotation=AnnotationConfig(origin=origin)),
+        tile=TileConfig(patch_px=64, stride_px=64, inner_px=64),
+    )
+    for folder in (tmp_path / "patches", tissue_folder(tmp_path)):
+        folder.mkdir()
+    slides = pd.DataFrame([row], columns=SLIDE_COLUMNS)
+    (unit,) = (_unit(slide, config) for slide in slides.itertuples(index=False))
+    if advice is None:
+        assert unit.run()["positive"] == 9  # of 64 px, over 100 px from 8 px into one of them
+        return
+    with pytest.raises(AnnotationError) as error:
+        unit.run()
+    for part in (str(tmp_path / "s.xml"), "0% of the area of its lesions is tissue", advice):
+        assert part in str(error.value)

@@ -1,10 +1,15 @@
-"""Annotation files of four kinds, parsed to shapes: rings with a group, nothing decided yet.
+"""Annotation files of five kinds, parsed to shapes: rings with a class, nothing decided yet.
 
-ASAP XML (CAMELYON), GeoJSON (QuPath, Digital Slide Archive), Aperio ImageScope XML and NCRF
-JSON are told apart by their content.
+ASAP XML (CAMELYON), GeoJSON (QuPath, Digital Slide Archive and others), Aperio ImageScope XML,
+HALO's XML, which is much like it, and NCRF JSON are told apart by their content. Each may be
+packed, by gzip or as the one file of a zip archive.
 """
 
+import gzip
+import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +23,34 @@ from defusedxml import DefusedXmlException
 from wsi_pipeline.errors import AnnotationError
 
 ASAP_AREAS = ("Polygon", "Spline", "Rectangle")
-ASAP_NO_AREAS = ("Dot", "PointSet", "Measurement", "None")
-IMAGESCOPE_AREAS = {"0": "polygon", "1": "rectangle", "2": "ellipse"}
-IMAGESCOPE_NO_AREAS = {"3": "arrow", "4": "ruler"}
-GEOJSON_NO_AREAS = ("Point", "MultiPoint", "LineString", "MultiLineString")
+ASAP_NO_AREAS = {
+    "Dot": "point",
+    "PointSet": "set of points",
+    "Measurement": "line",
+    "None": "shape",
+}
+# By number in ImageScope, by name in HALO.
+REGION_AREAS = {"0": "polygon", "1": "rectangle", "2": "ellipse"}
+REGION_NO_AREAS = {"3": "arrow", "4": "ruler", "Ruler": "ruler", "Pin": "point"}
+GEOJSON_NO_AREAS = {
+    "Point": "point", "MultiPoint": "set of points",
+    "LineString": "line", "MultiLineString": "set of lines",
+}  # fmt: skip
+# What QuPath finds rather than a person draws, by `objectType`, or by `id` up to version 0.3.
+QUPATH_FOUND = {
+    "detection": "detection", "pathdetectionobject": "detection",
+    "cell": "cell", "pathcellobject": "cell",
+    "tile": "tile", "pathtileobject": "tile",
+    "tma_core": "TMA core", "tmacoreobject": "TMA core",
+    "root": "root", "pathrootobject": "root",
+}  # fmt: skip
+QUPATH_KEYS = frozenset(("objectType", "object_type", "classification", "isLocked", "measurements"))
+# Where programs other than QuPath put an object's class, the most telling first: label and group
+# of the Digital Slide Archive, the terms of Cytomine, and what exports to GeoJSON are wont to say.
+CLASS_KEYS = (
+    "label", "class", "class_name", "className", "classname", "Classification", "Class",
+    "annotation_type", "term", "terms", "category", "title", "text", "group",
+)  # fmt: skip
 
 MAX_COORDINATE = 2**31  # the patch index holds level-0 px as int32
 ELLIPSE_POINTS = 256
@@ -29,23 +58,67 @@ ELLIPSE_POINTS = 256
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape of a file: outer ring and holes, or no rings when its kind has no area."""
+    """One shape of a file.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    classes : tuple of str
+        Its class, then what that is a part of (ASAP's parents of groups) or derived from
+        (QuPath's "Tumor: Necrosis" of "Tumor"), the nearest first; empty for a shape without one.
+    rings : tuple of float64 arrays, shape (n, 2)
+        Outer ring and holes; empty where its kind has no area or is nothing that a person drew.
+    kind : str
+        "area", or what else it is: "point", "line", "cell" ...
+    role : "tumour", "exclusion" or None
+        Set where the format itself says.
+    layer : str or None
+        An exclusion cuts the shapes of its own layer; without one, all of the file.
+    label : str
+        What the shape is called, where its format has names beside classes.
+    """
 
     name: str
-    group: str
+    classes: tuple[str, ...]
     rings: tuple[np.ndarray, ...] = ()
-    role: Literal["tumour", "exclusion"] | None = None  # set where the format itself says
+    kind: str = "area"
+    role: Literal["tumour", "exclusion"] | None = None
+    layer: str | None = None
+    label: str = ""
+
+    @property
+    def group(self) -> str:
+        """Its own class; '' is none."""
+        return self.classes[0] if self.classes else ""
 
 
 def recognise(path: Path) -> tuple[Callable[..., Iterator[Shape]], object]:
     """Parser and parsed document of a file."""
     try:
-        data = path.read_bytes()
+        data = _unpacked(path.read_bytes())
     except OSError as error:
-        raise AnnotationError(f"cannot be read: {error.strerror}") from error
+        raise AnnotationError(f"cannot be read: {error.strerror or error}") from error
     if data.lstrip(b"\xef\xbb\xbf\xff\xfe\x00 \t\r\n")[:1] in (b"{", b"["):
         return _recognise_json(data)
     return _recognise_xml(data)
+
+
+def _unpacked(data: bytes) -> bytes:
+    try:
+        if data.startswith(b"\x1f\x8b"):
+            return gzip.decompress(data)
+        if data.startswith(b"PK\x03\x04"):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                if len(names := archive.namelist()) != 1:
+                    raise AnnotationError(
+                        f"is a zip archive of {len(names)} files, not of one annotation:"
+                        f" {', '.join(names[:4])}"
+                    )
+                return archive.read(names[0])
+    except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+        raise AnnotationError(f"is packed and cannot be unpacked: {error}") from error
+    return data
 
 
 def _recognise_json(data: bytes):
@@ -56,7 +129,7 @@ def _recognise_json(data: bytes):
     if isinstance(document, list) or "type" in document:
         return geojson_shapes, document
     if "positive" in document or "negative" in document:
-        return _ncrf_shapes, document
+        return ncrf_shapes, document
     raise AnnotationError(
         f"is JSON with the keys {sorted(document)}: GeoJSON has 'type', NCRF 'positive' and"
         " 'negative'"
@@ -73,60 +146,89 @@ def _recognise_xml(data: bytes):
     if root.tag == "ASAP_Annotations":
         return _asap_shapes, root
     if root.tag == "Annotations":
-        return _imagescope_shapes, root
+        return _layered_shapes, root
     raise AnnotationError(
-        f"is XML with the root {root.tag!r}: ASAP has 'ASAP_Annotations', ImageScope 'Annotations'"
+        f"is XML with the root {root.tag!r}: ASAP has 'ASAP_Annotations', ImageScope and HALO"
+        " 'Annotations'"
     )
 
 
 def _asap_shapes(root) -> Iterator[Shape]:
+    parents = {
+        group.get("Name", ""): group.get("PartOfGroup", "None")
+        for group in root.iterfind("AnnotationGroups/Group")
+    }
     for number, element in enumerate(root.iterfind("Annotations/Annotation"), 1):
         name = _named(number, element.get("Name"))
-        group = element.get("PartOfGroup", "None")
-        group = "" if group == "None" else group
+        classes = _asap_classes(element.get("PartOfGroup", "None"), parents)
         kind = element.get("Type")
         if kind in ASAP_NO_AREAS:
-            yield Shape(name, group)
+            yield Shape(name, classes, kind=ASAP_NO_AREAS[kind])
             continue
         if kind not in ASAP_AREAS:
-            raise AnnotationError(
-                f"{name}: its Type is {kind!r}, not one of {', '.join(ASAP_AREAS + ASAP_NO_AREAS)}"
-            )
+            known = ", ".join((*ASAP_AREAS, *ASAP_NO_AREAS))
+            raise AnnotationError(f"{name}: its Type is {kind!r}, not one of {known}")
         points = _xml_points(element.iterfind("Coordinates/Coordinate"), name)
         if kind == "Rectangle" and len(points) == 2:
             points = _box_corners(points)
-        yield Shape(name, group, (_ring(points, name),))
+        yield Shape(name, classes, (_ring(points, name),))
 
 
-def _imagescope_shapes(root) -> Iterator[Shape]:
+def _asap_classes(group: str, parents: dict[str, str]) -> tuple[str, ...]:
+    """A group and those that it is part of; "None" is no group."""
+    classes: list[str] = []
+    while group not in ("", "None", *classes):
+        classes.append(group)
+        group = parents.get(group, "None")
+    return tuple(classes)
+
+
+def _layered_shapes(root) -> Iterator[Shape]:
+    """Shapes of ImageScope's layers, and of HALO's."""
     regions = [
-        (layer, region)
-        for layer in root.iterfind("Annotation")
+        (str(number), layer, region)
+        for number, layer in enumerate(root.iterfind("Annotation"))
         for region in layer.iterfind("Regions/Region")
     ]
-    for number, (layer, region) in enumerate(regions, 1):
-        name = _named(number, f"layer {layer.get('Id')} region {region.get('Id')}")
-        group = layer.get("Name") or region.get("Text") or _imagescope_attribute(layer)
+    for number, (layer_id, layer, region) in enumerate(regions, 1):
+        name = _named(
+            number, f"layer {layer.get('Id', layer_id)} region {region.get('Id', number)}"
+        )
+        classes = _layer_classes(layer, region)
         role = "exclusion" if region.get("NegativeROA") == "1" else None
         kind = region.get("Type", "0")
-        if kind in IMAGESCOPE_NO_AREAS:
-            yield Shape(name, group)
+        if kind in REGION_NO_AREAS:
+            yield Shape(name, classes, kind=REGION_NO_AREAS[kind])
             continue
-        if kind not in IMAGESCOPE_AREAS:
-            known = {**IMAGESCOPE_AREAS, **IMAGESCOPE_NO_AREAS}
+        area = REGION_AREAS.get(kind, kind.lower())
+        if area not in REGION_AREAS.values():
+            known = {**REGION_AREAS, **REGION_NO_AREAS}
             raise AnnotationError(f"{name}: its Type is {kind!r}, not one of {known}")
-        points = _xml_points(region.iterfind("Vertices/Vertex"), name)
+        points = _xml_points(
+            (point for point in region.iterfind("Vertices/*") if point.tag in ("Vertex", "V")), name
+        )
         # ImageScope writes edited outlines of many vertices under the types of boxes, too.
-        if IMAGESCOPE_AREAS[kind] == "rectangle" and len(points) == 2:
+        if area == "rectangle" and len(points) == 2:
             points = _box_corners(points)
-        if IMAGESCOPE_AREAS[kind] == "ellipse" and len(points) in (2, 4):
+        if area == "ellipse" and len(points) in (2, 4):
             points = _box_ellipse(points)
-        yield Shape(name, group, (_ring(points, name),), role)
+        yield Shape(name, classes, (_ring(points, name),), role=role, layer=layer_id)
 
 
-def _imagescope_attribute(layer) -> str:
-    names = [attribute.get("Name", "") for attribute in layer.iterfind("Attributes/Attribute")]
-    return next((name for name in names if name not in ("", "Description")), "")
+def _layer_classes(layer, region) -> tuple[str, ...]:
+    """The layer's name, else the region's text or attribute, else the layer's attribute."""
+    if own := layer.get("Name") or region.get("Text"):
+        return (own,)
+    values = [a.get("Value", "") for a in region.iterfind("Attributes/Attribute")]
+    if own := next(filter(None, values), ""):
+        return (own,)
+    for attribute in layer.iterfind("Attributes/Attribute"):
+        # ImageScope's own attribute is called Description; the name of another may be the class.
+        name = attribute.get("Name", "")
+        found = (attribute.get("Value", ""), "" if name == "Description" else name)
+        if classes := tuple(filter(None, found)):
+            return classes
+    return ()
 
 
 def geojson_shapes(document) -> Iterator[Shape]:
@@ -134,18 +236,69 @@ def geojson_shapes(document) -> Iterator[Shape]:
     for number, feature in enumerate(_geojson_features(document), 1):
         name = _named(number, feature.get("id"))
         properties = _mapping(feature, "properties", name)
-        classification = _mapping(properties, "classification", name)
-        group = classification.get("name") or properties.get("label") or ""
+        classes = _geojson_classes(properties, name)
+        label = properties.get("name")
+        label = label if isinstance(label, str) else ""
+        if found := _found_by_qupath(feature, properties):
+            if found != "root":
+                yield Shape(name, classes, kind=found, label=label)
+            continue
         polygons = list(_geojson_polygons(feature.get("geometry"), name))
         for part, rings in enumerate(polygons, 1):
             part_name = name if len(polygons) == 1 else f"{name} part {part}"
-            yield Shape(part_name, str(group), rings)
+            yield Shape(part_name, classes, rings, label=label)
         if not polygons:
-            yield Shape(name, str(group))
+            kind = _mapping(feature, "geometry", name).get("type")
+            yield Shape(name, classes, kind=GEOJSON_NO_AREAS.get(kind, "shape"), label=label)
+
+
+def drawn_in_qupath(document) -> bool:
+    """Whether GeoJSON looks like QuPath's; so does what bears the marks of no program."""
+    features = list(_geojson_features(document))
+    properties = [feature.get("properties") or {} for feature in features]
+    if any(not QUPATH_KEYS.isdisjoint(p) for p in properties if isinstance(p, dict)):
+        return True
+    return not any(_geojson_classes(p, "") for p in properties if isinstance(p, dict))
+
+
+def _found_by_qupath(feature: dict, properties: dict) -> str:
+    """What QuPath itself made the object, '' where a person drew it."""
+    kind = properties.get("objectType") or properties.get("object_type") or feature.get("id")
+    return QUPATH_FOUND.get(kind.lower(), "") if isinstance(kind, str) else ""
+
+
+def _geojson_classes(properties: dict, name: str) -> tuple[str, ...]:
+    """The class of an object and those that it derives from, under the first key that has one."""
+    classification = properties.get("classification")
+    if isinstance(classification, dict):
+        classification = classification.get("names") or classification.get("name")
+    elif classification is not None and not isinstance(classification, (str, list)):
+        raise AnnotationError(
+            f"{name}: 'classification' is {_short(classification)}, not an object or a name"
+        )
+    if isinstance(classification, list):
+        classification = ": ".join(map(str, classification))
+    if classification:
+        parts = str(classification).split(": ")
+        return tuple(": ".join(parts[:n]) for n in range(len(parts), 0, -1))
+    for key in CLASS_KEYS:
+        value = properties.get(key)
+        if isinstance(value, list):
+            value = ": ".join(_class_name(item) for item in value)
+        if own := _class_name(value):
+            return (own,)
+    return ()
+
+
+def _class_name(value) -> str:
+    """A class as text, or as an object that holds it (the Digital Slide Archive's, Cytomine's)."""
+    if isinstance(value, dict):
+        value = value.get("value") or value.get("name")
+    return "" if value is None or isinstance(value, (dict, list)) else str(value)
 
 
 def _geojson_features(node) -> Iterator[dict]:
-    """All features of a document; a bare geometry becomes one."""
+    """All features of a document, those within others too; a bare geometry becomes one."""
     if isinstance(node, list):
         for item in node:
             yield from _geojson_features(item)
@@ -155,6 +308,9 @@ def _geojson_features(node) -> Iterator[dict]:
         yield from _geojson_features(_listed(node, "features", "the FeatureCollection"))
     elif node.get("type") == "Feature":
         yield node
+        for holder in (node, node.get("properties")):
+            if isinstance(holder, dict) and holder.get("childObjects"):
+                yield from _geojson_features(_listed(holder, "childObjects", "a Feature"))
     else:
         yield {"geometry": node}
 
@@ -182,12 +338,13 @@ def _geojson_rings(rings, name: str) -> tuple[np.ndarray, ...]:
     return tuple(_ring(ring, f"{name} ring {i}") for i, ring in enumerate(rings, 1))
 
 
-def _ncrf_shapes(document) -> Iterator[Shape]:
+def ncrf_shapes(document) -> Iterator[Shape]:
+    """Shapes of parsed NCRF JSON; an `AnnotationError` names a malformed one."""
     for group, role in (("positive", "tumour"), ("negative", "exclusion")):
         for number, entry in enumerate(_listed({group: [], **document}, group, "NCRF"), 1):
             name = f"{group} {number}"
             vertices = _listed(entry, "vertices", name)
-            yield Shape(name, group, (_ring(vertices, name),), role)
+            yield Shape(name, (group,), (_ring(vertices, name),), role=role)
 
 
 # Coordinates

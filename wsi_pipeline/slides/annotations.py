@@ -1,56 +1,109 @@
-"""Annotation files of four kinds, brought to one form: lesions as polygons in level-0 px.
+"""Annotation files of five kinds, brought to one form: lesions as polygons in level-0 px.
 
-ASAP XML (CAMELYON), GeoJSON (QuPath, Digital Slide Archive), Aperio ImageScope XML and NCRF
-JSON are told apart by their content. A shape is tumour, cut out of the tumour, or ignored (and
-counted), by the name of its group or class.
+ASAP XML (CAMELYON), GeoJSON (QuPath, Digital Slide Archive and others), Aperio ImageScope XML,
+HALO's XML and NCRF JSON are told apart by their content. A shape is tumour, cut out of the tumour,
+or left out (and counted), by its class. What a file without lesions means is said, not guessed:
+nothing was drawn, or something that cannot be used, or the slide is normal.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
 import numpy as np
 import shapely
-from shapely.affinity import translate
+from shapely.affinity import affine_transform
 from shapely.validation import explain_validity
 
 from wsi_pipeline.errors import AnnotationError
-from wsi_pipeline.slides.annotation_files import Shape, geojson_shapes, recognise
+from wsi_pipeline.slides.annotation_files import (
+    Shape,
+    drawn_in_qupath,
+    geojson_shapes,
+    ncrf_shapes,
+    recognise,
+)
 
 MIN_LESION_PX = 1.0  # less than a level-0 pixel is a sliver between two outlines, not a lesion
 TOUCH_RADIUS_PX = 0.5
+
+State = Literal["lesions", "normal", "nothing", "unusable", "unknown classes"]
+
+
+class OffSlideError(AnnotationError):
+    """All lesions of a file lie off its slide.
+
+    Attributes
+    ----------
+    drawn : shapely.Geometry
+        The tumour, in the file's own coordinates.
+    """
+
+    def __init__(self, message: str, drawn: shapely.Geometry):
+        super().__init__(message)
+        self.drawn = drawn
+
+    def __reduce__(self):
+        return type(self), (*self.args, self.drawn)
 
 
 @dataclass(frozen=True)
 class Annotation:
     """What one annotation file says about its slide.
 
-    Parameters
+    Attributes
     ----------
     lesions : tuple of shapely.Polygon
         Connected regions of tumour, level-0 px, exclusions and holes taken out, ordered by the
         upper left corner of their bounding boxes (top to bottom, then left to right). A lesion's
         id is its position + 1. Lesions neither overlap nor touch.
+    state : str
+        "lesions"; or, without any, "normal" (NCRF's outlines of tissue without tumour, the one
+        format that says so), "nothing" (no shape, or only of classes that the settings ignore),
+        "unknown classes" (areas of classes that the settings do not name) or "unusable" (shapes
+        without area: points, lines, cells that QuPath found).
     repairs : tuple of str
-        What was mended or clipped, each with the shape and its area before and after.
-    ignored : dict of str to int
-        Number of shapes left out, by group: those of groups that the settings do not name, and
-        dots, points and lines, which have no area. '' is the group of shapes without one.
+        What was mended, clipped or read in a way that its author may not have meant.
+    left_out : dict of (str, str) to int
+        Number of shapes left out, by kind ("area", "point", "cell" ...) and class: areas of
+        classes that the settings do not name, and whatever has no area. '' is no class.
+    marks_tumour : int
+        How many of those are of a class that is tumour.
+    drawn : shapely.Geometry, optional
+        The tumour in the file's own coordinates, before it was moved to the slide's and clipped.
     """
 
-    lesions: tuple[shapely.Polygon, ...]
-    repairs: tuple[str, ...]
-    ignored: dict[str, int]
+    lesions: tuple[shapely.Polygon, ...] = ()
+    state: State = "nothing"
+    repairs: tuple[str, ...] = ()
+    left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    marks_tumour: int = 0
+    drawn: shapely.Geometry | None = None
+
+    @property
+    def met(self) -> str:
+        """What was left out, in words."""
+        return ", ".join(
+            f"{_number(n, kind)} {f'of class {group!r}' if group else 'without a class'}"
+            for (kind, group), n in self.left_out.items()
+        )
 
     @property
     def notes(self) -> list[str]:
         """What a reader should know: repairs, and what was left out."""
-        return [
-            *self.repairs,
-            *(f"{n} shapes of group {group!r} ignored" for group, n in self.ignored.items()),
-        ]
+        return [*self.repairs, *([f"{self.met}: left out"] if self.left_out else [])]
+
+    @property
+    def unknown_classes(self) -> str:
+        """The classes of its areas that the settings do not name, and what to do about them."""
+        classes = [group for kind, group in self.left_out if kind == "area"]
+        return (
+            f"none of its classes {classes} is tumour: name them in catalog.annotation.positive,"
+            " or in catalog.annotation.ignored where they are none"
+        )
 
 
 def read_annotation(
@@ -58,83 +111,103 @@ def read_annotation(
     *,
     positive: Iterable[str],
     exclusion: Iterable[str],
-    offset: tuple[float, float] = (0, 0),
+    ignored: Iterable[str] = (),
+    to_level0: Sequence[float] = (1, 0, 0, 1, 0, 0),
     size: tuple[int, int] | None = None,
 ) -> Annotation:
-    """Read an annotation file of any of the four formats.
+    """Read an annotation file of any of the five formats.
 
     Tumour is the union of the `positive` shapes minus the union of the `exclusion` shapes; its
     connected components are the lesions (also where a single point connects them). Rings that
     cross themselves are repaired (`shapely.make_valid`, which keeps all that the ring winds
     around) and reported.
 
+    A shape's class may be part of another or derived from it: the first of these that the settings
+    name decides.
+
     - ASAP XML: Polygon, Spline and Rectangle have an area. A spline's points are joined by
       straight lines, as ASAP itself does when it writes masks (its ``AnnotationToMask``). The
-      group is the shape's own; "None" is no group; parents of groups do not count.
-    - GeoJSON: a FeatureCollection, a Feature, a geometry, or a list of these; the class is
-      ``classification.name`` (QuPath) or ``label`` (Digital Slide Archive).
-    - ImageScope XML: the class is the layer's name, else the region's text, else the layer's
-      attribute where it is not ImageScope's own "Description"; ``NegativeROA`` is an exclusion.
+      class is the shape's group, then the groups that it is part of; "None" is no group.
+    - GeoJSON: a FeatureCollection, a Feature, a geometry, or a list of these, and what lies in
+      ``childObjects``. The class is QuPath's ``classification``; its derived class "Tumor:
+      Necrosis" derives from "Tumor". Other programs have it in ``label`` (Digital Slide Archive)
+      or another of `CLASS_KEYS`. What QuPath found (cells, detections, tiles, TMA cores) is no
+      annotation. An object's name counts where no shape has a class and the settings name it.
+    - ImageScope and HALO XML: the class is the layer's name, else the region's text or
+      attribute, else the value or the name of the layer's attribute. ``NegativeROA`` is an
+      exclusion from its own layer.
     - NCRF JSON: ``positive`` is tumour and ``negative`` an exclusion, whatever their names.
 
     Parameters
     ----------
     path : path-like
+        May be packed, by gzip or in a zip archive of one file.
     positive, exclusion : iterables of str
-        Names of groups or classes, case ignored. '' is a shape without one; beside other names it
-        counts only in a file in which no shape has a name.
-    offset : (float, float)
-        Added to every vertex, level-0 px: the corner of the bounds where the file counts
-        from there (see `uses_bounds_origin`).
+        Names of classes, case ignored. '' is a shape without one; beside other names it counts
+        only in a file in which no shape has a class.
+    ignored : iterable of str
+        Names of classes that are known and not tumour.
+    to_level0 : sequence of 6 floats
+        From the file's coordinates to level-0 px, as `shapely.affinity.affine_transform` has it:
+        ``(1, 0, 0, 1, x, y)`` where the file counts from the bounds' corner (x, y), see
+        `uses_bounds_origin`.
     size : (int, int), optional
         Width and height of the slide, level-0 px: lesions are clipped to it.
 
     Raises
     ------
     AnnotationError
-        If the file is malformed; if it holds areas but `positive` selects none of them (NCRF,
-        whose format says what is tumour, is exempt); if nothing is left of those selected; or
-        if all of them lie off the slide. A file without any area has no lesions and is no error.
+        If the file is malformed, or if nothing is left of the tumour shapes that it holds.
+    OffSlideError
+        If all lesions lie off the slide.
     """
     path = Path(path)
     try:
         parse, document = recognise(path)
         shapes = list(parse(document))
-        roles = _roles(shapes, positive, exclusion)
         repairs: list[str] = []
-        areas = {"tumour": [], "exclusion": []}
-        for shape, role in zip(shapes, roles, strict=True):
-            if role is not None:
-                areas[role].append(_polygon(shape, repairs))
-        tumour = shapely.union_all(areas["tumour"]).difference(
-            shapely.union_all(areas["exclusion"])
-        )
-        lesions = _lesions(_clip(translate(tumour, *offset), size, repairs), repairs)
-        if areas["tumour"] and not lesions:
+        roles = _roles(shapes, [*positive], [*exclusion], [*ignored], repairs)
+        tumour = _tumour(shapes, roles, repairs)
+        placed = affine_transform(tumour, to_level0)
+        lesions = _lesions(_clip(placed, size, repairs, tumour), repairs)
+        if "tumour" in roles and not lesions:
+            number = roles.count("tumour")
             raise AnnotationError(
-                "; ".join(
-                    [f"no area is left of its {len(areas['tumour'])} tumour shapes", *repairs]
-                )
+                "; ".join([f"no area is left of its {number} tumour shapes", *repairs])
             )
+    except OffSlideError as error:
+        raise OffSlideError(f"{path}: {error}", error.drawn) from error
     except (AnnotationError, shapely.errors.GEOSException, RecursionError) as error:
         raise AnnotationError(f"{path}: {error}") from error
-    ignored = Counter(s.group for s, role in zip(shapes, roles, strict=True) if role is None)
-    return Annotation(lesions, tuple(repairs), dict(ignored))
+    # Without tumour, exclusions cut nothing: they are left out too.
+    used = ("tumour", "exclusion", "ignored") if lesions else ("ignored",)
+    others = [s for s, role in zip(shapes, roles, strict=True) if role not in used]
+    normal = parse is ncrf_shapes and shapes
+    return Annotation(
+        lesions=lesions,
+        state="normal" if normal and not lesions else _state(shapes, roles, lesions),
+        repairs=tuple(repairs),
+        left_out=dict(Counter((shape.kind, shape.group) for shape in others)),
+        marks_tumour=roles.count("marks tumour"),
+        drawn=tumour,
+    )
 
 
 def uses_bounds_origin(path: str | Path) -> bool:
-    """Whether the file's format counts from the scanned bounds, not from the level-0 frame.
+    """Whether the file counts from the scanned bounds, not from the level-0 frame.
 
-    QuPath crops a slide to its bounds before anything is drawn, so GeoJSON counts from there.
+    QuPath crops a slide to its bounds before anything is drawn, so its GeoJSON counts from there.
+    That of other programs, known by where they put the class, counts from the frame.
 
     Raises
     ------
     AnnotationError
-        If the file is in none of the four formats.
+        If the file is in none of the five formats.
     """
     path = Path(path)
     try:
-        return recognise(path)[0] is geojson_shapes
+        parse, document = recognise(path)
+        return parse is geojson_shapes and drawn_in_qupath(document)
     except AnnotationError as error:
         raise AnnotationError(f"{path}: {error}") from error
 
@@ -184,23 +257,60 @@ def write_asap_xml(
     ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
 
 
-def _roles(shapes: list[Shape], positive, exclusion) -> list[str | None]:
-    """Tell of each shape: tumour, exclusion, or None where it is ignored."""
-    by_group = {name.casefold(): "exclusion" for name in exclusion}
-    by_group |= {name.casefold(): "tumour" for name in positive}
-    if len(set(positive)) > 1 and any(s.group for s in shapes if s.rings and s.role is None):
-        by_group.pop("", None)  # where others have names, a shape without one says nothing
-    roles = [
-        (shape.role or by_group.get(shape.group.casefold())) if shape.rings else None
-        for shape in shapes
-    ]
-    chosen_by_name = Counter(s.group for s in shapes if s.rings and s.role is None)
-    if chosen_by_name and "tumour" not in roles:
-        raise AnnotationError(
-            f"none of its groups {dict(chosen_by_name)} is tumour: name them in"
-            f" catalog.annotation.positive, which is {list(positive)}"
-        )
+def _number(n: int, kind: str) -> str:
+    """So many of a kind: "2 areas", "2 sets of points"."""
+    noun, *rest = kind.split(" of ")
+    return " of ".join([f"{n} {noun}{'s' * (n > 1)}", *rest])
+
+
+def _roles(shapes: list[Shape], positive, exclusion, ignored, repairs) -> list[str | None]:
+    """Tell of each shape what it is: tumour, exclusion, a mark of tumour, ignored, or None."""
+    by_class = {name.casefold(): "ignored" for name in ignored}
+    by_class |= {name.casefold(): "exclusion" for name in exclusion}
+    by_class |= {name.casefold(): "tumour" for name in positive}
+    classes = [shape.classes for shape in shapes]
+    if not any(classes):  # then objects may be told apart by their names
+        classes = [(s.label,) if s.label and s.label.casefold() in by_class else () for s in shapes]
+        if labels := sorted({s.label for s in shapes if s.label}):
+            read = "read as such where the settings name them" if any(classes) else "not read"
+            repairs.append(f"no shape has a class; their names {labels} are {read}")
+    with_class = [of for s, of in zip(shapes, classes, strict=True) if s.rings and s.role is None]
+    if len(set(positive)) > 1 and any(with_class):
+        by_class.pop("", None)  # where others have classes, a shape without one says nothing
+    roles: list[str | None] = []
+    for shape, of_shape in zip(shapes, classes, strict=True):
+        names = [name for name in of_shape or ("",) if name.casefold() in by_class]
+        role = by_class[names[0].casefold()] if names else None
+        if shape.rings:
+            roles.append(shape.role or role)
+        else:
+            roles.append({"tumour": "marks tumour", "ignored": "ignored"}.get(role))
     return roles
+
+
+def _state(shapes: list[Shape], roles: list[str | None], lesions) -> State:
+    if lesions:
+        return "lesions"
+    met = [shape for shape, role in zip(shapes, roles, strict=True) if role != "ignored"]
+    if not met:
+        return "nothing"
+    return "unknown classes" if any(shape.rings for shape in met) else "unusable"
+
+
+def _tumour(shapes: list[Shape], roles: list[str | None], repairs: list[str]) -> shapely.Geometry:
+    """The union of tumour without the exclusions, those of a layer from that layer alone."""
+    areas: dict = defaultdict(list)
+    for shape, role in zip(shapes, roles, strict=True):
+        if role in ("tumour", "exclusion"):
+            own = shape.layer if shape.role or role == "tumour" else None
+            areas[role, own].append(_polygon(shape, repairs))
+    layers = [
+        shapely.union_all(polygons).difference(shapely.union_all(areas.get(("exclusion", of), [])))
+        for (role, of), polygons in list(areas.items())
+        if role == "tumour"
+    ]
+    everywhere = shapely.union_all(areas.get(("exclusion", None), []))
+    return shapely.union_all(layers).difference(everywhere)
 
 
 def _polygon(shape: Shape, repairs: list[str]) -> shapely.Geometry:
@@ -223,7 +333,7 @@ def _areas(geometry: shapely.Geometry) -> shapely.Geometry:
     return shapely.union_all(parts[shapely.get_dimensions(parts) == 2])
 
 
-def _clip(tumour: shapely.Geometry, size, repairs: list[str]) -> shapely.Geometry:
+def _clip(tumour: shapely.Geometry, size, repairs: list[str], drawn) -> shapely.Geometry:
     if size is None or tumour.is_empty:
         return tumour
     slide = shapely.box(0, 0, *size)
@@ -232,9 +342,10 @@ def _clip(tumour: shapely.Geometry, size, repairs: list[str]) -> shapely.Geometr
     inside = _areas(tumour.intersection(slide))
     if inside.area == 0:
         x0, y0, x1, y1 = tumour.bounds
-        raise AnnotationError(
+        raise OffSlideError(
             f"its lesions lie at x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}, all off the slide"
-            f" of {size[0]} x {size[1]} px: is it another slide's, or drawn at another scale?"
+            f" of {size[0]} x {size[1]} px",
+            drawn,
         )
     repairs.append(
         f"clipped to the slide's {size[0]} x {size[1]} px: area {tumour.area:.1f} ->"

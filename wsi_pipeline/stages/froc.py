@@ -179,8 +179,9 @@ class SlideHits(Unit):
             return path if tumour or read_mask(path).any() else (), []
         annotation = read_annotation(path, **self.annotation_rules, size=self.size)
         if tumour and not annotation.lesions:
+            held = f" (only {annotation.met})" if annotation.left_out else ""
             raise CatalogError(
-                f"{path} holds no lesion, but the label of slide {self.slide_id} is 1: its"
+                f"{path} holds no lesion{held}, but the label of slide {self.slide_id} is 1: its"
                 " detections cannot be told from false positives"
             )
         return annotation.lesions, annotation.notes

@@ -85,10 +85,13 @@ class TileSlide(Unit):
             downsample = slide.downsample(tile.level, tile.mpp)
             sizes = tile.patch_px, tile.stride_px, tile.inner_px
             grid = PatchGrid(slide.bounds, slide.mpp, downsample, *sizes)
-            lesions = catalog.slide_annotation(
-                slide, self.annotation, self.annotation_rules
-            ).lesions
+            rules = self.annotation_rules
+            annotation = catalog.slide_annotation(slide, self.annotation, rules)
+            lesions = annotation.lesions
             mask = tissue_mask(slide, **tile.tissue.model_dump())
+            notes = []
+            if lesions:
+                notes = catalog.refuse_misplaced(slide, annotation, mask, rules, self.annotation)
             backend = slide.backend(slide.level_for(grid.downsample)[0])
         index = build_index(self.slide_id, grid, mask, lesions, self.label, tile.min_tissue)
         write_whole(self.picture, tissue_figure(mask, lesions, grid.mpp))
@@ -99,7 +102,8 @@ class TileSlide(Unit):
             "lesions": len(lesions),
             "backend": backend.name,
             "backend_reason": backend.reason,
-            "notes": [
+            "notes": notes
+            + [
                 f"lesion {lesion} has no tissue in the mask: no patch can find it"
                 for lesion in uncovered_lesions(index, lesions)
             ],
