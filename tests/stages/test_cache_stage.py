@@ -105,7 +105,7 @@ def test_patches_of_unknown_label_are_not_kept(run, client):
     table = index_of("a", 1.0).table
     unknown = np.flatnonzero(table["label"].to_numpy() == -1)[0]
     with pytest.raises(RunError, match="not there"):
-        open_cache(cache_path(run, "a")).read(*(int(table[axis][unknown]) for axis in "xy"))
+        open_cache(cache_path(run, "a")).read(*(table[axis][unknown].as_py() for axis in "xy"))
 
 
 def test_a_damaged_tile_loses_the_patches_over_it_with_the_slides_error(run, tiled, client):

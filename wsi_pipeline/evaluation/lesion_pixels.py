@@ -112,7 +112,8 @@ def read_mask(path: str | Path, level: int = OFFICIAL_LEVEL) -> np.ndarray:
             others += [page.aspage() for page in first.pages or []]
             page, step = _nearest_level([first, *(p for p in others if p.is_reduced)], 2**level)
             values = _sampled(page, step)
-    except (OSError, ValueError, RuntimeError) as error:  # imagecodecs' are RuntimeErrors
+    except (OSError, ValueError, RuntimeError, tifffile.TiffFileError) as error:
+        # The RuntimeErrors are imagecodecs'.
         raise RunError(f"{path}: cannot be read as a mask: {error}") from error
     top = values.max(initial=0)
     if top not in (0, 1, 255):
