@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import Config, TileConfig
 
 
 def settings(**values) -> Config:
@@ -17,11 +17,16 @@ def test_defaults_are_the_lectures():
     assert config.evaluate.patch_threshold == 0.75
 
 
+def test_gaps_between_inner_squares_may_be_asked_for():
+    assert TileConfig(stride_px=512, gaps=True).stride_px == 512
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"tile": {"patch_size": 512}}, r"tile\.patch_size\n *Extra inputs.*512"),
         ({"tile": {"inner_px": 700}}, r"inner_px is 700 and patch_px 512"),
+        ({"tile": {"stride_px": 512}}, r"stride_px is 512 and inner_px 256: .*or gaps to true"),
         ({"tile": {"level": 0, "mpp": 0.5}}, r"either level or mpp"),
         ({"catalog": {"csv": "a.csv", "slides": "b"}}, r"either csv or slides"),
         (

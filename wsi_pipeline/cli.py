@@ -229,9 +229,9 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Of the 
 @click.option(
     "--mode",
     "modes",
-    type=click.Choice(["official", "corrected", "lecture"]),
+    type=click.Choice(["official", "corrected"]),
     multiple=True,
-    help="A definition of FROC; both that detections have unless given.",
+    help="A definition of FROC; both unless given. The lecture's needs patches: `wsi evaluate`.",
 )
 @results_option
 @seed_option
@@ -241,11 +241,6 @@ def froc(scheduler, modes, tumour, out, **settings):
     from wsi_pipeline.jobs.cluster import connect
     from wsi_pipeline.stages import froc as stage
 
-    if "lecture" in modes:
-        raise RunError(
-            "mode is lecture: it is defined on patches, which a folder of detections does not"
-            " hold; `wsi evaluate` gives it for a run, here there are official and corrected"
-        )
     with alone_in(out), connect(scheduler) as client:
         if tumour:
             settings["tumour"] = tumour

@@ -122,6 +122,11 @@ class TileConfig(Section):
     patch_px: int = Field(512, ge=32, description="side of a patch, working px")
     stride_px: int = Field(256, gt=0, description="step between patches, working px")
     inner_px: int = Field(256, gt=0, description="side of the centred square that gives the label")
+    gaps: bool = Field(
+        False,
+        description="whether stride_px may be larger than inner_px: what lies between the inner"
+        " squares then gives no patch its label, and lesions there are lost",
+    )
     min_tissue: Fraction = Field(
         0.05, description="a patch is indexed if more than this share of its inner square is tissue"
     )
@@ -131,6 +136,12 @@ class TileConfig(Section):
     def _consistent(self):
         if (self.level is None) == (self.mpp is None):
             raise ValueError("give either level or mpp and set the other to null")
+        if self.stride_px > self.inner_px and not self.gaps:
+            raise ValueError(
+                f"stride_px is {self.stride_px} and inner_px {self.inner_px}: annotated pixels"
+                " between the inner squares would give no label. Set stride_px to inner_px or less,"
+                " or gaps to true"
+            )
         try:
             PatchGrid(Bounds(0, 0, 1, 1), 1.0, 1.0, self.patch_px, self.stride_px, self.inner_px)
         except ConfigError as error:

@@ -251,9 +251,30 @@ def test_lesion_without_tissue_is_uncovered():
         shapely.box(5000, 0, 5010, 10),
     ]
     grid = patch_grid(bounds, 1.0, 200, 100, 100)
-    found = index(lesions, 1, grid, TissueMask(mask, bounds, 10.0))
-    assert uncovered_lesions(found, lesions) == [1, 3]
-    assert uncovered_lesions(index(lesions[1:2], 1, grid), lesions[1:2]) == []
+    tissue = TissueMask(mask, bounds, 10.0)
+    found = index(lesions, 1, grid, tissue)
+    assert uncovered_lesions(found, lesions, tissue) == {
+        1: "has no tissue in the mask",
+        3: "lies outside what was scanned",
+    }
+    covered = index(lesions[1:2], 1, grid)
+    assert uncovered_lesions(covered, lesions[1:2], all_tissue()) == {}
+
+
+def test_the_true_reason_is_told_of_a_lesion_that_no_patch_can_find():
+    bounds = Bounds(0, 0, 400, 400)
+    grid = patch_grid(bounds, 1.0, patch_px=100, stride_px=100, inner_px=50)
+    # Inner squares at 0 to 50, 100 to 150, ...: one lesion in a gap, one where 1 of 25 px is tissue.
+    lesions = [shapely.box(60, 60, 90, 90), shapely.box(210, 210, 220, 220)]
+    mask = np.zeros((40, 40), bool)
+    mask[:10, :10] = True
+    mask[20, 20] = True
+    tissue = TissueMask(mask, bounds, 10.0)
+    found = build_index("s", grid, tissue, lesions, 1, min_tissue=0.05)
+    assert uncovered_lesions(found, lesions, tissue) == {
+        1: "lies between the inner squares",
+        2: "is in inner squares with 4.0% tissue at most, too little for tile.min_tissue",
+    }
 
 
 @pytest.mark.parametrize(
@@ -315,7 +336,7 @@ def test_index_without_patches_survives_its_file(tmp_path):
     write_index(index(lesions, tissue=nothing), tmp_path / "s1.parquet")
     found = read_index(tmp_path / "s1.parquet")
     assert found.table.num_rows == 0
-    assert uncovered_lesions(found, lesions) == [1, 2, 3, 4]
+    assert [*uncovered_lesions(found, lesions, nothing)] == [1, 2, 3, 4]
 
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

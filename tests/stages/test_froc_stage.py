@@ -122,10 +122,10 @@ def test_a_slide_that_fails_leaves_no_score_not_even_an_old_one(cohort, wsi_froc
     assert left == {"hits", "done", "failures.csv"}
 
 
-def test_lecture_needs_patches(wsi_froc):
+def test_the_lectures_mode_needs_patches_and_is_not_offered(wsi_froc):
     done = wsi_froc("--annotations", "annotations", "--out", "out", "--mode", "lecture")
     assert done.returncode == 2
-    assert "it is defined on patches" in done.stderr
+    assert "'lecture' is not one of 'official', 'corrected'" in done.stderr
 
 
 def one_slide(folder, slide="Tumor_1", label=1, truth="annotations/Tumor_1.xml", side=SIDE):

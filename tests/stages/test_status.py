@@ -126,3 +126,14 @@ def test_heatmaps_of_splits_that_are_no_longer_asked_for_do_not_count(run):
     settings(run, splits=("test",))
     found = counts(run)
     assert (found["heatmap-net"], found["evaluate-net"]) == ((0, 2), (0, 2))
+
+
+def test_slides_that_could_not_be_opened_are_counted(run):
+    slides = pd.read_parquet(run / "slides.parquet")
+    slides.loc[slides["slide_id"] == "d", "status"] = "failed"
+    slides.to_parquet(run / "slides.parquet")
+    record(run, "catalog", ["a", "b"], 0)
+    row = "catalog,d,d,SlideError,no such file,2026-01-01T00:00:00+00:00"
+    (run / "failures.csv").write_text(f"stage,slide_id,unit,error,reason,time\n{row}\n")
+    catalog = next(row for row in stage_status(run) if row.stage == "catalog")
+    assert (catalog.done, catalog.failed, catalog.left) == (2, 1, 1)

@@ -135,10 +135,25 @@ def build_index(
     return PatchIndex(slide_id, grid, pa.table([pa.array(c) for c in columns], schema=SCHEMA))
 
 
-def uncovered_lesions(index: PatchIndex, lesions: Sequence[shapely.Polygon]) -> list[int]:
-    """Ids of the lesions that no indexed patch's inner square intersects."""
+def uncovered_lesions(
+    index: PatchIndex, lesions: Sequence[shapely.Polygon], tissue: TissueMask
+) -> dict[int, str]:
+    """Why no indexed patch's inner square intersects a lesion, by the ids of such lesions."""
     found = pc.unique(pc.list_flatten(index.table["lesions"]))
-    return np.setdiff1d(np.arange(1, len(lesions) + 1), found.to_numpy()).tolist()
+    ids = np.setdiff1d(np.arange(1, len(lesions) + 1), found.to_numpy()).tolist()
+    return {i: _why_uncovered(lesions[i - 1], index.grid, tissue) for i in ids}
+
+
+def _why_uncovered(lesion: shapely.Polygon, grid: PatchGrid, tissue: TissueMask) -> str:
+    rows, cols = np.indices(grid.shape).reshape(2, -1)
+    cell, _, _ = _overlaps(grid, rows, cols, [lesion])
+    if not len(cell):
+        gaps = grid.stride_px > grid.inner_px
+        return "lies between the inner squares" if gaps else "lies outside what was scanned"
+    share = tissue.fraction(grid.inner_boxes(rows[cell], cols[cell])).max()
+    if share == 0:
+        return "has no tissue in the mask"
+    return f"is in inner squares with {share:.1%} tissue at most, too little for tile.min_tissue"
 
 
 def write_index(index: PatchIndex, path) -> None:

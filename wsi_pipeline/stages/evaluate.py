@@ -121,8 +121,11 @@ def run(config: Config, client: Client) -> Outcome:
     test = slides[slides["split"] == "test"]
     if test.empty:
         raise RunError(
-            f"{config.out}: no slide of the test split could be evaluated: run the heatmap stage,"
-            f" and see {config.out / 'failures.csv'}"
+            f"{config.out}: no slide of the test split could be evaluated: see"
+            f" {config.out / 'failures.csv'}"
+            if outcome.failed
+            else f"{config.out}: no slide of a known label is in the test split: see catalog.split"
+            " and the table's columns split and label"
         )
     precision = _precision(config, card, [outcome.results[s] for s in slides["slide_id"]])
     judged = _judge(config, folder, test)

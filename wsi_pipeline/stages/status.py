@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
 from wsi_pipeline.config import Config
 from wsi_pipeline.config_file import load_config
 from wsi_pipeline.errors import RunError
@@ -223,7 +225,7 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, set[str] | None]
     predicted = set(slides["slide_id"][in_split(config.heatmap.splits)])
     learned = slides["patient_id"].isin(_learned(run_dir, config.train.name))
     found = {
-        "catalog": set(read_done(run_dir, "catalog")),
+        "catalog": set(pd.read_parquet(slides_path(run_dir), columns=["slide_id"])["slide_id"]),
         "tile": set(slides["slide_id"]),
         "train": {config.train.name},
         predict: None,  # slabs: how many there are is known while they are made

@@ -103,8 +103,8 @@ class TileSlide(Unit):
             "backend_reason": backend.reason,
             "notes": notes
             + [
-                f"lesion {lesion} has no tissue in the mask: no patch can find it"
-                for lesion in uncovered_lesions(index, lesions)
+                f"lesion {lesion} {why}: no patch can find it"
+                for lesion, why in uncovered_lesions(index, lesions, mask).items()
             ],
             "failures": [f"taken for no tissue: {reason}" for reason in mask.unread],
         }
