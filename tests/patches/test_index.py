@@ -264,7 +264,7 @@ def test_lesion_without_tissue_is_uncovered():
 def test_the_true_reason_is_told_of_a_lesion_that_no_patch_can_find():
     bounds = Bounds(0, 0, 400, 400)
     grid = patch_grid(bounds, 1.0, patch_px=100, stride_px=100, inner_px=50)
-    # Inner squares at 0 to 50, 100 to 150, ...: one lesion in a gap, one where 1 of 25 px is tissue.
+    # Inner squares at 0 to 50, 100 to 150 ...: a lesion in a gap, one where 1 of 25 px is tissue.
     lesions = [shapely.box(60, 60, 90, 90), shapely.box(210, 210, 220, 220)]
     mask = np.zeros((40, 40), bool)
     mask[:10, :10] = True

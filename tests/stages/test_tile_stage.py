@@ -72,7 +72,8 @@ def test_patches_of_an_edited_annotation_or_of_other_settings_are_out_of_date(tm
     assert stale_slides(config, slides) == []
     (tmp_path / "edited.xml").write_text("<b/>")
     assert stale_slides(config, slides) == ["edited"]
-    other = config.model_copy(update={"tile": TileConfig(patch_px=256, inner_px=128)})
+    tile = TileConfig(patch_px=256, stride_px=128, inner_px=128)
+    other = config.model_copy(update={"tile": tile})
     assert stale_slides(other, slides) == ["kept", "edited"]
 
 
