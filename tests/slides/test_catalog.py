@@ -9,12 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import CatalogError
-from wsi_pipeline.slides.catalog import (
-    assign_splits,
-    read_catalog,
-    read_measured_slides,
-    scan_folders,
-)
+from wsi_pipeline.slides.catalog import read_catalog, read_measured_slides
+from wsi_pipeline.slides.folders import scan_folders
+from wsi_pipeline.slides.splits import assign_splits
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
@@ -101,10 +98,13 @@ def test_reads_what_a_spreadsheet_saves(tmp_path):
         (["slide_id,path,mpp", "a,a.svs,40x"], "line 2: mpp is '40x'"),
         (["slide_id,path,split", "a,a.svs,dev"], "line 2: split is 'dev'"),
         (["slide_id,path", "a,a.svs", "A,b.svs"], "lines 2, 3: the same slide_id, 'a'"),
-        (["slide_id,path", "a,a.svs", "b,b.svs", "c,a.svs"], "lines 2, 4: the same path"),
+        (
+            ["slide_id,path", "a,a.svs", "b,b.svs", "c,a.svs"],
+            r"the same path .* for the slides a \(line 2, .*\), c \(line 4, ",
+        ),
         (
             ["slide_id,path,annotation", "a,a,x/a.xml", "b,b,", "c,c,./x//a.xml", "d,d,"],
-            r"lines 2, 4: the same annotation, '.*x/a\.xml', is there 2 times \(slides a, c\)",
+            r"the same annotation .* for the slides a \(line 2, .*x/a\.xml\), c \(line 4, ",
         ),
         (
             ["slide_id,path,split", "a,a.svs,train", "b,b.svs,"],
@@ -177,7 +177,7 @@ def folder(tmp_path):
 def test_pairs_slides_and_annotations_by_name(folder):
     slides = folder("slides", "t2.tif", "normal/n1.SVS", "t1.svs", "notes.txt", ".t1.svs")
     xml = folder("xml", "t1.xml", "deep/t2.geojson", "readme.md")
-    frame = scan_folders(slides, xml)
+    frame = scan_folders(slides, xml)[0]
     assert frame["slide_id"].tolist() == ["n1", "t1", "t2"]
     assert frame["path"].tolist() == [
         str(slides / file) for file in ("normal/n1.SVS", "t1.svs", "t2.tif")
@@ -190,7 +190,7 @@ def test_pairs_slides_and_annotations_by_name(folder):
     assert frame["patient_id"].tolist() == ["n1", "t1", "t2"]
     assert frame[["split", "label", "mpp"]].isna().all(axis=None)
     assert list(frame.columns) == list(read_catalog_columns(folder))
-    assert scan_folders(slides)["annotation"].isna().all()
+    assert scan_folders(slides)[0]["annotation"].isna().all()
 
 
 def read_catalog_columns(folder):
@@ -201,7 +201,7 @@ def read_catalog_columns(folder):
 
 def test_data_folder_of_an_mrxs_is_no_slide(folder):
     slides = folder("slides", "case.1.mrxs", "case.1/Data0000.dat", "case.1/preview.tif")
-    assert scan_folders(slides)["slide_id"].tolist() == ["case.1"]
+    assert scan_folders(slides)[0]["slide_id"].tolist() == ["case.1"]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +335,7 @@ def test_measured_slides_need_no_files(tmp_path):
         "mpp": [0.25, 1.0],
         "label": [1, 0],
         "patient_id": ["p", "b"],
+        "patient_source": ["table", "slide"],
     }
 
 

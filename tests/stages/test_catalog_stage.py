@@ -95,7 +95,8 @@ def test_a_table_without_validation_gets_it_from_the_patients_of_train(tmp_path)
             },
         }
     )
-    frame = _listed_slides(config)
+    frame, notes = _listed_slides(config)
+    assert notes == ["no slide is in the validation split: its patients are drawn from train"]
     assert set(frame.loc[frame["slide_id"].isin([f"s{i}" for i in range(40, 50)]), "split"]) == {
         "test"
     }

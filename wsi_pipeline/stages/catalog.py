@@ -2,21 +2,27 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import chain
 
 import pandas as pd
 from distributed import Client
 
 from wsi_pipeline.config import AnnotationConfig, CatalogConfig, Config
 from wsi_pipeline.errors import CatalogError, SlideError
-from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.files import replace_atomically, write_whole
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import LargeFile, SmallFile, Unit
 from wsi_pipeline.slides.annotations import Annotation, read_annotation, uses_bounds_origin
-from wsi_pipeline.slides.catalog import assign_splits, read_catalog, scan_folders
+from wsi_pipeline.slides.catalog import read_catalog
+from wsi_pipeline.slides.folders import scan_folders
+from wsi_pipeline.slides.patients import patient_notes
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, slides_path
+from wsi_pipeline.slides.same_slide import copies, slide_fingerprint
+from wsi_pipeline.slides.splits import assign_splits
+from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, notes_path, slides_path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+COPIES_NAMED = 5
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +32,17 @@ def run(config: Config, client: Client) -> Outcome:
 
     Columns: ``slide_id, path, annotation, patient_id, split`` (strings), ``label`` (1 tumour,
     0 normal, -1 unknown), ``mpp`` (um per level-0 px), ``width, height`` (level-0 px), ``status``
-    ("ok" or "failed"; why is in ``RUN/failures.csv``).
+    ("ok", "failed": why is in ``RUN/failures.csv``, or "copy": the same slide as another).
+    ``RUN/notes.txt`` says where patients come from and what was passed over in folders.
 
     Raises
     ------
     CatalogError
-        If the table or the folders contradict themselves, or hold no slide.
+        If the table or the folders contradict themselves, or hold no slide; once all slides were
+        opened, if some of them are copies of one slide.
     """
-    frame = _listed_slides(config)
+    frame, notes = _listed_slides(config)
+    notes = _keep_notes(config, [], notes)
     outcome = run_units(
         client,
         (_unit(row, config.catalog) for row in frame.itertuples(index=False)),
@@ -48,12 +57,52 @@ def run(config: Config, client: Client) -> Outcome:
         [{"slide_id": key, **outcome.results[key]} for key in outcome.results],
         columns=["slide_id", "label", "mpp", "width", "height"],
     )
+    _keep_notes(config, notes, _same_annotations(outcome.results))
+    copied = copies({key: of["fingerprint"] for key, of in outcome.results.items()})
     frame = frame.drop(columns=["label", "mpp"]).merge(found, on="slide_id", how="left")
     frame["status"] = frame["width"].notna().map({True: "ok", False: "failed"})
+    frame.loc[frame["slide_id"].isin(list(chain(*copied))), "status"] = "copy"
     frame = frame.astype({"label": "Int8", "width": "Int64", "height": "Int64"})
     with replace_atomically(slides_path(config.out)) as path:
         frame[list(SLIDE_COLUMNS)].to_parquet(path, index=False)
+    _refuse_copies(copied, frame)
     return outcome
+
+
+def _keep_notes(config: Config, notes: list[str], new: list[str]) -> list[str]:
+    """Log the new notes and write all of them; they are given back together."""
+    for note in new:
+        logger.info("note: %s", note)
+    together = [*notes, *new]
+    write_whole(notes_path(config.out), "".join(f"{note}\n" for note in together).encode())
+    return together
+
+
+def _same_annotations(results: dict[str, dict]) -> list[str]:
+    """Note slides whose annotations are copies of one file; those without a lesion may be."""
+    drawn = {slide_id: of["annotation"] for slide_id, of in results.items() if of["lesions"]}
+    return [
+        f"the annotations of the slides {_listed(slide_ids)} have the same content: lesions of one"
+        " slide rarely fit another"
+        for slide_ids in copies(drawn)
+    ]
+
+
+def _refuse_copies(copied: list[list[str]], frame: pd.DataFrame):
+    if not copied:
+        return
+    path_of = dict(zip(frame["slide_id"], frame["path"], strict=True))
+    groups = [_listed([f"{one} ({path_of[one]})" for one in group]) for group in copied]
+    raise CatalogError(
+        f"these slides are copies of one slide: {'; and these: '.join(groups[:COPIES_NAMED])}"
+        f" (slides with copies: {len(copied)}). Keep one of each: copies in two splits leak, and"
+        " copies in one split count twice. slides.parquet marks all of them 'copy'"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - COPIES_NAMED
+    return ", ".join(names[:COPIES_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def slide_annotation(slide: Slide, file: SmallFile | None, rules: AnnotationConfig) -> Annotation:
@@ -91,8 +140,9 @@ class InspectSlide(Unit):
         Returns
         -------
         dict
-            ``width, height`` (level-0 px), ``mpp``, ``label``, ``lesions`` (their number) and
-            ``notes`` (what was repaired or passed over in the annotation).
+            ``width, height`` (level-0 px), ``mpp``, ``label``, ``lesions`` (their number),
+            ``notes`` (what was repaired or passed over in the annotation), and what is the same
+            for copies: ``fingerprint`` of the slide, ``annotation`` (None without one).
         """
         with _open(self.slide.path, self.mpp, self.default_mpp) as slide:
             found = slide_annotation(slide, self.annotation, self.annotation_rules)
@@ -104,6 +154,8 @@ class InspectSlide(Unit):
                 "label": self._label(len(found.lesions)),
                 "lesions": len(found.lesions),
                 "notes": found.notes,
+                "fingerprint": slide_fingerprint(slide),
+                "annotation": self.annotation and self.annotation.state,
             }
 
     def _label(self, lesions: int) -> int:
@@ -129,22 +181,24 @@ def _open(path: str, mpp: float | None, default_mpp: float | None) -> Slide:
         return Slide(path, default_mpp)
 
 
-def _listed_slides(config: Config) -> pd.DataFrame:
-    catalog = config.catalog
+def _listed_slides(config: Config) -> tuple[pd.DataFrame, list[str]]:
+    """The slides with their patients and splits, and notes on the catalog as a whole."""
+    catalog, notes = config.catalog, []
     if catalog.csv is not None:
-        frame = read_catalog(catalog.csv)
+        frame = read_catalog(catalog.csv, catalog.patient_from)
     else:
-        frame = scan_folders(catalog.slides, catalog.annotations)
+        frame, notes = scan_folders(catalog.slides, catalog.annotations, catalog.patient_from)
+    notes += patient_notes(frame)
     if frame["split"].isna().all():
-        return assign_splits(frame, catalog.split, config.seed)
+        return assign_splits(frame, catalog.split, config.seed), notes
     shares = _train_shares(catalog.split)
     splits = set(frame["split"])
     if shares and "train" in splits and "validation" not in splits:
         drawn = frame["split"] == "train"
         unsplit = frame[drawn].assign(split=pd.NA)
         frame.loc[drawn, "split"] = assign_splits(unsplit, shares, config.seed)["split"]
-        logger.info("no slide is in the validation split: its patients are drawn from train")
-    return frame
+        notes.append("no slide is in the validation split: its patients are drawn from train")
+    return frame, notes
 
 
 def _train_shares(split: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.config_file import load_config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.jobs.record import Failure, read_done, read_failures
-from wsi_pipeline.stages.leakage import learned_patients
+from wsi_pipeline.stages.leakage import learned_patients, of_patients
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
     EXPLAIN_STAGES,
@@ -23,6 +23,7 @@ from wsi_pipeline.stages.run_directory import (
     index_path,
     model_folder,
     model_id,
+    notes_path,
     of_model,
     read_model_card,
     read_slides,
@@ -82,6 +83,12 @@ def notes_by_slide(run_dir: Path, model: str) -> dict[str, list[str]]:
         for slide_id, line in read_done(run_dir, stage).items():
             notes[slide_id] += line["result"].get("notes", [])
     return {slide_id: list(dict.fromkeys(found)) for slide_id, found in notes.items() if found}
+
+
+def catalog_notes(run_dir: Path) -> list[str]:
+    """What the catalog stage noted of all slides together; none where it has not run."""
+    path = notes_path(run_dir)
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def reading_summary(results: Iterable[dict]) -> str:
@@ -221,7 +228,7 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, set[str] | None]
     begun = [stage for stage in begun if read_done(run_dir, stage)]  # no part of every run
     in_split = slides["split"].isin
     predicted = set(slides["slide_id"][in_split(config.heatmap.splits)])
-    learned = slides["patient_id"].isin(_learned(run_dir, config.train.name))
+    learned = of_patients(slides, _learned(run_dir, config.train.name))
     found = {
         "catalog": set(read_done(run_dir, "catalog")),
         "tile": set(slides["slide_id"]),

@@ -25,6 +25,7 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
     tissue_folder,
 )
+from wsi_pipeline.stages.status import catalog_notes
 
 
 def run(config: Config, client: Client) -> Outcome:
@@ -155,4 +156,5 @@ def _write_page(config: Config, slides: pd.DataFrame, tiled: Outcome):
         title=f"Tissue of {config.out.name}",
         slides=found,
         failures=pd.DataFrame(failures),
+        notes=catalog_notes(config.out),
     )
