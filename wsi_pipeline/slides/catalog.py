@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wsi_pipeline.errors import CatalogError
-from wsi_pipeline.slides.patients import AUTO, with_patients
+from wsi_pipeline.slides.patients import AUTO, NO_PATIENT, with_patients
 from wsi_pipeline.slides.same_slide import existing_form, refuse_same_files
 
 SLIDE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
@@ -32,6 +32,13 @@ def _safe_as_file_name(slide_id: str) -> str:
     return slide_id
 
 
+def _known(patient_id: str) -> str | None:
+    return None if patient_id.casefold() in NO_PATIENT else patient_id
+
+
+PatientId = Annotated[str, AfterValidator(_known)]
+
+
 class _Row(BaseModel):
     """A slide as the table states it; an empty cell is an absent value."""
 
@@ -40,7 +47,7 @@ class _Row(BaseModel):
     slide_id: Annotated[str, AfterValidator(_safe_as_file_name)]
     path: str
     annotation: str | None = None
-    patient_id: str | None = None
+    patient_id: PatientId | None = None
     split: Literal["train", "validation", "test"] | None = None
     label: Annotated[int, Field(ge=0, le=1)] | None = None
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -56,7 +63,7 @@ class _MeasuredRow(BaseModel):
     height: Annotated[int, Field(gt=0)]
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     label: Annotated[int, Field(ge=0, le=1)]
-    patient_id: str | None = None
+    patient_id: PatientId | None = None
 
 
 def read_catalog(path, patient_from: str | None = AUTO) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -13,10 +13,12 @@ from wsi_pipeline.errors import CatalogError
 # from its beginning to its end.
 KNOWN_NAMES = {
     "tcga": r"(TCGA[-.][A-Z0-9]{2}[-.][A-Z0-9]{4})(?:[-._].*)?",  # TCGA-AA-0001-01Z-00-DX1
-    "cptac": r"(C3[LN]-\d{5})(?:-\d{2}.*)?",  # C3L-00001-21
-    "gtex": r"(GTEX-[A-Z0-9]{4,5})(?:-\d{4}.*)?",  # GTEX-1117F-0126
-    "camelyon17": r"(patient_\d+)(?:_node_\d+.*)?",  # patient_010_node_4
+    "cptac": r"(C3[LN]-\d{5})-\d{2}.*",  # C3L-00001-21
+    "gtex": r"(GTEX-[A-Z0-9]{4,5})-\d{4}.*",  # GTEX-1117F-0126
+    "camelyon17": r"(patient_\d+)_node_\d+.*",  # patient_010_node_4
 }
+NO_PATIENT = frozenset(("na", "n/a", "nan", "null", "none", "unknown", "-", "?"))
+"""What tables write where they know no patient; case ignored."""
 AUTO, FROM_TABLE, FROM_SETTING, ITSELF = "auto", "table", "setting", "slide"
 PATIENTS_NAMED = 5
 DASHES = "\u2010-\u2015\u2212"
@@ -162,37 +164,43 @@ def refuse_two_spellings(slides: pd.DataFrame, source: str, places: Sequence[str
     CatalogError
         If there are any; see `same_patient_key`.
     """
-    keys = slides["patient_id"].map(same_patient_key, na_action="ignore")
-    own = slides["patient_source"].eq(ITSELF) if "patient_source" in slides else False
-    of_key = slides.assign(key=keys, own=own).groupby("key")
-    mixed = of_key["patient_id"].transform("nunique").gt(1) & ~of_key["own"].transform("all")
-    if mixed.any():
-        first = keys.eq(keys[mixed].iloc[0]).fillna(False).astype(bool)
-        spellings = slides[first].drop_duplicates("patient_id")
-        raise CatalogError(
-            f"{source}: these patient ids differ only in spelling and look like one patient:"
-            f" {_listed(spellings, slides, places)}. Write one patient's id alike in all rows; give"
-            " different patients ids that differ in more than case, spaces, dashes or zeros"
-        )
+    spellings, stated = defaultdict(dict), set()
+    sources = slides.get("patient_source", [FROM_TABLE] * len(slides))
+    for at, (patient, source_of) in enumerate(zip(slides["patient_id"], sources, strict=True)):
+        if not pd.isna(patient):
+            key = same_patient_key(patient)
+            spellings[key].setdefault(patient, at)
+            if source_of != ITSELF:
+                stated.add(key)
+    for key, first in spellings.items():
+        if len(first) > 1 and key in stated:
+            raise CatalogError(
+                f"{source}: these patient ids differ only in spelling and look like one patient:"
+                f" {_listed(first.values(), slides, places)}. Write one patient's id alike in all"
+                " rows; give different patients ids that differ in more than case, spaces, dashes"
+                " or zeros"
+            )
 
 
 def _refuse_other_than_named(slides: pd.DataFrame, source: str, places: Sequence[str]) -> None:
-    named = slides["slide_id"].map(lambda slide_id: (known_patient(slide_id) or ("", None))[1])
-    keys = slides["patient_id"].map(same_patient_key)
-    several = keys.groupby(named).nunique()
-    for patient in several.index[several > 1]:
-        of_patient = slides[named == patient].drop_duplicates("patient_id")
-        raise CatalogError(
-            f"{source}: by their names these slides are of one patient, {patient}, but their"
-            f" patient ids differ: {_listed(of_patient, slides, places)}. Give them one patient_id,"
-            " or set catalog.patient_from: null if their names do not state the patient"
-        )
+    patients = defaultdict(dict)
+    for at, row in enumerate(slides.itertuples(index=False)):
+        if found := known_patient(row.slide_id):
+            patients[found[1]].setdefault(row.patient_id, at)
+    for named, first in patients.items():
+        if len(first) > 1:
+            raise CatalogError(
+                f"{source}: by their names these slides are of one patient, {named}, but their"
+                f" patient ids differ: {_listed(first.values(), slides, places)}. Give them one"
+                " patient_id, or set catalog.patient_from: null if their names do not state the"
+                " patient"
+            )
 
 
-def _listed(rows: pd.DataFrame, slides: pd.DataFrame, places: Sequence[str]) -> str:
+def _listed(positions: Iterable[int], slides: pd.DataFrame, places: Sequence[str]) -> str:
     told = [
         f"{slides['patient_id'].iloc[at]!r} (slide {slides['slide_id'].iloc[at]}, {places[at]})"
-        for at in slides.index.get_indexer(rows.index)
+        for at in positions
     ]
     more = f" and {len(told) - PATIENTS_NAMED} more" if len(told) > PATIENTS_NAMED else ""
     return ", ".join(told[:PATIENTS_NAMED]) + more
