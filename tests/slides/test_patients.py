@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from wsi_pipeline.errors import CatalogError
+from wsi_pipeline.slides.catalog import read_catalog
 from wsi_pipeline.slides.patients import (
     check_patient_rule,
     known_patient,
@@ -119,13 +120,18 @@ def test_slides_that_are_their_own_patients_are_not_compared_by_spelling():
         filled(("s1", None), ("x", "S1"))
 
 
-def test_a_table_may_not_give_one_named_patient_several_ids_unless_names_do_not_count():
+def test_a_table_may_not_give_one_named_patient_several_ids_unless_names_do_not_count(tmp_path):
+    def patients(*rows, rule="auto"):
+        lines = [f"{slide_id},{slide_id}.svs,{patient or ''}\n" for slide_id, patient in rows]
+        (tmp_path / "slides.csv").write_text("slide_id,path,patient_id\n" + "".join(lines))
+        return read_catalog(tmp_path / "slides.csv", rule)["patient_id"].tolist()
+
     rows = ("patient_001_node_1", "a"), ("patient_001_node_2", "b")
     with pytest.raises(CatalogError, match=r"of one patient, patient_001, but .* set catalog"):
-        filled(*rows)
+        patients(*rows)
     assert patients(*rows, rule=None) == ["a", "b"]
     with pytest.raises(CatalogError, match="of one patient, TCGA-AA-0001"):
-        filled(("TCGA-AA-0001-01Z", "case 7"), ("TCGA-AA-0001-02Z", None))
+        patients(("TCGA-AA-0001-01Z", "case 7"), ("TCGA-AA-0001-02Z", None))
     assert patients(("patient_001_node_1", "a"), ("patient_001_node_2", "a")) == ["a", "a"]
 
 
@@ -133,9 +139,9 @@ def test_notes_say_where_patients_come_from():
     assert patient_notes(filled(("a", "P1"), ("b", "P2"))) == []
     assert patient_notes(filled(("a", None))) == []  # one slide is one patient
     assert patient_notes(filled(("a", None), ("b", None))) == [
-        "each of the 2 slides was taken as its own patient: patient_id does not state the patient,"
-        " and catalog.patient_from finds none in the name. If a patient has several slides, fill in"
-        " patient_id or set catalog.patient_from; else they leak between splits"
+        "each of the 2 slides was taken as its own patient: no patient_id is stated, and none is"
+        " known from the name. If a patient has several slides, fill in patient_id or set"
+        " catalog.patient_from, since splits and intervals are over patients"
     ]
     mixed = filled(("a", "P1"), ("b", None), ("C3L-00001-21", None), ("C3L-00001-22", None))
     own, named = patient_notes(mixed)

@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wsi_pipeline.errors import CatalogError
-from wsi_pipeline.slides.patients import AUTO, NO_PATIENT, with_patients
+from wsi_pipeline.slides.patients import AUTO, NO_PATIENT, refuse_several_for_a_name, with_patients
 from wsi_pipeline.slides.same_slide import existing_form, refuse_same_files
 
 SLIDE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
@@ -92,8 +92,9 @@ def read_catalog(path, patient_from: str | None = AUTO) -> pd.DataFrame:
     CatalogError
         If the table cannot be read, holds no slide, has unknown or missing columns, a bad value,
         a slide id twice (upper and lower case alike), a slide file or an annotation twice (under
-        one name or several), a patient spelled in two ways, a split for only some slides, or a
-        patient in two splits; the message names the table and the line.
+        one name or several), a patient spelled in two ways or in two splits, several patients for
+        slides that are of one by their names (with "auto"), or a split for only some slides; the
+        message names the table and the line.
     """
     path = Path(path)
     lines, rows = _read_rows(path, _Row)
@@ -187,7 +188,10 @@ def catalog_frame(
     frame = frame.astype(DTYPES)
     for column in ("path", "annotation"):
         refuse_same_files(frame, column, source, places)
-    return with_patients(frame, patient_from, source, places)
+    frame = with_patients(frame, patient_from, source, places)
+    if patient_from == AUTO:
+        refuse_several_for_a_name(frame, source, places)
+    return frame
 
 
 def _refuse_repeated_ids(rows: Sequence[BaseModel], path: Path, lines: list[int]) -> list[str]:

@@ -109,8 +109,7 @@ def with_patients(
     Raises
     ------
     CatalogError
-        If an id does not match the rule, two patients differ only in spelling, or slides whose
-        names state one patient have several.
+        If an id does not match the rule, or two patients differ only in spelling.
     """
     patients, sources = [], []
     for row, place in zip(slides.itertuples(), places, strict=True):
@@ -129,8 +128,6 @@ def with_patients(
     filled = slides.assign(patient_id=patients, patient_source=sources)
     filled = filled.astype({"patient_id": "string", "patient_source": "string"})
     refuse_two_spellings(filled, source, places)
-    if rule == AUTO:
-        _refuse_other_than_named(filled, source, places)
     return filled
 
 
@@ -182,7 +179,19 @@ def refuse_two_spellings(slides: pd.DataFrame, source: str, places: Sequence[str
             )
 
 
-def _refuse_other_than_named(slides: pd.DataFrame, source: str, places: Sequence[str]) -> None:
+def refuse_several_for_a_name(slides: pd.DataFrame, source: str, places: Sequence[str]) -> None:
+    """Refuse several patients for slides whose names state one patient of a public cohort.
+
+    Parameters
+    ----------
+    slides, source, places
+        See `with_patients`.
+
+    Raises
+    ------
+    CatalogError
+        If there are any.
+    """
     patients = defaultdict(dict)
     for at, row in enumerate(slides.itertuples(index=False)):
         if found := known_patient(row.slide_id):
@@ -206,8 +215,13 @@ def _listed(positions: Iterable[int], slides: pd.DataFrame, places: Sequence[str
     return ", ".join(told[:PATIENTS_NAMED]) + more
 
 
-def patient_notes(slides: pd.DataFrame) -> list[str]:
-    """Say which patients the table does not state, of what `with_patients` gave."""
+def patient_notes(
+    slides: pd.DataFrame, remedy: str = "fill in patient_id or set catalog.patient_from"
+) -> list[str]:
+    """Say which patients the table does not state, of what `with_patients` gave.
+
+    `remedy` is what to do where a patient has several slides that count as patients of their own.
+    """
     notes = []
     groups = defaultdict(list)
     for row in slides.itertuples(index=False):
@@ -219,9 +233,9 @@ def patient_notes(slides: pd.DataFrame) -> list[str]:
                 f"each of {len(rows)} of the {len(slides)} slides (first: {first.slide_id})"
             )  # fmt: skip
             notes.append(
-                f"{who} was taken as its own patient: patient_id does not state the patient, and"
-                " catalog.patient_from finds none in the name. If a patient has several slides,"
-                " fill in patient_id or set catalog.patient_from; else they leak between splits"
+                f"{who} was taken as its own patient: no patient_id is stated, and none is known"
+                f" from the name. If a patient has several slides, {remedy}, since splits and"
+                " intervals are over patients"
             )
         elif source not in (ITSELF, FROM_TABLE):
             how = "catalog.patient_from" if source == FROM_SETTING else f"{source} names"

@@ -93,7 +93,7 @@ def run(
     if (annotations is None) == (masks is None):
         raise RunError("give the lesions either as annotations or as masks, one of the two")
     table = read_measured_slides(slides)
-    for note in patient_notes(table):
+    for note in patient_notes(table, remedy="fill in patient_id"):
         logger.info("note: %s", note)
     files = detection_files(detections, table["slide_id"])
     truth = _truth(table, annotations, masks)
