@@ -89,8 +89,8 @@ def many_slides(quick: bool) -> list[Scale]:
     few, many = (20, 200) if quick else (500, 10_000)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        small, large = (linked_slides(folder, count) for count in (few, many))
-        what = "`wsi tile` of small slides (one file under many names)"
+        small, large = (small_slides(folder, count) for count in (few, many))
+        what = "`wsi tile` of small slides (one, in many copies that differ in a byte)"
         runs = [
             (what, few, tile(small, folder / "few")),
             (what, many, tile(large, folder / "many")),
@@ -238,15 +238,21 @@ def first_slab(path: Path) -> float:
     return seconds
 
 
-def linked_slides(folder: Path, count: int) -> Path:
-    """A table of so many slides, which are one small file under many names."""
+def small_slides(folder: Path, count: int) -> Path:
+    """A table of so many slides of 1 MB: a small one, with another print density in its last tile.
+
+    Without that they would be copies of one slide, which the catalog refuses.
+    """
     (plan,) = plan_cohort(1, 0, size=(2048, 2048), mpp=0.5)
     file = folder / write_slide(plan, folder)["path"]
+    content = bytearray(file.read_bytes())
+    density = content.rindex(b"JFIF\0") + 8
     (folder / str(count)).mkdir()
     rows = ["slide_id,path,patient_id,label"]
     for number in range(count):
         path = folder / str(count) / f"s{number:05d}.tif"
-        path.symlink_to(file)
+        content[density : density + 2] = (number + 1).to_bytes(2)
+        path.write_bytes(content)
         rows.append(f"{path.stem},{path},p{number // 4},{number % 2}")
     table = folder / f"{count}.csv"
     table.write_text("\n".join(rows) + "\n")

@@ -335,6 +335,7 @@ def status(run_dir):
     """What of a run is done, what failed, what is left."""
     from wsi_pipeline.jobs.record import read_failures
     from wsi_pipeline.stages.status import (
+        catalog_notes,
         heatmap_reading,
         notes_by_slide,
         precision_summary,
@@ -356,6 +357,8 @@ def status(run_dir):
     for stage, comparison in (("heatmap", "precision"), ("fine", "fine_precision")):
         if text := precision_summary(run_dir, model, comparison):
             out.print(f"{stage}: {text}", markup=False, soft_wrap=True)
+    for note in catalog_notes(run_dir):
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
     for slide_id, notes in notes_by_slide(run_dir, model).items():
         for note in notes:
             out.print(f"note: {slide_id}: {note}", markup=False)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Bounds, PatchGrid
+from wsi_pipeline.slides.patients import check_patient_rule
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 SplitName = Literal["train", "validation", "test"]
@@ -73,6 +74,13 @@ class CatalogConfig(Section):
     annotations: Path | None = Field(
         None, description="with slides: a folder of annotations named as the slides are"
     )
+    patient_from: str | None = Field(
+        "auto",
+        description="patient of a slide without patient_id: auto (from names of TCGA, CPTAC, GTEx"
+        " and CAMELYON17 slides, else each slide is its own patient), null (its own), or from every"
+        " such slide id: tcga, cptac, gtex, camelyon17, or a regular expression with one group,"
+        " such as '^([^_]+)_'",
+    )
     unannotated: Literal["unknown", "normal"] = Field(
         "unknown",
         description="a slide with neither annotation nor label: 'unknown' is predicted but never"
@@ -90,6 +98,8 @@ class CatalogConfig(Section):
         " without validation, that split is drawn from train",
     )
     annotation: AnnotationConfig = AnnotationConfig()
+
+    _known_rule = field_validator("patient_from")(check_patient_rule)
 
     @model_validator(mode="after")
     def _one_source(self):

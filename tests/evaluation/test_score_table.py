@@ -85,6 +85,11 @@ def test_slides_of_a_patient_are_resampled_together():
     assert ends[0] != ends[1]
 
 
+def test_slides_named_by_tcga_are_resampled_by_patient():
+    names = [f"TCGA-AA-000{n // 2}-01Z-00-DX{n % 2 + 1}" for n in range(6)]
+    assert metrics_of(a_table(name=names))["patients"] == 3
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -96,6 +101,7 @@ def test_slides_of_a_patient_are_resampled_together():
         ({"model": [0, 1, 0.5, "high", 0, 0]}, "row 4: model is 'high'"),
         ({"model": [0, 1, 0.5, np.inf, 0, 0]}, "row 4: model is 'inf'"),
         ({"name": list("abcdea")}, "row 6: name is 'a': each slide is one row"),
+        ({"name": list("abcdeA")}, "row 6: name is 'A': each slide is one row"),
         ({"name": ["a", "b", None, "d", "e", "f"]}, "row 3: name is None"),
         ({"split": ["test"] * 5 + ["hidden"]}, "row 6: split is 'hidden'"),
         ({"split": ["train"] * 6}, "no test row"),

@@ -1,22 +1,9 @@
-"""The list of slides, and its splits."""
+"""Tables of slides."""
 
-import math
-
-import numpy as np
-import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wsi_pipeline.errors import CatalogError
-from wsi_pipeline.slides.catalog import (
-    assign_splits,
-    read_catalog,
-    read_measured_slides,
-    scan_folders,
-)
-
-SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+from wsi_pipeline.slides.catalog import read_catalog, read_measured_slides
 
 
 @pytest.fixture
@@ -101,10 +88,13 @@ def test_reads_what_a_spreadsheet_saves(tmp_path):
         (["slide_id,path,mpp", "a,a.svs,40x"], "line 2: mpp is '40x'"),
         (["slide_id,path,split", "a,a.svs,dev"], "line 2: split is 'dev'"),
         (["slide_id,path", "a,a.svs", "A,b.svs"], "lines 2, 3: the same slide_id, 'a'"),
-        (["slide_id,path", "a,a.svs", "b,b.svs", "c,a.svs"], "lines 2, 4: the same path"),
+        (
+            ["slide_id,path", "a,a.svs", "b,b.svs", "c,a.svs"],
+            r"the same path .* for the slides a \(line 2, .*\), c \(line 4, ",
+        ),
         (
             ["slide_id,path,annotation", "a,a,x/a.xml", "b,b,", "c,c,./x//a.xml", "d,d,"],
-            r"lines 2, 4: the same annotation, '.*x/a\.xml', is there 2 times \(slides a, c\)",
+            r"the same annotation .* for the slides a \(line 2, .*x/a\.xml\), c \(line 4, ",
         ),
         (
             ["slide_id,path,split", "a,a.svs,train", "b,b.svs,"],
@@ -157,171 +147,7 @@ def test_unreadable_tables_are_named(tmp_path):
         read_catalog(tmp_path / "slides.csv")
 
 
-# scan_folders
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A function that makes empty files and gives their folder."""
-
-    def make(name, *files):
-        for file in files:
-            path = tmp_path / name / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        return tmp_path / name
-
-    return make
-
-
-def test_pairs_slides_and_annotations_by_name(folder):
-    slides = folder("slides", "t2.tif", "normal/n1.SVS", "t1.svs", "notes.txt", ".t1.svs")
-    xml = folder("xml", "t1.xml", "deep/t2.geojson", "readme.md")
-    frame = scan_folders(slides, xml)
-    assert frame["slide_id"].tolist() == ["n1", "t1", "t2"]
-    assert frame["path"].tolist() == [
-        str(slides / file) for file in ("normal/n1.SVS", "t1.svs", "t2.tif")
-    ]
-    assert frame["annotation"].fillna("none").tolist() == [
-        "none",
-        str(xml / "t1.xml"),
-        str(xml / "deep/t2.geojson"),
-    ]
-    assert frame["patient_id"].tolist() == ["n1", "t1", "t2"]
-    assert frame[["split", "label", "mpp"]].isna().all(axis=None)
-    assert list(frame.columns) == list(read_catalog_columns(folder))
-    assert scan_folders(slides)["annotation"].isna().all()
-
-
-def read_catalog_columns(folder):
-    path = folder("table", "slides.csv") / "slides.csv"
-    path.write_text("slide_id,path\na,a\n")
-    return read_catalog(path).columns
-
-
-def test_data_folder_of_an_mrxs_is_no_slide(folder):
-    slides = folder("slides", "case.1.mrxs", "case.1/Data0000.dat", "case.1/preview.tif")
-    assert scan_folders(slides)["slide_id"].tolist() == ["case.1"]
-
-
-@pytest.mark.parametrize(
-    ("slides", "annotations", "message"),
-    [
-        (["a.svs"], ["a.xml", "b.xml"], r"b\.xml: no slide of this name"),
-        (["a.svs"], ["a.xml", "a.json"], "two annotations have the same name"),
-        (["a.svs", "old/a.tif"], ["a.xml"], "two slides have the same name"),
-        (["a.svs", "A.tif"], ["a.xml"], "two slides have the same name"),
-        (["a.dcm", "b.dcm"], ["a.xml"], "several DICOM files"),
-        (["a b.svs"], ["a b.xml"], r"a b\.svs: slide_id is 'a b'"),
-        (["a.jpg"], ["a.xml"], "holds no slides"),
-        (["a.svs"], ["a.txt"], "holds no annotations"),
-    ],
-)
-def test_refuses_folders_that_do_not_pair(folder, slides, annotations, message):
-    with pytest.raises(CatalogError, match=message):
-        scan_folders(folder("slides", *slides), folder("xml", *annotations))
-
-
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(CatalogError, match="nowhere: no such folder of slides"):
-        scan_folders(tmp_path / "nowhere")
-
-
-# assign_splits
-
-
-def cohort(slides_of_patient, tumour):
-    rows = [
-        {"slide_id": f"s{patient}-{i}", "patient_id": f"p{patient}", "tumour": i == 0 and has}
-        for patient, (count, has) in enumerate(zip(slides_of_patient, tumour, strict=True))
-        for i in range(count)
-    ]
-    frame = pd.DataFrame(rows)
-    frame["label"] = frame["tumour"].map({True: 1, False: None}).astype("Int8")
-    frame["annotation"] = pd.Series(pd.NA, index=frame.index, dtype="string")
-    return frame
-
-
-def patients(frame):
-    return frame.groupby("patient_id")["split"].first().value_counts().to_dict()
-
-
-def test_exact_counts_by_hand():
-    """Of 20 patients 14, 2 and 4; of the 10 with a tumour 7, 1 and 2."""
-    frame = assign_splits(cohort([2] * 20, [True] * 10 + [False] * 10), SHARES, seed=0)
-    assert patients(frame) == {"train": 14, "validation": 2, "test": 4}
-    with_tumour = frame[frame["label"].eq(1).fillna(False)]
-    assert patients(with_tumour) == {"train": 7, "validation": 1, "test": 2}
-
-
-def test_largest_remainders_by_hand():
-    """Of 8 patients 5.6, 0.8 and 1.6: the two left over go to remainders 0.8 and, first, 0.6."""
-    frame = assign_splits(cohort([1] * 8, [False] * 8), SHARES, seed=0)
-    assert patients(frame) == {"train": 6, "validation": 1, "test": 1}
-
-
-def test_no_split_stays_empty_while_there_are_patients_for_all():
-    frame = assign_splits(cohort([1] * 3, [True, True, False]), SHARES, seed=0)
-    assert patients(frame) == {"train": 1, "validation": 1, "test": 1}
-    frame = assign_splits(cohort([1] * 2, [True, False]), SHARES, seed=0)
-    assert sum(patients(frame).values()) == 2
-
-
-def test_split_without_a_share_stays_empty():
-    shares = {"train": 0.5, "validation": 0.0, "test": 0.5}
-    frame = assign_splits(cohort([1] * 9, [True] * 4 + [False] * 5), shares, seed=0)
-    assert set(patients(frame)) == {"train", "test"}
-
-
-def test_annotated_patients_count_as_those_with_a_tumour():
-    frame = cohort([1] * 20, [False] * 20)
-    frame.loc[:9, "annotation"] = "a.xml"
-    split = assign_splits(frame, SHARES, seed=3)
-    assert patients(split[:10]) == {"train": 7, "validation": 1, "test": 2}
-
-
-def test_every_patient_has_the_same_chance():
-    """Over 500 seeds, each of 10 patients is in the test split about 100 times (sd 9)."""
-    frame = cohort([1] * 10, [True] * 5 + [False] * 5)
-    shares = {"train": 0.8, "test": 0.2}
-    in_test = np.zeros(10)
-    for seed in range(500):
-        in_test += (assign_splits(frame, shares, seed)["split"] == "test").to_numpy(float)
-    assert np.abs(in_test - 100).max() < 45
-
-
-@given(
-    cohort_of=st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=40),
-    weights=st.lists(st.integers(0, 10), min_size=3, max_size=3).filter(any),
-    seed=st.integers(0, 2**40),
-    data=st.data(),
-)
-def test_splits_hold_their_properties(cohort_of, weights, seed, data):
-    names = ("train", "validation", "test")
-    shares = {name: w / sum(weights) for name, w in zip(names, weights, strict=True)}
-    frame = cohort(*zip(*cohort_of, strict=True))
-    split = assign_splits(frame, shares, seed)
-
-    assert (split.groupby("patient_id")["split"].nunique() == 1).all()
-
-    # The order of the rows and of the shares changes nothing.
-    order = data.draw(st.permutations(range(len(frame))))
-    turned = assign_splits(frame.iloc[order], dict(reversed(shares.items())), seed)
-    assert turned["split"].sort_index().tolist() == split["split"].tolist()
-
-    total, count = len(cohort_of), patients(split)
-    used = [name for name in names if shares[name] > 0]
-    floors = {name: math.floor(total * shares[name] + 1e-9) for name in used}
-    assert set(count) <= set(used)
-    if total >= len(used):
-        assert set(count) == set(used)
-    if min(floors.values()) >= 1:
-        assert all(floors[name] <= count[name] <= floors[name] + 1 for name in used)
-
-    # Patients with a tumour are spread as all patients are.
-    tumour = split[split["label"].eq(1).fillna(False)]
-    for name, n in patients(tumour).items():
-        assert abs(n - len(tumour) * count[name] / total) < 1
+# read_measured_slides
 
 
 def test_measured_slides_need_no_files(tmp_path):
@@ -335,6 +161,7 @@ def test_measured_slides_need_no_files(tmp_path):
         "mpp": [0.25, 1.0],
         "label": [1, 0],
         "patient_id": ["p", "b"],
+        "patient_source": ["table", "slide"],
     }
 
 

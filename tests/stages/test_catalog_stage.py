@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,9 @@ from wsi_pipeline.config import AnnotationConfig, Config
 from wsi_pipeline.errors import AnnotationError, CatalogError, SlideError
 from wsi_pipeline.jobs.unit import LargeFile, SmallFile
 from wsi_pipeline.slides.annotations import write_asap_xml
+from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.catalog import InspectSlide, _listed_slides
+from wsi_pipeline.stages.status import catalog_notes
 
 RULES = AnnotationConfig(positive=("Tumor",), exclusion=())
 
@@ -95,10 +99,97 @@ def test_a_table_without_validation_gets_it_from_the_patients_of_train(tmp_path)
             },
         }
     )
-    frame = _listed_slides(config)
+    frame, notes = _listed_slides(config)
+    assert notes == ["no slide is in the validation split: its patients are drawn from train"]
     assert set(frame.loc[frame["slide_id"].isin([f"s{i}" for i in range(40, 50)]), "split"]) == {
         "test"
     }
     patients = frame.groupby("patient_id")["split"].agg(["nunique", "first"])
     assert patients["nunique"].max() == 1
     assert (patients["first"] == "validation").sum() == 5  # 20 patients of train, a quarter
+
+
+def slide_of(path, seed):
+    pixels = np.random.default_rng(seed).integers(0, 255, (256, 256, 3), np.uint8)
+    return write_pyramid_tiff(path, [pixels], mpp=0.5)
+
+
+def config_of(tmp_path, **settings):
+    (tmp_path / "run").mkdir(exist_ok=True)
+    return Config.model_validate({"out": tmp_path / "run", "catalog": settings})
+
+
+def test_copies_of_a_slide_are_an_error_that_names_slides_and_paths(tmp_path, client):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for seed, name in enumerate(("a", "b", "c")):
+        slide_of(folder / f"{name}.tif", seed)
+    shutil.copy(folder / "a.tif", folder / "d.tif")
+    (folder / "empty.tif").touch()  # it fails alone
+    told = (
+        r"copies of one slide: a \(.*slides/a\.tif\), d \(.*slides/d\.tif\) \(slides with copies: 1"
+    )
+    with pytest.raises(CatalogError, match=told):
+        catalog.run(config_of(tmp_path, slides=folder), client)
+    slides = pd.read_parquet(tmp_path / "run/slides.parquet").set_index("slide_id")
+    assert slides["status"].to_dict() == {
+        "a": "copy", "b": "ok", "c": "ok", "d": "copy", "empty": "failed",
+    }  # fmt: skip
+    (folder / "d.tif").unlink()
+    catalog.run(config_of(tmp_path, slides=folder), client)
+    slides = pd.read_parquet(tmp_path / "run/slides.parquet")
+    assert slides["status"].tolist() == ["ok", "ok", "ok", "failed"]
+
+
+def test_slides_of_a_tcga_patient_are_in_one_split_and_notes_say_so(tmp_path, client):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for patient in range(6):
+        for number in (1, 2):
+            name = f"TCGA-AA-000{patient}-01Z-00-DX{number}.tif"
+            slide_of(folder / name, 2 * patient + number)
+    (folder / ".hidden").touch()
+    catalog.run(config_of(tmp_path, slides=folder), client)
+    slides = pd.read_parquet(tmp_path / "run/slides.parquet")
+    assert slides["patient_id"].nunique() == 6
+    assert (slides.groupby("patient_id")["split"].nunique() == 1).all()
+    assert catalog_notes(tmp_path / "run") == [
+        f"passed over under {folder}: hidden or system files: 1 (first: .hidden)",
+        "patients were taken from slide ids by tcga names: slides 12, patients 6 (first: slide"
+        " TCGA-AA-0000-01Z-00-DX1 of patient TCGA-AA-0000)",
+    ]
+
+
+def test_a_patient_known_by_name_may_not_be_in_two_splits_of_a_table(tmp_path):
+    table = tmp_path / "slides.csv"
+    table.write_text("slide_id,path,split\npatient_001_node_1,a,train\npatient_001_node_2,b,test\n")
+    with pytest.raises(CatalogError, match="'patient_001' is in more than one split"):
+        _listed_slides(config_of(tmp_path, csv=table))
+    frame, notes = _listed_slides(config_of(tmp_path, csv=table, patient_from=None))
+    assert frame["patient_id"].tolist() == ["patient_001_node_1", "patient_001_node_2"]
+    assert "each of the 2 slides was taken as its own patient" in notes[0]
+
+
+@pytest.mark.parametrize(("drawn", "noted"), [(True, 1), (False, 0)])
+def test_annotations_that_are_copies_are_noted_if_they_hold_a_lesion(
+    tmp_path, client, drawn, noted
+):
+    from shapely import box
+
+    rows = []
+    for name in ("a", "b"):
+        slide_of(tmp_path / f"{name}.tif", ord(name))
+        rows.append(f"{name},{name}.tif,{name}.xml,p_{name}")
+        write_asap_xml(tmp_path / f"{name}.xml", [box(9, 9, 99, 99)] if drawn else [])
+    table = tmp_path / "slides.csv"
+    table.write_text("\n".join(["slide_id,path,annotation,patient_id", *rows]))
+    catalog.run(config_of(tmp_path, csv=table), client)
+    notes = catalog_notes(tmp_path / "run")
+    assert len(notes) == noted
+    assert all("the annotations of the slides a, b have the same content" in n for n in notes)
+
+
+def test_an_empty_file_is_named_as_such(tmp_path):
+    (tmp_path / "a.svs").touch()
+    with pytest.raises(SlideError, match="the file is empty"):
+        inspect(tmp_path / "a.svs")

@@ -15,6 +15,7 @@ from wsi_pipeline.errors import CatalogError
 from wsi_pipeline.evaluation.slide_level import slide_metrics
 from wsi_pipeline.evaluation.uncertainty import REPLICATES, intervals
 from wsi_pipeline.evaluation.weighted_metrics import binary_statistic
+from wsi_pipeline.slides.patients import known_patient, refuse_two_spellings
 
 LABELS = {
     **dict.fromkeys(("1", "1.0", "tumor", "tumour", "positive"), 1),
@@ -54,8 +55,9 @@ def slide_score_metrics(
         Columns of scores in [0, 1]. A slide without a score in a column (empty, NA, NaN, null,
         None) is left out of that column's figures and counted as ``unscored``.
     split, patient : str, optional
-        Columns. A split is train, validation (or val) or test. A slide without a patient is its
-        own; patients are what is resampled for the intervals.
+        Columns. A split is train, validation (or val) or test. A slide without a patient has that
+        of its name in a public cohort (see `wsi_pipeline.slides.patients`) or is its own; patients
+        are what is resampled for the intervals.
     threshold : float
         The t where the validation rows cannot choose one.
     replicates, seed : int
@@ -74,9 +76,10 @@ def slide_score_metrics(
     Raises
     ------
     CatalogError
-        If a column is missing, a slide is there twice or has no id, a label or split is none of
-        the above, a score is not a number in [0, 1], a patient is in two splits, or no test row
-        is left; the message names `source`, row and value. The first row below the header is 1.
+        If a column is missing, a slide is there twice (upper and lower case alike) or has no id, a
+        label or split is none of the above, a score is not a number in [0, 1], a patient is
+        spelled in two ways or in two splits, or no test row is left; the message names `source`,
+        row and value. The first row below the header is 1.
     """
     columns = {"slide": slide, "label": label, "split": split, "patient": patient}
     slides, values = read_slide_rows(table, columns, scores, source)
@@ -133,15 +136,18 @@ def read_slide_rows(
     cells = {what: _cells(table, column) for what, column in columns.items()}
     ids = cells["slide"]
     _refuse(ids.isna(), ids, columns["slide"], "each row needs the id of a slide", source)
-    _refuse(ids.duplicated(), ids, columns["slide"], "each slide is one row", source)
+    _refuse(ids.str.casefold().duplicated(), ids, columns["slide"], "each slide is one row", source)
     slides = pd.DataFrame({"slide_id": ids.astype(object)})
     slides["label"] = _words(cells["label"], LABELS, columns["label"], source)
     slides["split"] = "test"
     if columns["split"]:
         slides["split"] = _words(cells["split"], SPLITS, columns["split"], source)
-    slides["patient_id"] = cells["patient"].astype(object).where(cells["patient"].notna(), None)
+    named = [(known_patient(slide_id) or ("", None))[1] for slide_id in ids]
+    patients = cells["patient"].astype(object).where(cells["patient"].notna(), named)
+    slides["patient_id"] = patients
+    refuse_two_spellings(slides, source, [f"row {row}" for row in range(1, len(slides) + 1)])
     splits = slides.groupby("patient_id")["split"].transform("nunique")
-    _refuse(splits > 1, cells["patient"], columns["patient"], "it is in two splits", source)
+    _refuse(splits > 1, patients, columns["patient"] or "patient", "it is in two splits", source)
     if not (slides["split"] == "test").any():
         raise CatalogError(f"{source}: it has no test row; the figures are those of test rows")
     return slides, {column: _numbers(table, column, source) for column in scores}

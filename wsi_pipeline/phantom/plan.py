@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.slides.catalog import assign_splits
+from wsi_pipeline.slides.splits import assign_splits
 
 SMALLEST_SIDE_UM = 1000.0
 SMALL_LESION_UM = (120.0, 190.0)  # a small metastasis: few patches meet it

@@ -48,6 +48,7 @@ def write_report(
     failures: pd.DataFrame,
     explanations: str,
     explained: Mapping | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html``, ``metrics.json`` and the tables as CSV, each whole or not at all.
 
@@ -99,6 +100,8 @@ def write_report(
         What is known of this model's explanations, see
         `wsi_pipeline.report.explanations_page.read_summary`; where there are none yet,
         `show_explanations` puts them into the report later.
+    notes : sequence of str
+        What is noted of all slides together.
 
     Returns
     -------
@@ -142,6 +145,7 @@ def write_report(
         false_positive_count=len(false_positives),
         panels=reading_order(slides),
         failures=failures,
+        notes=notes,
         model=model,
         link=explanations,
         explained=explained,

@@ -32,7 +32,12 @@ class TiledSlide:
 
 
 def write_tissue_page(
-    path, *, title: str, slides: Sequence[TiledSlide], failures: pd.DataFrame
+    path,
+    *,
+    title: str,
+    slides: Sequence[TiledSlide],
+    failures: pd.DataFrame,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the page; whole or not at all. Its pictures stay files, loaded when they are looked at.
 
@@ -44,7 +49,10 @@ def write_tissue_page(
         Those without patches or with notes come first.
     failures : DataFrame
         A row for each slide or part of one that failed; any columns.
+    notes : sequence of str
+        What is noted of all slides together.
     """
     slides = sorted(slides, key=lambda s: (s.patches > 0 and not s.notes, s.slide_id))
     page = environment().get_template("tissue_page.html.j2")
-    write_whole(path, page.render(title=title, slides=slides, failures=failures).encode())
+    html = page.render(title=title, slides=slides, failures=failures, notes=notes)
+    write_whole(path, html.encode())

@@ -1,9 +1,8 @@
-"""Which slides a run has: read from a table or found in folders, and split by patient."""
+"""Tables of slides: which a run has, and those that are evaluated without their files."""
 
 import csv
-import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,13 +11,9 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wsi_pipeline.errors import CatalogError
+from wsi_pipeline.slides.patients import AUTO, NO_PATIENT, refuse_several_for_a_name, with_patients
+from wsi_pipeline.slides.same_slide import existing_form, refuse_same_files
 
-# What OpenSlide opens; a MIRAX slide's data lie in a folder of the same name.
-SLIDE_SUFFIXES = frozenset([
-    ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn",
-    ".mrxs", ".svslide", ".bif", ".czi", ".avs", ".dcm",
-])  # fmt: skip
-ANNOTATION_SUFFIXES = frozenset((".xml", ".json", ".geojson"))
 SLIDE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
 WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 DTYPES = {
@@ -37,6 +32,13 @@ def _safe_as_file_name(slide_id: str) -> str:
     return slide_id
 
 
+def _known(patient_id: str) -> str | None:
+    return None if patient_id.casefold() in NO_PATIENT else patient_id
+
+
+PatientId = Annotated[str, AfterValidator(_known)]
+
+
 class _Row(BaseModel):
     """A slide as the table states it; an empty cell is an absent value."""
 
@@ -45,7 +47,7 @@ class _Row(BaseModel):
     slide_id: Annotated[str, AfterValidator(_safe_as_file_name)]
     path: str
     annotation: str | None = None
-    patient_id: str | None = None
+    patient_id: PatientId | None = None
     split: Literal["train", "validation", "test"] | None = None
     label: Annotated[int, Field(ge=0, le=1)] | None = None
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -61,38 +63,43 @@ class _MeasuredRow(BaseModel):
     height: Annotated[int, Field(gt=0)]
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     label: Annotated[int, Field(ge=0, le=1)]
-    patient_id: str | None = None
+    patient_id: PatientId | None = None
 
 
-def read_catalog(path) -> pd.DataFrame:
+def read_catalog(path, patient_from: str | None = AUTO) -> pd.DataFrame:
     """Read a table of slides.
 
     Parameters
     ----------
     path : path-like
         A CSV file with a header. Columns ``slide_id`` and ``path``; optionally ``annotation``,
-        ``patient_id`` (a slide without one is its own patient), ``split`` (for all slides or
-        none), ``label`` (1 tumour, 0 normal) and ``mpp`` (um per level-0 px). Paths count from
-        the table's folder. Whether the files exist is not checked: a slide that cannot be opened
-        is that slide's failure, not the batch's.
+        ``patient_id``, ``split`` (for all slides or none), ``label`` (1 tumour, 0 normal) and
+        ``mpp`` (um per level-0 px). Paths count from the table's folder. Whether the files exist
+        is not checked: a slide that cannot be opened is that slide's failure, not the batch's.
+    patient_from : str or None
+        How the id of a slide without ``patient_id`` states its patient: see
+        `wsi_pipeline.slides.patients.with_patients`.
 
     Returns
     -------
     pandas.DataFrame
         One row a slide, in the table's order: ``slide_id, path, annotation, patient_id, split``
         (str; paths absolute), ``label`` (Int8), ``mpp`` (float64); absent values are missing.
+        ``patient_source`` (str) says where the patient comes from, see `with_patients`.
 
     Raises
     ------
     CatalogError
         If the table cannot be read, holds no slide, has unknown or missing columns, a bad value,
-        a slide id twice (upper and lower case alike), a slide file or an annotation twice, a split
-        for only some slides, or a patient in two splits; the message names the table and the line.
+        a slide id twice (upper and lower case alike), a slide file or an annotation twice (under
+        one name or several), a patient spelled in two ways or in two splits, several patients for
+        slides that are of one by their names (with "auto"), or a split for only some slides; the
+        message names the table and the line.
     """
     path = Path(path)
     lines, rows = _read_rows(path, _Row)
-    frame = _to_frame(rows, folder=path.parent.absolute())
-    _refuse_duplicates(frame, path, lines, ("slide_id", "path", "annotation"))
+    places = _refuse_repeated_ids(rows, path, lines)
+    frame = catalog_frame(rows, path.parent.absolute(), str(path), places, patient_from)
     _check_splits(frame, path, lines)
     return frame
 
@@ -109,19 +116,21 @@ def read_measured_slides(path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        These columns, one row a slide, in the table's order; a slide without a patient is its own.
+        These columns, one row a slide, in the table's order, and ``patient_source``. A slide
+        without a patient has that of its name in a public cohort (see
+        `wsi_pipeline.slides.patients`) or is its own.
 
     Raises
     ------
     CatalogError
         If the table cannot be read, holds no slide, has unknown or missing columns, a bad value,
-        or a slide id twice; the message names the table and the line.
+        a slide id twice or a patient spelled in two ways; the message names the table and the line.
     """
     path = Path(path)
     lines, rows = _read_rows(path, _MeasuredRow)
+    places = _refuse_repeated_ids(rows, path, lines)
     frame = pd.DataFrame([row.model_dump() for row in rows])
-    _refuse_duplicates(frame, path, lines, ("slide_id",))
-    return frame.assign(patient_id=frame["patient_id"].fillna(frame["slide_id"]))
+    return with_patients(frame, AUTO, str(path), places)
 
 
 def _read_rows(path: Path, kind: type[BaseModel]) -> tuple[list[int], list[BaseModel]]:
@@ -132,7 +141,7 @@ def _read_rows(path: Path, kind: type[BaseModel]) -> tuple[list[int], list[BaseM
             _check_columns(path, reader.fieldnames or [], kind)
             for cells in reader:
                 lines.append(reader.line_num)
-                rows.append(_parse_row(cells, f"{path}, line {reader.line_num}", kind))
+                rows.append(parse_row(cells, f"{path}, line {reader.line_num}", kind))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CatalogError(f"{path}: cannot be read as a CSV table: {error}") from error
     if not rows:
@@ -151,7 +160,8 @@ def _check_columns(path: Path, columns, kind: type[BaseModel]):
         raise CatalogError(f"{path}: a column is there twice among {list(columns)}")
 
 
-def _parse_row(cells: dict, where: str, kind: type[BaseModel] = _Row) -> BaseModel:
+def parse_row(cells: dict, where: str, kind: type[BaseModel] = _Row) -> BaseModel:
+    """Check a row's cells; `where` it is, is for messages."""
     if None in cells or None in cells.values():
         raise CatalogError(f"{where}: the row has more or fewer cells than the header")
     cells = {column: value.strip() for column, value in cells.items()}
@@ -164,25 +174,37 @@ def _parse_row(cells: dict, where: str, kind: type[BaseModel] = _Row) -> BaseMod
         raise CatalogError(f"{where}: {column} is {cells.get(column, '')!r}: {rule}") from None
 
 
-def _to_frame(rows: list[_Row], folder: Path) -> pd.DataFrame:
+def catalog_frame(
+    rows: Sequence[_Row], folder: Path, source: str, places: Sequence[str], patient_from: str | None
+) -> pd.DataFrame:
+    """Make `read_catalog`'s frame of its rows; CatalogError if two share a file or a patient's id.
+
+    `places` says where in `source` each row is; paths count from `folder`.
+    """
     frame = pd.DataFrame([row.model_dump() for row in rows], columns=list(_Row.model_fields))
-    frame["path"] = [str(folder / row.path) for row in rows]
-    frame["annotation"] = [row.annotation and str(folder / row.annotation) for row in rows]
-    frame["patient_id"] = frame["patient_id"].fillna(frame["slide_id"])
-    return frame.astype(DTYPES)
+    for column in ("path", "annotation"):
+        paths = [getattr(row, column) for row in rows]
+        frame[column] = [path and existing_form(str(folder / path)) for path in paths]
+    frame = frame.astype(DTYPES)
+    for column in ("path", "annotation"):
+        refuse_same_files(frame, column, source, places)
+    frame = with_patients(frame, patient_from, source, places)
+    if patient_from == AUTO:
+        refuse_several_for_a_name(frame, source, places)
+    return frame
 
 
-def _refuse_duplicates(frame: pd.DataFrame, path: Path, lines: list[int], columns):
-    for column in columns:
-        values = frame[column].str.casefold() if column == "slide_id" else frame[column]
-        if (twice := values.notna() & values.duplicated(keep=False)).any():
-            at = np.flatnonzero((values == values[twice].iloc[0]).fillna(False))
-            raise CatalogError(
-                f"{path}, lines {', '.join(str(lines[i]) for i in at)}: the same {column},"
-                f" {frame[column].iloc[at[0]]!r}, is there {len(at)} times (slides"
-                f" {', '.join(frame['slide_id'].iloc[at])}); each slide is one row, with files of"
-                " its own"
-            )
+def _refuse_repeated_ids(rows: Sequence[BaseModel], path: Path, lines: list[int]) -> list[str]:
+    """Refuse a slide id that is there twice; else say where each row is."""
+    ids = pd.Series([row.slide_id for row in rows])
+    folded = ids.str.casefold()
+    if (twice := folded.duplicated(keep=False)).any():
+        at = np.flatnonzero(folded == folded[twice].iloc[0])
+        raise CatalogError(
+            f"{path}, lines {', '.join(str(lines[i]) for i in at)}: the same slide_id,"
+            f" {ids[at[0]]!r}, is there {len(at)} times; each slide is one row"
+        )
+    return [f"line {line}" for line in lines]
 
 
 def _check_splits(frame: pd.DataFrame, path: Path, lines: list[int]):
@@ -202,149 +224,3 @@ def _check_splits(frame: pd.DataFrame, path: Path, lines: list[int]):
             for row in frame[frame["patient_id"] == patient].itertuples()
         )
         raise CatalogError(f"{path}: patient {patient!r} is in more than one split: {listed}")
-
-
-def scan_folders(slides, annotations=None) -> pd.DataFrame:
-    """Find slides, and annotations named as they are.
-
-    Parameters
-    ----------
-    slides : path-like
-        A folder; its subfolders are searched too, except those that hold a MIRAX slide's data.
-        A slide's id, and its patient's, is its file name without the suffix. A folder may hold
-        one DICOM file: of several, which are parts of one slide is not told by their names.
-    annotations : path-like, optional
-        A folder of ``.xml``, ``.json`` and ``.geojson`` files, searched the same way.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As `read_catalog`, sorted by slide id, without splits and labels.
-
-    Raises
-    ------
-    CatalogError
-        If a folder is missing or holds no slide, a name is no slide id, two slides or two
-        annotations have the same name, or an annotation has no slide.
-    """
-    slide_files = files_by_stem(slides, SLIDE_SUFFIXES, "slides")
-    annotation_files = {}
-    if annotations is not None:
-        annotation_files = files_by_stem(annotations, ANNOTATION_SUFFIXES, "annotations")
-    if orphans := sorted(set(annotation_files) - set(slide_files)):
-        raise CatalogError(
-            f"{annotation_files[orphans[0]]}: no slide of this name under {slides}"
-            f" ({len(orphans)} such annotations)"
-        )
-    rows = []
-    for stem, file in sorted(slide_files.items()):
-        cells = {"slide_id": stem, "path": str(file.absolute())}
-        if stem in annotation_files:
-            cells["annotation"] = str(annotation_files[stem].absolute())
-        rows.append(_parse_row(cells, where=str(file)))
-    return _to_frame(rows, folder=Path(slides))
-
-
-def files_by_stem(folder, suffixes, what: str) -> dict[str, Path]:
-    """Find files by name, in a folder and its subfolders, those of MIRAX slides left out.
-
-    Parameters
-    ----------
-    folder : path-like
-    suffixes : set of str
-        In lower case; upper case counts too.
-    what : str
-        What the files are, in the plural, for messages.
-
-    Returns
-    -------
-    dict of str to Path
-        By name without the suffix, sorted.
-
-    Raises
-    ------
-    CatalogError
-        If there is no such folder or no such file in it, or two of the same name (upper and
-        lower case alike), or several DICOM files in one folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CatalogError(f"{folder}: no such folder of {what}")
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in suffixes and file.is_file() and not file.name.startswith(".")
-    ]
-    found, dicom_folders = {}, {}
-    for file in files:
-        if any(Path(f"{parent}.mrxs").is_file() for parent in file.parents):
-            continue
-        if file.suffix.lower() == ".dcm" and file != dicom_folders.setdefault(file.parent, file):
-            raise CatalogError(
-                f"{file.parent}: holds several DICOM files, which may be one slide; list the"
-                " slides in a table, one file of each"
-            )
-        if (other := found.setdefault(file.stem.casefold(), file)) != file:
-            raise CatalogError(f"{file} and {other}: two {what} have the same name")
-    if not found:
-        raise CatalogError(f"{folder}: holds no {what} ({' '.join(sorted(suffixes))})")
-    return {file.stem: file for file in found.values()}
-
-
-def assign_splits(frame: pd.DataFrame, shares: Mapping[str, float], seed: int) -> pd.DataFrame:
-    """Split the slides by patient.
-
-    The patients of each split are counted first, by the largest remainders of their shares, at
-    least one where there are enough; then patients with a tumour (a slide labelled 1 or
-    annotated) and without are spread over the splits in proportion, to within one. Who goes
-    where depends on the seed and the patients' ids, not on the order of rows.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        As `read_catalog` gives it.
-    shares : mapping of str to float
-        Share of the patients for each split; they add up to 1.
-    seed : int
-
-    Returns
-    -------
-    pandas.DataFrame
-        A copy with the column ``split`` filled.
-    """
-    tumour = (frame["label"].eq(1) | frame["annotation"].notna()).fillna(False)
-    has_tumour = tumour.astype(bool).groupby(frame["patient_id"]).any()
-    order = sorted(has_tumour.index, key=lambda patient: _draw(seed, patient))
-    with_tumour = [patient for patient in order if has_tumour[patient]]
-    without = [patient for patient in order if not has_tumour[patient]]
-
-    # Ties of remainders go to the larger share.
-    names = sorted((name for name in shares if shares[name] > 0), key=lambda n: (-shares[n], n))
-    counts = _at_least_one(_apportion(len(order), [shares[name] for name in names]))
-    counts_with = _apportion(len(with_tumour), counts)
-    split_of = {
-        **dict(zip(with_tumour, np.repeat(names, counts_with), strict=True)),
-        **dict(zip(without, np.repeat(names, counts - counts_with), strict=True)),
-    }
-    return frame.assign(split=frame["patient_id"].map(split_of).astype("string"))
-
-
-def _draw(seed: int, patient: str) -> bytes:
-    return hashlib.sha256(f"{seed}/split/{patient}".encode()).digest()
-
-
-def _apportion(total: int, weights) -> np.ndarray:
-    """Share out `total` by the largest remainders of the weights' quotas (Hamilton's method)."""
-    quotas = total * np.asarray(weights, float) / np.sum(weights)
-    counts = np.floor(quotas + 1e-9).astype(int)
-    largest_first = np.argsort(counts - quotas, kind="stable")
-    counts[largest_first[: total - counts.sum()]] += 1
-    return counts
-
-
-def _at_least_one(counts: np.ndarray) -> np.ndarray:
-    counts = counts.copy()
-    while counts.min() == 0 and counts.sum() >= len(counts):
-        counts[counts.argmax()] -= 1
-        counts[counts.argmin()] += 1
-    return counts

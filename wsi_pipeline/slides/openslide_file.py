@@ -91,7 +91,9 @@ def open_file(path: Path) -> openslide.OpenSlide:
         return handle
     except openslide.OpenSlideUnsupportedFormatError as error:
         hint = ""
-        if path.suffix.lower() in (".tif", ".tiff"):
+        if not path.stat().st_size:
+            hint = ": the file is empty (0 bytes), copy it again"
+        elif path.suffix.lower() in (".tif", ".tiff"):
             hint = (
                 ": copy the file again if it may have been cut short, and save a TIFF without tiles"
                 " as a tiled, pyramidal one"

@@ -71,6 +71,8 @@ class Slide:
         Level-0 px per px of each pyramid level.
     level_sizes : tuple of (int, int)
         Width and height of each level, px.
+    quickhash : str or None
+        OpenSlide's ``quickhash-1``, the same for copies of a slide; None where it gives none.
 
     Raises
     ------
@@ -90,6 +92,7 @@ class Slide:
         self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
         self.bounds = scanned_bounds(properties, self.size)
         self.mpp = level0_mpp(self.path, properties, mpp)
+        self.quickhash: str | None = properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
         self._openslide = [
             OpenSlideLevel(self._file, level) for level in range(len(self.level_sizes))
         ]

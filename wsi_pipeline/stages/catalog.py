@@ -2,36 +2,28 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 
 import pandas as pd
-import shapely
 from distributed import Client
 
 from wsi_pipeline.config import AnnotationConfig, CatalogConfig, Config
 from wsi_pipeline.errors import AnnotationError, CatalogError, SlideError
-from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.files import replace_atomically, write_whole
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import LargeFile, SmallFile, Unit
-from wsi_pipeline.slides.annotation_frame import (
-    GOOD,
-    better_ways,
-    file_to_level0,
-    share_on_tissue,
-    share_scanned,
-)
-from wsi_pipeline.slides.annotations import (
-    Annotation,
-    OffSlideError,
-    read_annotation,
-    uses_bounds_origin,
-)
-from wsi_pipeline.slides.catalog import assign_splits, read_catalog, scan_folders
+from wsi_pipeline.slides.annotations import Annotation
+from wsi_pipeline.slides.catalog import read_catalog
+from wsi_pipeline.slides.folders import scan_folders
+from wsi_pipeline.slides.patients import patient_notes
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.slides.tissue import TissueMask
-from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, slides_path
+from wsi_pipeline.slides.same_slide import copies, slide_fingerprint
+from wsi_pipeline.slides.splits import assign_splits
+from wsi_pipeline.stages.annotations import slide_annotation
+from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, notes_path, slides_path
 
 SCHEMA_VERSION = 2
+COPIES_NAMED = 5
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +33,17 @@ def run(config: Config, client: Client) -> Outcome:
 
     Columns: ``slide_id, path, annotation, patient_id, split`` (strings), ``label`` (1 tumour,
     0 normal, -1 unknown), ``mpp`` (um per level-0 px), ``width, height`` (level-0 px), ``status``
-    ("ok" or "failed"; why is in ``RUN/failures.csv``).
+    ("ok", "failed": why is in ``RUN/failures.csv``, or "copy": the same slide as another).
+    ``RUN/notes.txt`` says where patients come from and what was passed over in folders.
 
     Raises
     ------
     CatalogError
-        If the table or the folders contradict themselves, or hold no slide.
+        If the table or the folders contradict themselves, or hold no slide; once all slides were
+        opened, if some of them are copies of one slide.
     """
-    frame = _listed_slides(config)
+    frame, notes = _listed_slides(config)
+    notes = _keep_notes(config, [], notes)
     outcome = run_units(
         client,
         (_unit(row, config.catalog) for row in frame.itertuples(index=False)),
@@ -63,74 +58,52 @@ def run(config: Config, client: Client) -> Outcome:
         [{"slide_id": key, **outcome.results[key]} for key in outcome.results],
         columns=["slide_id", "label", "mpp", "width", "height"],
     )
+    _keep_notes(config, notes, _same_annotations(outcome.results))
+    copied = copies({key: of["fingerprint"] for key, of in outcome.results.items()})
     frame = frame.drop(columns=["label", "mpp"]).merge(found, on="slide_id", how="left")
     frame["status"] = frame["width"].notna().map({True: "ok", False: "failed"})
+    frame.loc[frame["slide_id"].isin(list(chain(*copied))), "status"] = "copy"
     frame = frame.astype({"label": "Int8", "width": "Int64", "height": "Int64"})
     with replace_atomically(slides_path(config.out)) as path:
         frame[list(SLIDE_COLUMNS)].to_parquet(path, index=False)
+    _refuse_copies(copied, frame)
     return outcome
 
 
-def slide_annotation(slide: Slide, file: SmallFile | None, rules: AnnotationConfig) -> Annotation:
-    """A slide's annotation in its level-0 px; an empty one where there is no file.
-
-    Raises
-    ------
-    AnnotationError
-        If the file cannot be understood, or all of its lesions lie off the slide; the message
-        names the settings by which they would lie on it.
-    """
-    if file is None:
-        return Annotation()
-    origin = rules.origin
-    if origin == "auto":
-        origin = "bounds" if uses_bounds_origin(file.path) else "slide"
-    scale = 1 / slide.mpp if rules.scale == "um" else rules.scale
-    try:
-        return read_annotation(
-            file.path,
-            positive=rules.positive,
-            exclusion=rules.exclusion,
-            ignored=rules.ignored,
-            to_level0=file_to_level0(slide, origin, scale),
-            size=slide.size,
-        )
-    except OffSlideError as error:
-        better = better_ways(error.drawn, slide, partial(share_scanned, slide=slide))
-        raise AnnotationError(f"{error}{_advice(better, 'on the slide')}") from error
+def _keep_notes(config: Config, notes: list[str], new: list[str]) -> list[str]:
+    """Log the new notes and write all of them; they are given back together."""
+    for note in new:
+        logger.info("note: %s", note)
+    together = [*notes, *new]
+    write_whole(notes_path(config.out), "".join(f"{note}\n" for note in together).encode())
+    return together
 
 
-def refuse_misplaced(
-    slide: Slide, annotation: Annotation, mask: TissueMask, rules: AnnotationConfig, file: SmallFile
-) -> list[str]:
-    """Notes where lesions lie off tissue and would lie on it if the file were read otherwise.
-
-    Raises
-    ------
-    AnnotationError
-        If less of them than ``rules.min_on_tissue`` lies on tissue.
-    """
-    share = share_on_tissue(shapely.MultiPolygon(annotation.lesions), mask)
-    if share >= GOOD:
-        return []
-    better = better_ways(annotation.drawn, slide, partial(share_on_tissue, mask=mask))
-    better = {way: found for way, found in better.items() if found > share + 0.25}
-    if share < rules.min_on_tissue:
-        raise AnnotationError(
-            f"{file.path}: {share:.0%} of the area of its lesions is tissue, under"
-            f" catalog.annotation.min_on_tissue, {rules.min_on_tissue:g}"
-            f"{_advice(better, 'on tissue')}"
-        )
-    if not better:
-        return []
-    return [f"{share:.0%} of the lesions' area is tissue{_advice(better, 'on tissue')}"]
+def _same_annotations(results: dict[str, dict]) -> list[str]:
+    """Note slides whose annotations are copies of one file; those without a lesion may be."""
+    drawn = {slide_id: of["annotation"] for slide_id, of in results.items() if of["lesions"]}
+    return [
+        f"the annotations of the slides {_listed(slide_ids)} have the same content: lesions of one"
+        " slide rarely fit another"
+        for slide_ids in copies(drawn)
+    ]
 
 
-def _advice(better: dict[str, float], where: str) -> str:
-    if not better:
-        return ": is it another slide's annotation?"
-    ways = " or ".join(f"{way} ({share:.0%})" for way, share in [*better.items()][:3])
-    return f": more would lie {where} with {ways}"
+def _refuse_copies(copied: list[list[str]], frame: pd.DataFrame):
+    if not copied:
+        return
+    path_of = dict(zip(frame["slide_id"], frame["path"], strict=True))
+    groups = [_listed([f"{one} ({path_of[one]})" for one in group]) for group in copied]
+    raise CatalogError(
+        f"these slides are copies of one slide: {'; and these: '.join(groups[:COPIES_NAMED])}"
+        f" (slides with copies: {len(copied)}). Keep one of each: copies in two splits leak, and"
+        " copies in one split count twice. slides.parquet marks all of them 'copy'"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - COPIES_NAMED
+    return ", ".join(names[:COPIES_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
@@ -151,20 +124,25 @@ class InspectSlide(Unit):
         Returns
         -------
         dict
-            ``width, height`` (level-0 px), ``mpp``, ``label``, ``lesions`` (their number) and
-            ``notes`` (what was repaired or passed over in the annotation).
+            ``width, height`` (level-0 px), ``mpp``, ``label``, ``lesions`` (their number),
+            ``notes`` (what was repaired or passed over in the annotation), ``doubts`` (why the
+            label may not be what its author meant), and what is the same for copies:
+            ``fingerprint`` of the slide, ``annotation`` (None without one).
         """
         with _open(self.slide.path, self.mpp, self.default_mpp) as slide:
             found = slide_annotation(slide, self.annotation, self.annotation_rules)
             width, height = slide.size
-            label, why = self._label(found)
+            label, doubts = self._label(found)
             return {
                 "width": width,
                 "height": height,
                 "mpp": slide.mpp,
                 "label": label,
                 "lesions": len(found.lesions),
-                "notes": [*found.notes, *why],
+                "notes": found.notes,
+                "doubts": doubts,
+                "fingerprint": slide_fingerprint(slide),
+                "annotation": self.annotation.state if self.annotation else None,
             }
 
     def _label(self, found: Annotation) -> tuple[int, list[str]]:
@@ -201,22 +179,24 @@ def _open(path: str, mpp: float | None, default_mpp: float | None) -> Slide:
         return Slide(path, default_mpp)
 
 
-def _listed_slides(config: Config) -> pd.DataFrame:
-    catalog = config.catalog
+def _listed_slides(config: Config) -> tuple[pd.DataFrame, list[str]]:
+    """The slides with their patients and splits, and notes on the catalog as a whole."""
+    catalog, notes = config.catalog, []
     if catalog.csv is not None:
-        frame = read_catalog(catalog.csv)
+        frame = read_catalog(catalog.csv, catalog.patient_from)
     else:
-        frame = scan_folders(catalog.slides, catalog.annotations)
+        frame, notes = scan_folders(catalog.slides, catalog.annotations, catalog.patient_from)
+    notes += patient_notes(frame)
     if frame["split"].isna().all():
-        return assign_splits(frame, catalog.split, config.seed)
+        return assign_splits(frame, catalog.split, config.seed), notes
     shares = _train_shares(catalog.split)
     splits = set(frame["split"])
     if shares and "train" in splits and "validation" not in splits:
         drawn = frame["split"] == "train"
         unsplit = frame[drawn].assign(split=pd.NA)
         frame.loc[drawn, "split"] = assign_splits(unsplit, shares, config.seed)["split"]
-        logger.info("no slide is in the validation split: its patients are drawn from train")
-    return frame
+        notes.append("no slide is in the validation split: its patients are drawn from train")
+    return frame, notes
 
 
 def _train_shares(split: dict[str, float]) -> dict[str, float]:

@@ -46,8 +46,9 @@ from wsi_pipeline.report.evaluation_page import SlidePanel, write_report
 from wsi_pipeline.report.explanations_page import read_summary
 from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages import catalog, tile
-from wsi_pipeline.stages.leakage import learned_patients, refuse_leakage
+from wsi_pipeline.stages import tile
+from wsi_pipeline.stages.annotations import slide_annotation
+from wsi_pipeline.stages.leakage import learned_patients, of_patients, refuse_leakage
 from wsi_pipeline.stages.lesion_pictures import picture_units, read_pictures
 from wsi_pipeline.stages.run_directory import (
     evaluation_folder,
@@ -61,6 +62,7 @@ from wsi_pipeline.stages.run_directory import (
     tiled_slides,
 )
 from wsi_pipeline.stages.status import (
+    catalog_notes,
     failures_on_the_way,
     notes_by_slide,
     precision_difference,
@@ -94,7 +96,7 @@ def run(config: Config, client: Client) -> Outcome:
             " annotations or settings than today's: run the tile stage, and those after it, again"
         )
     refuse_leakage(card, test=set(slides.loc[slides["split"] == "test", "patient_id"]))
-    slides = slides[~slides["patient_id"].isin(learned_patients(card))]
+    slides = slides[~of_patients(slides, learned_patients(card))]
     official = {}
     for _, of_split in slides.groupby("split"):
         labels = of_split["label"].astype(int)
@@ -218,9 +220,7 @@ class ScoreSlide(Unit):
         write_detections(_detections_path(folder, self.slide_id), found)
         with Slide(self.slide.path, self.mpp) as slide:
             thumbnail, _ = slide.thumbnail(self.thumbnail_px)
-            lesions = catalog.slide_annotation(
-                slide, self.annotation, self.annotation_rules
-            ).lesions
+            lesions = slide_annotation(slide, self.annotation, self.annotation_rules).lesions
         write_hits(
             folder / "hits", self.slide_id, found,
             size=self.size, mpp=self.mpp, labels=self.labels, truth=lesions,
@@ -350,6 +350,7 @@ def _report(
         failures=pd.DataFrame(failures_on_the_way(config.out, config.train.name)),
         explanations=explanations_link(config.train.name),
         explained=read_summary(explanation_folder(config.out, config.train.name), model),
+        notes=catalog_notes(config.out),
     )
 
 

@@ -23,7 +23,7 @@ from wsi_pipeline.patches.index import PatchIndex, read_index
 from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.annotations import slide_annotation
 from wsi_pipeline.stages.heatmap import HeatmapStore, share_of_gpu
 from wsi_pipeline.stages.precision import compare_precisions, decide_precision
 from wsi_pipeline.stages.run_directory import (
@@ -188,9 +188,7 @@ class DrawFinePlace(Unit):
         )
         panels = [_panel(*titled, shown) for titled in zip(self.titles, stores, strict=True)]
         with Slide(self.slide.path, self.mpp) as slide:
-            lesions = catalog.slide_annotation(
-                slide, self.annotation, self.annotation_rules
-            ).lesions
+            lesions = slide_annotation(slide, self.annotation, self.annotation_rules).lesions
             downsample = shown.width / PICTURE_PX
             image = slide.read(shown.x, shown.y, PICTURE_PX, PICTURE_PX, downsample)
         figure = heatmap_figure(image, shown, lesions, panels, width_inches=WIDTH_INCHES)

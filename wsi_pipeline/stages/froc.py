@@ -1,6 +1,7 @@
 """FROC of anybody's detections: CSV files, annotations or masks, and a table of slides."""
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,9 +30,13 @@ from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import Output, SmallFile, Unit
 from wsi_pipeline.report.curves import froc_figure
 from wsi_pipeline.slides.annotations import read_annotation
-from wsi_pipeline.slides.catalog import ANNOTATION_SUFFIXES, files_by_stem, read_measured_slides
+from wsi_pipeline.slides.catalog import read_measured_slides
+from wsi_pipeline.slides.folders import ANNOTATION_SUFFIXES, find_files, slide_named
+from wsi_pipeline.slides.patients import patient_notes
+from wsi_pipeline.slides.same_slide import refuse_same_files
 
 SCHEMA_VERSION = 1
+logger = logging.getLogger(__name__)
 MASK_SUFFIXES = frozenset((".tif", ".tiff"))
 OUTPUTS = (
     "froc.json", "froc.svg", "lesions.csv", "false_positives.csv",
@@ -88,6 +93,8 @@ def run(
     if (annotations is None) == (masks is None):
         raise RunError("give the lesions either as annotations or as masks, one of the two")
     table = read_measured_slides(slides)
+    for note in patient_notes(table, remedy="fill in patient_id"):
+        logger.info("note: %s", note)
     files = detection_files(detections, table["slide_id"])
     truth = _truth(table, annotations, masks)
     labels = dict(zip(table["slide_id"], table["label"].astype(int), strict=True))
@@ -190,20 +197,19 @@ class SlideHits(Unit):
 def _truth(table: pd.DataFrame, annotations: Path | None, masks: Path | None) -> dict[str, Path]:
     """The annotation or mask of each slide that has one, as every tumour slide must."""
     folder = masks or annotations
-    files = files_by_stem(
-        folder,
-        MASK_SUFFIXES if masks else ANNOTATION_SUFFIXES,
-        "masks" if masks else "annotations",
-    )
-    by_name = defaultdict(list)
+    what, suffixes = ("masks", MASK_SUFFIXES) if masks else ("annotations", ANNOTATION_SUFFIXES)
+    files = find_files(folder, suffixes, what).by_name
+    slide_ids = {slide_id.casefold(): slide_id for slide_id in table["slide_id"]}
+    by_slide = defaultdict(list)
     for stem, path in files.items():
-        by_name[stem.casefold().removesuffix("_mask")].append(path)
-    of_slides = {s: by_name.pop(s.casefold()) for s in table["slide_id"] if s.casefold() in by_name}
-    tell_passed_over(folder, [path for paths in by_name.values() for path in paths])
-    for paths in of_slides.values():
+        by_slide[slide_named(stem.casefold().removesuffix("_mask"), slide_ids)].append(path)
+    tell_passed_over(folder, by_slide.pop(None, []))
+    for paths in by_slide.values():
         if len(paths) > 1:
-            raise CatalogError(f"{paths[1]} and {paths[0]}: two masks of one slide")
-    truth = {slide_id: path for slide_id, (path,) in of_slides.items()}
+            raise CatalogError(f"{paths[1]} and {paths[0]}: two {what} of one slide")
+    truth = {slide_id: path for slide_id, (path,) in by_slide.items()}
+    stated = pd.DataFrame({"slide_id": list(truth), "path": [str(path) for path in truth.values()]})
+    refuse_same_files(stated, "path", str(folder), [what] * len(stated))
     tumour = table.loc[table["label"] == 1, "slide_id"]
     if lacking := [slide_id for slide_id in tumour if slide_id not in truth]:
         raise CatalogError(

@@ -13,7 +13,7 @@ from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
 from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.annotations import slide_annotation
 
 PICTURE_PX = 360
 """Longer side of what is read of the slide for a picture."""
@@ -47,7 +47,7 @@ def picture_units(
     folder : Path
         Of the pictures.
     annotation_rules : AnnotationConfig
-        See `catalog.slide_annotation`.
+        See `slide_annotation`.
     """
     for slide in slides.itertuples(index=False):
         places = [
@@ -119,9 +119,7 @@ class DrawPlaces(Unit):
         grid = probabilities.grid
         panels = [HeatmapPanel("heatmap", probabilities.values(), grid)]
         with Slide(self.slide.path, self.mpp) as slide:
-            lesions = catalog.slide_annotation(
-                slide, self.annotation, self.annotation_rules
-            ).lesions
+            lesions = slide_annotation(slide, self.annotation, self.annotation_rules).lesions
             for place in self.places:
                 least = grid.level0_length(INNER_SQUARES * grid.inner_px)
                 jpeg = _picture(slide, place.box, least, lesions, panels)

@@ -16,8 +16,8 @@ from wsi_pipeline.errors import RunError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.patches.index import read_index
-from wsi_pipeline.slides.catalog import assign_splits
-from wsi_pipeline.stages.leakage import learned_patients
+from wsi_pipeline.slides.splits import assign_splits
+from wsi_pipeline.stages.leakage import learned_patients, of_patients
 from wsi_pipeline.stages.run_directory import (
     heatmap_folder,
     index_path,
@@ -49,7 +49,7 @@ def run(config: Config) -> tuple[Path, pd.DataFrame]:
     settings, name = config.mine, config.train.name
     card = read_model_card(config.out, name)
     slides = tiled_slides(config.out, ["validation"])
-    slides = slides[~slides["patient_id"].isin(learned_patients(card))]
+    slides = slides[~of_patients(slides, learned_patients(card))]
     if slides.empty:
         raise RunError(
             f"no validation slide of {config.out} is left to mine: {name} has learned from all of"

@@ -36,6 +36,11 @@ def slides_path(run_dir: Path) -> Path:
     return Path(run_dir) / "slides.parquet"
 
 
+def notes_path(run_dir: Path) -> Path:
+    """Where the notes lie that are of the whole catalog: a line each."""
+    return Path(run_dir) / "notes.txt"
+
+
 def index_path(run_dir: Path, slide_id: str) -> Path:
     """Where a slide's patch index lies."""
     return Path(run_dir) / "patches" / f"{slide_id}.parquet"

@@ -12,7 +12,7 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.config_file import load_config
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.jobs.record import Failure, read_done, read_failures
-from wsi_pipeline.stages.leakage import learned_patients
+from wsi_pipeline.stages.leakage import learned_patients, of_patients
 from wsi_pipeline.stages.run_directory import (
     CACHE_STAGES,
     EXPLAIN_STAGES,
@@ -25,6 +25,7 @@ from wsi_pipeline.stages.run_directory import (
     index_path,
     model_folder,
     model_id,
+    notes_path,
     of_model,
     read_model_card,
     read_slides,
@@ -82,8 +83,14 @@ def notes_by_slide(run_dir: Path, model: str) -> dict[str, list[str]]:
     notes = defaultdict(list)
     for stage in ("catalog", "tile", *(of_model(stage, model) for stage in ("heatmap", "fine"))):
         for slide_id, line in read_done(run_dir, stage).items():
-            notes[slide_id] += line["result"].get("notes", [])
+            notes[slide_id] += line["result"].get("notes", []) + line["result"].get("doubts", [])
     return {slide_id: list(dict.fromkeys(found)) for slide_id, found in notes.items() if found}
+
+
+def catalog_notes(run_dir: Path) -> list[str]:
+    """What the catalog stage noted of all slides together; none where it has not run."""
+    path = notes_path(run_dir)
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def reading_summary(results: Iterable[dict]) -> str:
@@ -223,7 +230,7 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, set[str] | None]
     begun = [stage for stage in begun if read_done(run_dir, stage)]  # no part of every run
     in_split = slides["split"].isin
     predicted = set(slides["slide_id"][in_split(config.heatmap.splits)])
-    learned = slides["patient_id"].isin(_learned(run_dir, config.train.name))
+    learned = of_patients(slides, _learned(run_dir, config.train.name))
     found = {
         "catalog": set(pd.read_parquet(slides_path(run_dir), columns=["slide_id"])["slide_id"]),
         "tile": set(slides["slide_id"]),

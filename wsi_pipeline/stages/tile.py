@@ -19,12 +19,14 @@ from wsi_pipeline.report.tissue_page import TiledSlide, write_tissue_page
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import tissue_mask
 from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.annotations import refuse_misplaced, slide_annotation
 from wsi_pipeline.stages.run_directory import (
     TISSUE_PAGE,
     index_path,
     read_slides,
     tissue_folder,
 )
+from wsi_pipeline.stages.status import catalog_notes
 
 
 def run(config: Config, client: Client) -> Outcome:
@@ -51,7 +53,7 @@ def run(config: Config, client: Client) -> Outcome:
         retries=config.jobs.retries,
         window=config.jobs.window,
     )
-    _write_page(config, slides, tiled)
+    _write_page(config, slides, opened, tiled)
     return opened + tiled
 
 
@@ -85,12 +87,12 @@ class TileSlide(Unit):
             sizes = tile.patch_px, tile.stride_px, tile.inner_px
             grid = PatchGrid(slide.bounds, slide.mpp, downsample, *sizes)
             rules = self.annotation_rules
-            annotation = catalog.slide_annotation(slide, self.annotation, rules)
+            annotation = slide_annotation(slide, self.annotation, rules)
             lesions = annotation.lesions
             mask = tissue_mask(slide, **tile.tissue.model_dump())
             notes = []
             if lesions:
-                notes = catalog.refuse_misplaced(slide, annotation, mask, rules, self.annotation)
+                notes = refuse_misplaced(slide, annotation, mask, rules, self.annotation)
             backend = slide.backend(slide.level_for(grid.downsample)[0])
         index = build_index(self.slide_id, grid, mask, lesions, self.label, tile.min_tissue)
         write_whole(self.picture, tissue_figure(mask, lesions, grid.mpp))
@@ -142,13 +144,14 @@ def _picture(config: Config, slide_id: str) -> Path:
     return tissue_folder(config.out) / f"{slide_id}.jpg"
 
 
-def _write_page(config: Config, slides: pd.DataFrame, tiled: Outcome):
+def _write_page(config: Config, slides: pd.DataFrame, opened: Outcome, tiled: Outcome):
     """Show what was taken for tissue in the slides that are tiled, and what failed."""
     found = []
     for slide_id in slides["slide_id"]:
         if result := tiled.results.get(slide_id):
             lost = ("parts of it cannot be decoded",) if result.get("failures") else ()
-            notes = (*lost, *result["notes"])
+            of_catalog = opened.results[slide_id]
+            notes = (*lost, *of_catalog["notes"], *of_catalog["doubts"], *result["notes"])
             counts = result["patches"], result["positive"]
             drawn = _picture(config, slide_id).is_file()
             found.append(TiledSlide(slide_id, *counts, notes, drawn))
@@ -158,4 +161,5 @@ def _write_page(config: Config, slides: pd.DataFrame, tiled: Outcome):
         title=f"Tissue of {config.out.name}",
         slides=found,
         failures=pd.DataFrame(failures),
+        notes=catalog_notes(config.out),
     )

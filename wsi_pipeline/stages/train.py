@@ -28,7 +28,7 @@ from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
 from wsi_pipeline.slides.threads import decoding_in
 from wsi_pipeline.stages.cache import CacheStore, cache_of
-from wsi_pipeline.stages.leakage import patients_of_weights
+from wsi_pipeline.stages.leakage import patients_of_weights, shared_patients
 from wsi_pipeline.stages.precision import decide_precision
 from wsi_pipeline.stages.run_directory import (
     TRAINING_SPLITS,
@@ -376,9 +376,14 @@ def _throttled(report: Callable[[dict], None]) -> Callable[[dict], None]:
 def _unit(config: Config) -> TrainModel:
     slides = {split: _slides(config, split) for split in TRAINING_SPLITS}
     slides["hard_negatives"] = _hard_negative_slides(config, slides)
-    earlier = patients_of_weights(config.train.weights, test=_test_patients(config))
+    test = read_slides(config.out, ["test"])
+    earlier = patients_of_weights(
+        config.train.weights, test=set(test["patient_id"]), test_slides=set(test["slide_id"])
+    )
     mined = {of.patient_id for of in slides["hard_negatives"]}
-    learned = mined | set(earlier["earlier"])
+    learned = shared_patients(
+        {of.patient_id for of in slides["validation"]}, mined | set(earlier["earlier"])
+    )
     left = tuple(of for of in slides["validation"] if of.patient_id not in learned)
     if slides["validation"] and not left:
         raise RunError(
@@ -416,10 +421,6 @@ def _hard_negative_slides(
     wanted = set(read_hard_negatives(path, test_slides=test)["slide_id"])
     both = (of for split in TRAINING_SPLITS for of in slides[split])
     return tuple(of for of in both if of.patches.slide_id in wanted)
-
-
-def _test_patients(config: Config) -> set[str]:
-    return set(read_slides(config.out, ["test"])["patient_id"])
 
 
 def _slides(config: Config, split: str) -> tuple[LearnedSlide, ...]:

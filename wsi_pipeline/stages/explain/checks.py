@@ -23,7 +23,7 @@ from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
-from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.annotations import slide_annotation
 from wsi_pipeline.stages.explain.maps_and_panels import (
     map_grid,
     method_settings,
@@ -44,7 +44,7 @@ DEPTHS = 5
 def place_mask(path: str, mpp: float, place: PlacedPixels, annotation, rules) -> np.ndarray:
     """The place's pixels whose centres are annotated as tumour, bool (height_px, width_px)."""
     slide = cached_slide(path, mpp)
-    lesions = catalog.slide_annotation(slide, annotation, rules).lesions
+    lesions = slide_annotation(slide, annotation, rules).lesions
     grid = map_grid(place, mpp)
     size = (grid.level0_length(place.width_px), grid.level0_length(place.height_px))
     inside = [

@@ -30,7 +30,7 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.report.explanation_panels import MethodPanel, panels_figure
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
-from wsi_pipeline.stages import catalog
+from wsi_pipeline.stages.annotations import slide_annotation
 from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder
@@ -203,7 +203,7 @@ class DrawPanel(Unit):
         around = _surroundings(shown)
         reduction = max(1.0, max(around.width, around.height) / SURROUNDINGS_PX)
         size = (max(1, round(side / reduction)) for side in (around.width, around.height))
-        lesions = catalog.slide_annotation(slide, self.annotation, self.annotation_rules).lesions
+        lesions = slide_annotation(slide, self.annotation, self.annotation_rules).lesions
         window = (level, slice(rows), slice(cols))
         panels = [
             _panel(name, open_heatmap(folder / f"{name}.zarr").values(*window))
