@@ -19,8 +19,8 @@ from wsi_pipeline.slides.patients import patient_notes
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.same_slide import copies, slide_fingerprint
 from wsi_pipeline.slides.splits import assign_splits
-from wsi_pipeline.stages.annotations import slide_annotation
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, notes_path, slides_path
+from wsi_pipeline.stages.slide_annotation import slide_annotation
 
 SCHEMA_VERSION = 2
 COPIES_NAMED = 5

@@ -47,7 +47,6 @@ from wsi_pipeline.report.explanations_page import read_summary
 from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import tile
-from wsi_pipeline.stages.annotations import slide_annotation
 from wsi_pipeline.stages.leakage import learned_patients, of_patients, refuse_leakage
 from wsi_pipeline.stages.lesion_pictures import picture_units, read_pictures
 from wsi_pipeline.stages.run_directory import (
@@ -61,6 +60,7 @@ from wsi_pipeline.stages.run_directory import (
     read_model_card,
     tiled_slides,
 )
+from wsi_pipeline.stages.slide_annotation import slide_annotation
 from wsi_pipeline.stages.status import (
     catalog_notes,
     failures_on_the_way,

@@ -23,7 +23,6 @@ from wsi_pipeline.patches.index import PatchIndex, read_index
 from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.annotations import slide_annotation
 from wsi_pipeline.stages.heatmap import HeatmapStore, share_of_gpu
 from wsi_pipeline.stages.precision import compare_precisions, decide_precision
 from wsi_pipeline.stages.run_directory import (
@@ -35,6 +34,7 @@ from wsi_pipeline.stages.run_directory import (
     of_model,
     tiled_slides,
 )
+from wsi_pipeline.stages.slide_annotation import slide_annotation
 from wsi_pipeline.stages.stores import fill_stores
 from wsi_pipeline.stages.worker_model import TrainedModel, worker_model
 

@@ -13,7 +13,7 @@ from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
 from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.annotations import slide_annotation
+from wsi_pipeline.stages.slide_annotation import slide_annotation
 
 PICTURE_PX = 360
 """Longer side of what is read of the slide for a picture."""

@@ -19,13 +19,13 @@ from wsi_pipeline.report.tissue_page import TiledSlide, write_tissue_page
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import tissue_mask
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.annotations import refuse_misplaced, slide_annotation
 from wsi_pipeline.stages.run_directory import (
     TISSUE_PAGE,
     index_path,
     read_slides,
     tissue_folder,
 )
+from wsi_pipeline.stages.slide_annotation import refuse_misplaced, slide_annotation
 from wsi_pipeline.stages.status import catalog_notes
 
 

@@ -23,7 +23,6 @@ from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
-from wsi_pipeline.stages.annotations import slide_annotation
 from wsi_pipeline.stages.explain.maps_and_panels import (
     map_grid,
     method_settings,
@@ -32,6 +31,7 @@ from wsi_pipeline.stages.explain.maps_and_panels import (
 )
 from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
+from wsi_pipeline.stages.slide_annotation import slide_annotation
 from wsi_pipeline.stages.worker_model import TrainedModel, held_model
 
 SIMILAR = 0.5

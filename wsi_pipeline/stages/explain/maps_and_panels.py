@@ -30,10 +30,10 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.report.explanation_panels import MethodPanel, panels_figure
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
-from wsi_pipeline.stages.annotations import slide_annotation
 from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder
+from wsi_pipeline.stages.slide_annotation import slide_annotation
 from wsi_pipeline.stages.worker_model import TrainedModel, held_model
 
 SCHEMA_VERSION = 2
