@@ -99,8 +99,8 @@ def process(job_file: str) -> None:
     """What each process of `in_processes` does.
 
     Beside the job's file the first rank leaves its result, or the first to fail its error; the
-    first rank prints what it reports, in lines of JSON after a mark. Standard input, which ends with the process
-    that started torchrun, ends it too.
+    first rank prints what it reports, in lines of JSON after a mark. Standard input, which ends
+    with the process that started torchrun, ends it too.
     """
 
     def end_with_it() -> None:
