@@ -7,7 +7,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Sized
+from collections.abc import Collection, Generator, Iterable, Iterator, Sized
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -203,7 +203,7 @@ def _remove(output: Path):
 
 def _attempts(
     client: Client, units: Iterator[Unit], stage: str, retries: int, window: int, resources
-) -> Iterator[tuple[Unit, _Attempt]]:
+) -> Generator[tuple[Unit, _Attempt]]:
     """Submit units, a new one when one has ended; give what came of each in order of ending.
 
     Suspects, units whose worker died, are submitted last, each when nothing else is in flight.
@@ -212,7 +212,7 @@ def _attempts(
     alone: Future | None = None  # in flight without another since it was submitted
     ended = as_completed(loop=client.loop)
     suspects: deque[Unit] = deque()
-    deaths = Counter()  # of a unit alone, by key
+    deaths: Counter[str] = Counter()  # of a unit alone, by key
     size = _window_sizes(client, window, resources)
 
     def submit(unit: Unit):

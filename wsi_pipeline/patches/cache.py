@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -172,8 +173,8 @@ def shard_file(path, shard: tuple[int, int]) -> Path:
 def finish_cache(path, unread: Iterable[tuple[int, int, str]]) -> None:
     """Note the patches that could not be decoded: corner x, y and reason of each."""
     array = zarr.open_array(path, mode="r+")
-    own = {**array.attrs["wsi_pipeline"], "unread": [list(patch) for patch in unread]}
-    array.attrs["wsi_pipeline"] = own
+    own: Any = array.attrs["wsi_pipeline"]
+    array.attrs["wsi_pipeline"] = {**own, "unread": [list(patch) for patch in unread]}
 
 
 def open_cache(path) -> PatchCache:
@@ -187,7 +188,7 @@ def open_cache(path) -> PatchCache:
     path = Path(path)
     try:
         array = zarr.open_array(path, mode="r")
-        own = array.attrs["wsi_pipeline"]
+        own: Any = array.attrs["wsi_pipeline"]
         if own["schema"] != SCHEMA:
             raise RunError(f"schema {own['schema']}, while this version reads {SCHEMA}")
         grid = PatchGrid.from_dict(own["grid"])

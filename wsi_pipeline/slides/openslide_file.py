@@ -150,7 +150,7 @@ def level0_mpp(path: Path, properties: Mapping[str, str], given: float | None = 
     ]
     if None in stated:
         raise SlideError(f"{path}: the slide states no resolution; {remedy}")
-    mpp_x, mpp_y = map(float, stated)
+    mpp_x, mpp_y = (float(value or 0) for value in stated)
     if not (0 < mpp_x <= COARSEST_STATED_MPP and 0 < mpp_y <= COARSEST_STATED_MPP):
         raise SlideError(
             f"{path}: the slide states {mpp_x:g} x {mpp_y:g} um per px; a microscope's lies between"

@@ -210,7 +210,8 @@ class Slide:
         left, top = x / self.level_downsamples[level], y / self.level_downsamples[level]
         if scale == 1:
             return self._fill(out, boxes, level, _nearest(left), _nearest(top))
-        lost, step = {}, _block_px(scale)
+        lost: dict[int, str] = {}
+        step = _block_px(scale)
         for row, col in product(range(0, out.shape[0], step), range(0, out.shape[1], step)):
             held, parts = clip_boxes(boxes, (col, row, col + step, row + step))
             if len(held):

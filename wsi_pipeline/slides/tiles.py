@@ -166,9 +166,11 @@ class TileReader:
         A tile that OpenSlide cannot decode either costs all boxes over it: it is decoded whole or
         not at all.
         """
-        left, lost = boxes.copy(), {}
+        left = boxes.copy()
+        lost: dict[int, str] = {}
         for row, col in self.tiles.decode_places(x, y, out, cells_touched(left, self.cell)):
-            tile = np.multiply((col, row, col + 1, row + 1), 2 * self.cell)
+            width, height = self.cell
+            tile = col * width, row * height, (col + 1) * width, (row + 1) * height
             positions, parts = clip_boxes(left, tile)
             if not len(positions):
                 continue
