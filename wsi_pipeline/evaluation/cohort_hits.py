@@ -70,10 +70,10 @@ def write_hits(
         If a detection lies off the slide, or a mask cannot be read or does not fit the slide.
     """
     hits, masks = {}, {}
-    pixels = _mask_pixels(truth, size) if isinstance(truth, Path) else None
+    lesions, pixels = ((), _mask_pixels(truth, size)) if isinstance(truth, Path) else (truth, None)
     for mode in MODES:
         if labels[mode]:
-            masks[mode] = _mask(truth, pixels, size, mpp, mode)
+            masks[mode] = _mask(lesions, pixels, size, mpp, mode)
         probability, x, y = (detections[c].to_numpy() for c in ("probability", "x", "y"))
         hits[mode] = detection_hits(
             slide_id, probability, x, y, masks.get(mode), mode=mode, size_level0=size
@@ -85,9 +85,9 @@ def write_hits(
             np.savez_compressed(file, **asdict(hits[mode]))
     mask = masks.get("corrected") or _mask((), None, size, mpp, "corrected")
     table = (
-        mask_lesions(pixels, mpp, mask, hits["corrected"])
-        if isinstance(truth, Path)
-        else annotated_lesions(truth, mpp, mask, hits["corrected"])
+        annotated_lesions(lesions, mpp, mask, hits["corrected"])
+        if pixels is None
+        else mask_lesions(pixels, mpp, mask, hits["corrected"])
     )
     with replace_atomically(_lesions_path(folder, slide_id)) as part:
         table.assign(slide_id=slide_id).to_parquet(part, index=False)

@@ -113,9 +113,7 @@ def _refuse_off(slide_id: str, place_level0: np.ndarray, place: np.ndarray, size
         )
 
 
-def detection_froc_hits(
-    mode: Mode, slides: Sequence[SlideHits]
-) -> FrocHits:
+def detection_froc_hits(mode: Mode, slides: Sequence[SlideHits]) -> FrocHits:
     """Join the slides of a cohort.
 
     Parameters

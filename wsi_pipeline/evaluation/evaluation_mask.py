@@ -99,9 +99,7 @@ def official_labels(labels: Mapping[str, int]) -> dict[str, int]:
     return by_name if any(by_name.values()) else {s: int(label == 1) for s, label in labels.items()}
 
 
-def evaluation_mask(
-    mask: np.ndarray, downsample: float, mpp: float, mode: Mode
-) -> EvaluationMask:
+def evaluation_mask(mask: np.ndarray, downsample: float, mpp: float, mode: Mode) -> EvaluationMask:
     """Dilated and labelled lesions of a slide, see the module for the definitions.
 
     Parameters

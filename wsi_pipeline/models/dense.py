@@ -158,7 +158,7 @@ def _evaluate(subnet: Subnet, image: torch.Tensor, stride_px: int, memory: _Memo
     shared = [
         convolution
         for layer, convolution in enumerate(subnet.convolutions, 1)
-        if _is_shared(subnet, layer, stride_px)
+        if isinstance(convolution, nn.Conv2d) and _is_shared(subnet, layer, stride_px)
     ]
     layers = [_image_as_regions(image, lattice, subnet.padding)]
     layers += [{} for _ in shared]
@@ -176,8 +176,8 @@ def _evaluate(subnet: Subnet, image: torch.Tensor, stride_px: int, memory: _Memo
         rows = range(first, min(first + step, lattice[0]))
         regions = _of_rows(layers[-1], lattice[0], rows, stride_px)
         values = _as_patches(_joined(regions, (len(rows), lattice[1]), stride_px))
-        for convolution in subnet.convolutions[len(shared) :]:
-            values = torch.relu(convolution(values))
+        for alone in subnet.convolutions[len(shared) :]:
+            values = torch.relu(alone(values))
         parts.append(subnet.read_out(values).T.unflatten(1, (len(rows), lattice[1])))
     return torch.cat(parts, dim=1)
 

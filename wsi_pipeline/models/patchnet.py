@@ -280,3 +280,16 @@ def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if not (isinstance(size, int) and size >= 1):
             raise ModelError(f"{name} is {size!r}: it must be a whole number of 1 or more")
+
+
+def subnet_of(model: nn.Module) -> Subnet:
+    """The subnet of a PatchNet.
+
+    Raises
+    ------
+    ModelError
+        If the model is none.
+    """
+    if not isinstance(model, PatchNet):
+        raise ModelError(f"a {type(model).__name__} has no subnet: only a PatchNet has")
+    return model.subnet

@@ -31,6 +31,10 @@ class OpenSlideFile:
     path : Path
     handle : openslide.OpenSlide or None
         None after an error and once it is closed: reading opens a new one.
+    properties : dict of str to str
+        OpenSlide's.
+    size, level_downsamples, level_sizes
+        Of the levels, as OpenSlide tells them.
 
     Raises
     ------
@@ -40,7 +44,12 @@ class OpenSlideFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.handle: openslide.OpenSlide | None = open_file(path)
+        handle = open_file(path)
+        self.handle: openslide.OpenSlide | None = handle
+        self.properties = dict(handle.properties)
+        self.size: tuple[int, int] = handle.dimensions
+        self.level_downsamples: tuple[float, ...] = handle.level_downsamples
+        self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
 
     def close(self) -> None:
         """Let go of the file, once reads under way in other threads end."""

@@ -218,7 +218,7 @@ def find_tiles(
     try:
         file = TiffFile(path)
         with tifffile.TiffFile(path) as tiff:
-            pages = [page for page in tiff.pages if page.is_tiled]
+            pages = [p for p in tiff.pages if isinstance(p, tifffile.TiffPage) and p.is_tiled]
             levels = [
                 _find_level(file, pages, size, downsample)
                 for size, downsample in zip(sizes, downsamples, strict=True)

@@ -123,8 +123,9 @@ class PatchLoader:
         self._ahead = _in_a_thread if workers else iter
         self._loader = DataLoader(
             _Reader(dataset, self._pixels),
-            batch_sampler=self._draws,
-            collate_fn=_as_read,
+            # A part travels whole; torch's types know batches as lists of samples alone.
+            batch_sampler=self._draws,  # type: ignore[arg-type]
+            collate_fn=_as_read,  # type: ignore[arg-type]
             num_workers=workers,
             in_order=True,  # `_BlockDraws.blocks` relies on it
             prefetch_factor=AHEAD if workers else None,  # of each process: a part of each block

@@ -49,7 +49,7 @@ def fit(
     *,
     folder: str | Path,
     fingerprint: str,
-    save_best: Callable[[Path, nn.Module, dict], None],
+    save_best: Callable[[Path, nn.Module, dict], object],
     seed: int = 0,
     device: torch.device | str = "cpu",
     checkpoint_seconds: float = 300.0,
