@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -164,7 +164,7 @@ def _parse_row(cells: dict, where: str, kind: type[BaseModel] = _Row) -> BaseMod
         raise CatalogError(f"{where}: {column} is {cells.get(column, '')!r}: {rule}") from None
 
 
-def _to_frame(rows: Sequence[BaseModel], folder: Path) -> pd.DataFrame:
+def _to_frame(rows: list[_Row], folder: Path) -> pd.DataFrame:
     frame = pd.DataFrame([row.model_dump() for row in rows], columns=list(_Row.model_fields))
     frame["path"] = [str(folder / row.path) for row in rows]
     frame["annotation"] = [row.annotation and str(folder / row.annotation) for row in rows]
@@ -275,8 +275,7 @@ def files_by_stem(folder, suffixes, what: str) -> dict[str, Path]:
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in suffixes and file.is_file() and not file.name.startswith(".")
     ]
-    found: dict[str, Path] = {}
-    dicom_folders: dict[Path, Path] = {}
+    found, dicom_folders = {}, {}
     for file in files:
         if any(Path(f"{parent}.mrxs").is_file() for parent in file.parents):
             continue

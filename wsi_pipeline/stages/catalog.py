@@ -1,7 +1,6 @@
 """The catalog: every slide opened once, its size, resolution, annotation and label checked."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -108,7 +107,7 @@ class InspectSlide(Unit):
             }
 
     def _label(self, lesions: int) -> int:
-        if self.label == 0 and lesions and self.annotation:
+        if self.label == 0 and lesions:
             raise CatalogError(
                 f"{self.annotation.path} holds lesions ({lesions}), but the catalog's label of its"
                 " slide is 0"
@@ -137,8 +136,8 @@ def _listed_slides(config: Config) -> pd.DataFrame:
     else:
         frame = scan_folders(catalog.slides, catalog.annotations)
     if frame["split"].isna().all():
-        return assign_splits(frame, {**catalog.split}, config.seed)
-    shares = _train_shares({**catalog.split})
+        return assign_splits(frame, catalog.split, config.seed)
+    shares = _train_shares(catalog.split)
     splits = set(frame["split"])
     if shares and "train" in splits and "validation" not in splits:
         drawn = frame["split"] == "train"
@@ -148,7 +147,7 @@ def _listed_slides(config: Config) -> pd.DataFrame:
     return frame
 
 
-def _train_shares(split: Mapping[str, float]) -> dict[str, float]:
+def _train_shares(split: dict[str, float]) -> dict[str, float]:
     """The shares of train and validation among these two, where both are wanted."""
     shares = {name: split.get(name, 0) for name in ("train", "validation")}
     total = sum(shares.values())

@@ -21,7 +21,7 @@ from wsi_pipeline.evaluation.cohort_hits import (
 )
 from wsi_pipeline.evaluation.detections import detection_files, read_detections, tell_passed_over
 from wsi_pipeline.evaluation.evaluation_mask import Mode, official_labels
-from wsi_pipeline.evaluation.froc import AVERAGE_FPS, froc_curve, froc_metrics, vertices
+from wsi_pipeline.evaluation.froc import AVERAGE_FPS, FrocCurve, froc_curve, froc_metrics, vertices
 from wsi_pipeline.evaluation.lesion_pixels import read_mask
 from wsi_pipeline.evaluation.lesions import found_or_missed
 from wsi_pipeline.evaluation.uncertainty import REPLICATES, froc_band, froc_intervals
@@ -239,8 +239,9 @@ def _write(
     slide_ids = table["slide_id"].tolist()
     patients = dict(zip(slide_ids, table["patient_id"], strict=True))
     hits = {mode: cohort_hits(out / "hits", slide_ids, mode) for mode in MODES}
-    curves = {mode: froc_curve(hits[mode]) for mode in MODES}
-    metrics, bands = {}, {}
+    curves: dict[str, FrocCurve] = {mode: froc_curve(hits[mode]) for mode in MODES}
+    metrics: dict[str, dict] = {}
+    bands: dict[str, pd.DataFrame] = {}
     for mode in modes:
         metrics[mode] = {
             **froc_metrics(curves[mode], len(slide_ids), average_fps),
@@ -251,7 +252,7 @@ def _write(
     lesions = cohort_lesions(out / "hits", slide_ids)
     write_csv(out / "lesions.csv", found_or_missed(lesions, curves["corrected"], max(average_fps)))
     write_csv(out / "false_positives.csv", false_positives(out / "hits", slide_ids, detections))
-    shown = {mode: curves[mode] for mode in modes if not curves[mode].undefined}
+    shown: dict[str, FrocCurve] = {m: curves[m] for m in modes if not curves[m].undefined}
     if shown:
         write_whole(out / "froc.svg", froc_figure(shown, bands, average_fps).svg)
     write_json(out / "froc.json", metrics)
