@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -187,7 +188,7 @@ def demo(out, scheduler):
     from wsi_pipeline.stages import phantom as stage
 
     cohort = out.absolute() / "phantom"
-    settings = resources.files("wsi_pipeline.configs") / "demo.yaml"
+    settings = Path(str(resources.files("wsi_pipeline.configs") / "demo.yaml"))
     config = _load(settings, out, scheduler, catalog={"csv": cohort / "slides.csv"})
     with connect(config.jobs.scheduler, workers=config.jobs.workers) as client:
         outcome = stage.run(cohort, client, **DEMO_COHORT, seed=config.seed)
@@ -196,7 +197,7 @@ def demo(out, scheduler):
     run_stages(config, _stages(config))
 
 
-DEMO_COHORT = {"slides": 26, "size": (3072, 3072), "mpp": 0.5}
+DEMO_COHORT: dict[str, Any] = {"slides": 26, "size": (3072, 3072), "mpp": 0.5}
 
 
 folder_type = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -363,8 +364,8 @@ def status(run_dir):
         for note in notes:
             out.print(f"note: {slide_id}: {note}", markup=False)
     failures = read_failures(run_dir)
-    for row in failures:
-        out.print(f"failed: {row.stage} {row.unit}: {row.error}: {row.reason}", markup=False)
+    for of in failures:
+        out.print(f"failed: {of.stage} {of.unit}: {of.error}: {of.reason}", markup=False)
     sys.exit(FAILED if failures else 0)
 
 

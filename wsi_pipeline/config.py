@@ -5,7 +5,7 @@ is no second place where a setting is explained.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,7 +15,7 @@ from wsi_pipeline.slides.patients import check_patient_rule
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 SplitName = Literal["train", "validation", "test"]
-KEEPS_RESULT = {"changes_result": False}
+KEEPS_RESULT: dict[str, Any] = {"changes_result": False}
 """Of settings that say how work is done, not what comes out: units do not depend on them."""
 Precision = Literal["float32", "bfloat16"]
 NULL_PRECISION = "; decided when the run begins, and kept"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from wsi_pipeline.config import Config, Section
 from wsi_pipeline.errors import ConfigError
@@ -93,10 +94,10 @@ def _explain(error: ValidationError) -> str:
     )
 
 
-def _rule(item: dict) -> str:
+def _rule(item: ErrorDetails) -> str:
     if item["type"] != "extra_forbidden":
         return item["msg"]
-    return RENAMED.get(item["loc"][-1], "there is no such setting")
+    return RENAMED.get(str(item["loc"][-1]), "there is no such setting")
 
 
 def dump_config(config: Config) -> str:

@@ -71,7 +71,7 @@ def raster_to_level0(places_px, downsample: float):
     return places_px * downsample
 
 
-def raster_size(size_level0: tuple[int, int], downsample: float) -> tuple[int, int]:
+def raster_size(size_level0: tuple[float, float], downsample: float) -> tuple[int, int]:
     """Width and height of the raster that covers a slide, its last pixels cut by the slide's edge.
 
     Parameters

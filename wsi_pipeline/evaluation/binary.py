@@ -131,7 +131,7 @@ def _ranking(truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:
     of the precision at their own score.
     """
     positive, negative = np.sort(score[truth]), np.sort(score[~truth])
-    won = precision = 0
+    won, precision = 0, 0.0
     for part in parts(len(positive)):
         below = np.searchsorted(negative, positive[part], "left")
         won += int(below.sum() + np.searchsorted(negative, positive[part], "right").sum())

@@ -11,7 +11,7 @@ import shapely
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.evaluation.detection_hits import SlideHits, detection_froc_hits, detection_hits
 from wsi_pipeline.evaluation.detections import COLUMNS, read_detections
-from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask, evaluation_mask
+from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask, Mode, evaluation_mask
 from wsi_pipeline.evaluation.froc import FrocHits
 from wsi_pipeline.evaluation.lesion_pixels import (
     OFFICIAL_LEVEL,
@@ -22,7 +22,7 @@ from wsi_pipeline.evaluation.lesion_pixels import (
 from wsi_pipeline.evaluation.lesions import LESION_COLUMNS, annotated_lesions, mask_lesions
 from wsi_pipeline.files import replace_atomically
 
-MODES = ("official", "corrected")
+MODES: tuple[Mode, ...] = ("official", "corrected")
 FROC_MODES = ("lecture", *MODES)
 NO_LESIONS = pd.DataFrame(
     {name: pd.Series(dtype=kind) for name, kind in {"slide_id": object, **LESION_COLUMNS}.items()}
@@ -70,14 +70,14 @@ def write_hits(
         If a detection lies off the slide, or a mask cannot be read or does not fit the slide.
     """
     hits, masks = {}, {}
-    pixels = _mask_pixels(truth, size) if isinstance(truth, Path) else None
+    lesions, pixels = ((), _mask_pixels(truth, size)) if isinstance(truth, Path) else (truth, None)
     for mode in MODES:
         if labels[mode]:
-            masks[mode] = _mask(truth, pixels, size, mpp, mode)
+            masks[mode] = _mask(lesions, pixels, size, mpp, mode)
+        probability, x, y = (detections[c].to_numpy() for c in ("probability", "x", "y"))
         hits[mode] = detection_hits(
-            slide_id, *(detections[c].to_numpy() for c in ("probability", "x", "y")),
-            masks.get(mode), mode=mode, size_level0=size,
-        )  # fmt: skip
+            slide_id, probability, x, y, masks.get(mode), mode=mode, size_level0=size
+        )
         with (
             replace_atomically(_hits_path(folder, slide_id, mode)) as part,
             part.open("wb") as file,
@@ -85,7 +85,7 @@ def write_hits(
             np.savez_compressed(file, **asdict(hits[mode]))
     mask = masks.get("corrected") or _mask((), None, size, mpp, "corrected")
     table = (
-        annotated_lesions(truth, mpp, mask, hits["corrected"])
+        annotated_lesions(lesions, mpp, mask, hits["corrected"])
         if pixels is None
         else mask_lesions(pixels, mpp, mask, hits["corrected"])
     )
@@ -94,7 +94,7 @@ def write_hits(
     return len(table)
 
 
-def _mask(truth, pixels, size, mpp: float, mode: str) -> EvaluationMask:
+def _mask(truth, pixels, size, mpp: float, mode: Mode) -> EvaluationMask:
     official = mode == "official"
     if pixels is not None:
         return evaluation_mask(pixels, 2**OFFICIAL_LEVEL, mpp, mode)
@@ -114,12 +114,12 @@ def _mask_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
     return pixels
 
 
-def cohort_hits(folder: Path, slide_ids: Sequence[str], mode: str) -> FrocHits:
+def cohort_hits(folder: Path, slide_ids: Sequence[str], mode: Mode) -> FrocHits:
     """Join what `write_hits` wrote for the slides of a cohort."""
     return detection_froc_hits(mode, [_read(folder, slide_id, mode) for slide_id in slide_ids])
 
 
-def _read(folder: Path, slide_id: str, mode: str) -> SlideHits:
+def _read(folder: Path, slide_id: str, mode: Mode) -> SlideHits:
     with np.load(_hits_path(folder, slide_id, mode)) as arrays:
         return SlideHits(
             **{

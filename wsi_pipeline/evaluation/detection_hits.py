@@ -8,12 +8,11 @@ fractions.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask
+from wsi_pipeline.evaluation.evaluation_mask import EvaluationMask, Mode
 from wsi_pipeline.evaluation.froc import FrocHits
 from wsi_pipeline.geometry import raster_places
 
@@ -53,7 +52,7 @@ def detection_hits(
     y_level0,
     mask: EvaluationMask | None,
     *,
-    mode: Literal["official", "corrected"],
+    mode: Mode,
     size_level0: tuple[int, int] | None = None,
 ) -> SlideHits:
     """What the detections of one slide hit; the highest confidence in a lesion counts.
@@ -114,9 +113,7 @@ def _refuse_off(slide_id: str, place_level0: np.ndarray, place: np.ndarray, size
         )
 
 
-def detection_froc_hits(
-    mode: Literal["official", "corrected"], slides: Sequence[SlideHits]
-) -> FrocHits:
+def detection_froc_hits(mode: Mode, slides: Sequence[SlideHits]) -> FrocHits:
     """Join the slides of a cohort.
 
     Parameters

@@ -47,6 +47,8 @@ from wsi_pipeline.evaluation.lesion_pixels import (
 )
 from wsi_pipeline.geometry import level0_to_um
 
+Mode = Literal["official", "corrected"]
+
 TUMOUR_NAME = "Tumor"
 OFFICIAL_RADIUS_UM = 37.5
 RADIUS_UM = 75.0
@@ -97,9 +99,7 @@ def official_labels(labels: Mapping[str, int]) -> dict[str, int]:
     return by_name if any(by_name.values()) else {s: int(label == 1) for s, label in labels.items()}
 
 
-def evaluation_mask(
-    mask: np.ndarray, downsample: float, mpp: float, mode: Literal["official", "corrected"]
-) -> EvaluationMask:
+def evaluation_mask(mask: np.ndarray, downsample: float, mpp: float, mode: Mode) -> EvaluationMask:
     """Dilated and labelled lesions of a slide, see the module for the definitions.
 
     Parameters

@@ -221,7 +221,7 @@ def froc_curve(hits: FrocHits, weights=None) -> FrocCurve:
     """
     times = np.ones(len(hits.slide_ids), int) if weights is None else np.asarray(weights)
     lesions, slides = int(times @ hits.lesions), int(times @ hits.averaged)
-    interpolation = "step" if hits.mode == "lecture" else "linear"
+    interpolation: Literal["step", "linear"] = "step" if hits.mode == "lecture" else "linear"
     if not lesions or not slides:
         missing = "slide without tumour" if lesions else NO_LESION[hits.mode]
         empty = pd.DataFrame(columns=COLUMNS, dtype="float64")

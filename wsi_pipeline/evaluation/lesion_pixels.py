@@ -26,7 +26,7 @@ def raster_downsample(mpp: float) -> float:
 
 def rasterise(
     lesions: Sequence[shapely.Polygon],
-    size_level0: tuple[int, int],
+    size_level0: tuple[float, float],
     downsample: float,
     *,
     keep_thin: bool = False,

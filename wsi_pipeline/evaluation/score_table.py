@@ -171,7 +171,9 @@ def _cells(table: pd.DataFrame, column: str | None) -> pd.Series:
     return cells.mask(cells.str.casefold().isin(MISSING))
 
 
-def _words(cells: pd.Series, words: Mapping[str, object], column: str, source: str) -> pd.Series:
+def _words(
+    cells: pd.Series, words: Mapping[str, object], column: str | None, source: str
+) -> pd.Series:
     meant = cells.str.casefold().map(words)
     _refuse(meant.isna(), cells, column, f"it must be one of {', '.join(words)}", source)
     return meant

@@ -8,6 +8,7 @@ slides would give, computed from scratch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -80,7 +81,7 @@ def froc_statistic(hits: FrocHits, average_fps: Sequence[float] = AVERAGE_FPS) -
     at_threshold = _count(rank, hits.lesion_slide[found], size)
     at_least = _count_above(thresholds, hits, size, "right", np.float64)
     above = _count_above(thresholds, hits, size, "left", np.float32 if official else np.float64)
-    lowest, beside = _lowest_scores(hits) if official else (None, None)
+    lowest, beside = _lowest_scores(hits) if official else (np.empty(0), np.empty(0))
 
     def evaluate(weights):
         lesions, slides = weights @ hits.lesions, weights @ hits.averaged
@@ -115,7 +116,11 @@ def _count(rank: np.ndarray, slide: np.ndarray, size: tuple[int, int]) -> np.nda
 
 
 def _count_above(
-    thresholds: np.ndarray, hits: FrocHits, size: tuple[int, int], side: str, dtype
+    thresholds: np.ndarray,
+    hits: FrocHits,
+    size: tuple[int, int],
+    side: Literal["left", "right"],
+    dtype,
 ) -> np.ndarray:
     """How many false positives of each slide have passed each threshold, shape (K, S).
 
@@ -174,11 +179,11 @@ def binary_statistic(rows: pd.DataFrame, threshold: float, kind: str) -> Statist
     """
     found = {name: evaluated(part["label"], part["score"]) for name, part in by_slide(rows)}
     found = {name: (truth, score) for name, (truth, score) in found.items() if len(truth)}
-    counts = [
+    by_slide_id = [
         np.bincount(2 * truth + is_called(score, threshold), minlength=4)
         for truth, score in found.values()
     ]
-    counts = np.array(counts, np.int64).reshape(-1, 4)
+    counts = np.array(by_slide_id, np.int64).reshape(-1, 4)
     tn, fp, fn, tp = counts.T.astype(np.float64)
     tumour, normal, wins = _pairs_won(list(found.values()))
 

@@ -27,7 +27,7 @@ def explained(model: nn.Module) -> Iterator[None]:
     try:
         model.eval()
         for module in in_place:
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010 (of ReLU, Dropout and their like)
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         yield
@@ -35,7 +35,7 @@ def explained(model: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         for module in in_place:
-            module.inplace = True
+            setattr(module, "inplace", True)  # noqa: B010
         for parameter, requires_grad in wanted:
             parameter.requires_grad_(requires_grad)
 

@@ -97,10 +97,10 @@ def smooth_grad(
     images = images.detach()
     extent = images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True)
     generator = torch.Generator().manual_seed(seed)  # of the CPU: the same noise on any device
-    total = 0
+    total = torch.zeros(())
     for _ in range(samples):
         normal = torch.randn(images.shape[1:], generator=generator).to(images)
-        total += method(model, images + noise * extent * normal, target=target)
+        total = total + method(model, images + noise * extent * normal, target=target)
     return total / samples
 
 
@@ -179,7 +179,7 @@ def _gradient(
     with explained(model), torch.enable_grad():
         pixels = images.detach().requires_grad_()
         scores = score(model, pixels, target)
-        if rule is not None:
+        if rule is not None and scores.grad_fn is not None:
             _set_rule(scores.grad_fn, rule)
         return torch.autograd.grad(scores.sum(), pixels)[0]
 

@@ -82,6 +82,10 @@ class Method:
     takes_layer: bool = False
     needs: tuple[str, ...] = ()
 
+    def with_settings(self, **settings) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+        """The method as a function of a model and images alone."""
+        return partial(self, **settings)
+
     def __call__(
         self,
         model: nn.Module,

@@ -16,7 +16,7 @@ The models are those that begin with a plain stack of ``nn.Conv2d``, ``nn.ReLU``
 costs what a forward pass does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +68,7 @@ class ClearMaps:
     level: torch.Tensor
 
 
-def respond(layers: Sequence[nn.Module], images: torch.Tensor) -> Response:
+def respond(layers: Iterable[nn.Module], images: torch.Tensor) -> Response:
     """Pass images up through a stack, keeping the switches of its max poolings.
 
     Parameters
@@ -129,7 +129,7 @@ def project_back(
                 (len(back), *size[1:]), layer.weight, back,
                 layer.stride, layer.padding, layer.dilation, layer.groups,
             )  # fmt: skip
-        elif isinstance(layer, nn.MaxPool2d):
+        elif switches is not None:  # of a max pooling
             back = unpool(back, switches, size[-2:])
         elif rectify:
             back = functional.relu(back)

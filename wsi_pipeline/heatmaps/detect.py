@@ -133,11 +133,11 @@ def _greedy(cells: np.ndarray, shape: tuple[int, int], radius_cells: float) -> n
     pad = [int(min(2 * radius_cells + 1, side)) for side in shape]
     width = shape[1] + 2 * pad[1]
     none = len(cells)  # the rank of what is no candidate, or not any more
-    rank = np.full((shape[0] + 2 * pad[0], width), none, np.int32)
-    rank[pad[0] : pad[0] + shape[0], pad[1] : pad[1] + shape[1]].flat[cells] = np.arange(none)
-    rank = rank.ravel()
-    reach = (radius_cells**2 * (1 + RADIUS_TOLERANCE)) * np.array([0, 1, 4])
-    disc, ring = (_offsets(*between, pad, width) for between in (reach[:2], reach[1:]))
+    padded = np.full((shape[0] + 2 * pad[0], width), none, np.int32)
+    padded[pad[0] : pad[0] + shape[0], pad[1] : pad[1] + shape[1]].flat[cells] = np.arange(none)
+    rank = padded.ravel()
+    reach = radius_cells**2 * (1 + RADIUS_TOLERANCE)
+    disc, ring = _offsets(0, reach, pad, width), _offsets(reach, 4 * reach, pad, width)
     stamp = np.empty_like(rank)
     doubtful, kept = np.flatnonzero(rank < none).astype(np.int32), []
     while len(doubtful):

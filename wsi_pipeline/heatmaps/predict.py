@@ -52,9 +52,9 @@ def _batches(
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Positions and pixels of a batch at a time: uint8 (N, H, W, 3), in the memory of the last."""
     positions: list[int] = []
-    batch = None
+    batch = np.empty(0, np.uint8)
     for position, patch in patches:
-        if batch is None:
+        if not batch.size:
             batch = np.empty((batch_size, *patch.shape), np.uint8)
         batch[len(positions)] = patch
         positions.append(position)

@@ -9,6 +9,7 @@ Metadata are not consolidated: there are few arrays, and Zarr 3 does not specify
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -23,7 +24,7 @@ SCHEMA = 1
 COARSEST_PX = 64
 """The pyramid ends at the first level whose longer side is this or less."""
 
-_ZARR_FORMAT = {"0.4": 2, "0.5": 3}
+_ZARR_FORMAT: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Heatmap:
             If a chunk is damaged.
         """
         try:
-            return self.levels[level][rows, cols]
+            return np.asarray(self.levels[level][rows, cols])
         except (OSError, RuntimeError, ValueError) as error:
             raise RunError(f"{self.path}: level {level} is damaged: {error}") from error
 
@@ -142,11 +143,16 @@ def create_heatmap(
         raise ConfigError(f"ngff is {ngff!r}: it must be one of {', '.join(_ZARR_FORMAT)}")
     shapes = _level_shapes(grid.shape)
     multiscales = _multiscales(slide_id, grid, len(shapes))
-    own = {"schema": SCHEMA, "slide_id": slide_id, "model": model, "precision": precision}
+    own: dict[str, Any] = {
+        "schema": SCHEMA,
+        "slide_id": slide_id,
+        "model": model,
+        "precision": precision,
+    }
     own["grid"] = grid.to_dict()
     if ngff == "0.5":
-        ome = {"ome": {"version": ngff, "multiscales": [multiscales]}}
-        layout = {"compressors": ZstdCodec(), "dimension_names": ("y", "x")}
+        ome: dict[str, Any] = {"ome": {"version": ngff, "multiscales": [multiscales]}}
+        layout: dict[str, Any] = {"compressors": ZstdCodec(), "dimension_names": ("y", "x")}
     else:
         ome = {"multiscales": [{"version": ngff, **multiscales}]}
         layout = {
@@ -250,8 +256,9 @@ def write_heatmap(
     """
     if values.shape != grid.shape:
         raise RunError(f"{path}: values of shape {values.shape} for a grid of {grid.shape}")
-    described = {"grid": grid, "slide_id": slide_id, "model": model, "precision": precision}
-    create_heatmap(path, **described, chunk=chunk, ngff=ngff)
+    create_heatmap(
+        path, grid=grid, slide_id=slide_id, model=model, precision=precision, chunk=chunk, ngff=ngff
+    )
     _open(path, "r+").levels[0][:] = values
     finish_heatmap(path)
 
@@ -267,16 +274,22 @@ def open_heatmap(path) -> Heatmap:
     return _open(path, "r")
 
 
-def _open(path, mode: str) -> Heatmap:
+def _array(group: zarr.Group, name: str) -> zarr.Array:
+    if not isinstance(array := group[name], zarr.Array):
+        raise TypeError(f"{name} is no array")
+    return array
+
+
+def _open(path, mode: Literal["r", "r+"]) -> Heatmap:
     path = Path(path)
     try:
         group = zarr.open_group(path, mode=mode)
-        own = group.attrs["wsi_pipeline"]
+        own: Any = group.attrs["wsi_pipeline"]
         if own["schema"] != SCHEMA:
             raise RunError(f"schema {own['schema']}, while this version reads {SCHEMA}")
         grid = PatchGrid.from_dict(own["grid"])
         shapes = _level_shapes(grid.shape)
-        levels = tuple(group[str(level)] for level in range(len(shapes)))
+        levels = tuple(_array(group, str(level)) for level in range(len(shapes)))
         if [level.shape for level in levels] != shapes:
             raise RunError(f"levels {[level.shape for level in levels]} are not {shapes}")
         ngff = "0.5" if group.metadata.zarr_format == 3 else "0.4"

@@ -68,6 +68,11 @@ def connect(
         yield client
 
 
+def scheduler_address(client: Client) -> str:
+    """Where a client's scheduler is, or was."""
+    return str(client.scheduler.address) if client.scheduler else "no address"
+
+
 def worker_threads(client: Client, resources: dict[str, float] | None = None) -> int:
     """Threads of all workers that offer the resources."""
     return sum(worker["nthreads"] for worker in _workers(client, resources).values())

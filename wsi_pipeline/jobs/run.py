@@ -7,7 +7,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Sized
+from collections.abc import Collection, Generator, Iterable, Iterator, Sized
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,7 +16,7 @@ from pathlib import Path
 from distributed import CancelledError, Client, Future, KilledWorker, as_completed
 
 from wsi_pipeline.errors import RunError, WsiError
-from wsi_pipeline.jobs.cluster import worker_threads
+from wsi_pipeline.jobs.cluster import scheduler_address, worker_threads
 from wsi_pipeline.jobs.progress import progress_bar
 from wsi_pipeline.jobs.record import Record
 from wsi_pipeline.jobs.unit import Unit
@@ -203,7 +203,7 @@ def _remove(output: Path):
 
 def _attempts(
     client: Client, units: Iterator[Unit], stage: str, retries: int, window: int, resources
-) -> Iterator[tuple[Unit, _Attempt]]:
+) -> Generator[tuple[Unit, _Attempt]]:
     """Submit units, a new one when one has ended; give what came of each in order of ending.
 
     Suspects, units whose worker died, are submitted last, each when nothing else is in flight.
@@ -212,7 +212,7 @@ def _attempts(
     alone: Future | None = None  # in flight without another since it was submitted
     ended = as_completed(loop=client.loop)
     suspects: deque[Unit] = deque()
-    deaths = Counter()  # of a unit alone, by key
+    deaths: Counter[str] = Counter()  # of a unit alone, by key
     size = _window_sizes(client, window, resources)
 
     def submit(unit: Unit):
@@ -249,7 +249,7 @@ def _attempts(
                 attempt = _killed(error, deaths[unit.key])
             except CancelledError:
                 raise RunError(
-                    f"stage {stage}: the Dask scheduler at {client.scheduler.address} is gone, or"
+                    f"stage {stage}: the Dask scheduler at {scheduler_address(client)} is gone, or"
                     " has cancelled the units; those finished are recorded: start again"
                 ) from None
             except Exception as error:  # before the unit began: its function is unknown there, say
@@ -264,7 +264,7 @@ def _window_sizes(client: Client, window: int, resources) -> Iterator[int]:
     """Units that may be in flight now; workers come and go, so they are counted again."""
     threads = worker_threads(client, resources)
     if resources and not threads:
-        raise RunError(f"no worker of {client.scheduler.address} offers {resources}")
+        raise RunError(f"no worker of {scheduler_address(client)} offers {resources}")
     counted = time.monotonic()
     while True:
         yield max(1, window * threads)

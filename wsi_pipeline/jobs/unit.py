@@ -138,7 +138,7 @@ def state_of(value):
 
 def _counting_fields(value) -> Iterator[tuple[str, object]]:
     """The fields of a dataclass that are hashed; TypeError if a file is given as another type."""
-    for name, (types, hashed) in _field_types(type(value)).items():
+    for name, (types, hashed) in _field_types(value.__class__).items():
         part = getattr(value, name)
         declared = types & {LargeFile, SmallFile, Output}
         if declared and part is not None and type(part) not in declared:

@@ -49,7 +49,9 @@ Regions = dict[tuple[str, str], torch.Tensor]
 """By row and column segment: shape (rows or 1, height, width, columns or 1, filters). Rows and
 columns count the lattice's patches and are 1 where all of them share the segment."""
 
-SEGMENTS = sorted(product((START, MIDDLE, END), repeat=2), key=lambda key: -key.count(MIDDLE))
+SEGMENTS: list[tuple[str, str]] = sorted(
+    product((START, MIDDLE, END), (START, MIDDLE, END)), key=lambda key: -key.count(MIDDLE)
+)
 """The nine regions, each after those that it reads: the middle, edges, corners."""
 
 
@@ -156,7 +158,7 @@ def _evaluate(subnet: Subnet, image: torch.Tensor, stride_px: int, memory: _Memo
     shared = [
         convolution
         for layer, convolution in enumerate(subnet.convolutions, 1)
-        if _is_shared(subnet, layer, stride_px)
+        if isinstance(convolution, nn.Conv2d) and _is_shared(subnet, layer, stride_px)
     ]
     layers = [_image_as_regions(image, lattice, subnet.padding)]
     layers += [{} for _ in shared]
@@ -174,8 +176,8 @@ def _evaluate(subnet: Subnet, image: torch.Tensor, stride_px: int, memory: _Memo
         rows = range(first, min(first + step, lattice[0]))
         regions = _of_rows(layers[-1], lattice[0], rows, stride_px)
         values = _as_patches(_joined(regions, (len(rows), lattice[1]), stride_px))
-        for convolution in subnet.convolutions[len(shared) :]:
-            values = torch.relu(convolution(values))
+        for alone in subnet.convolutions[len(shared) :]:
+            values = torch.relu(alone(values))
         parts.append(subnet.read_out(values).T.unflatten(1, (len(rows), lattice[1])))
     return torch.cat(parts, dim=1)
 
@@ -188,7 +190,7 @@ def _image_as_regions(image: torch.Tensor, lattice: tuple[int, int], padding: st
     middle = image.permute(1, 2, 0)[None, :, :, None]
     if padding == "valid":
         return {(MIDDLE, MIDDLE): middle}
-    regions = {}
+    regions: Regions = {}
     for key in SEGMENTS:
         region = middle
         for axis, count in enumerate(lattice):
@@ -234,7 +236,7 @@ def _with_surroundings(
     for axis, segment in enumerate(key):
         if segment != MIDDLE:
             out.select(1 + axis, 0 if segment == START else -1).zero_()
-    for source in product(*({segment, MIDDLE} for segment in key)):
+    for source in product({key[0], MIDDLE}, {key[1], MIDDLE}):
         part, target = regions[source], out
         for axis in (0, 1):
             first, size = {START: 1, MIDDLE: 0, END: 2}[key[axis]], sizes[axis]
@@ -317,8 +319,8 @@ def _read_out(subnet: Subnet, regions: Regions, stride_px: int) -> torch.Tensor:
     with torch.autocast(total.device.type, enabled=False):  # bfloat16 would be coarse
         for key, region in regions.items():
             weight = subnet.readout_weight[:, spans[key[0]], spans[key[1]]]
-            steps = tuple(stride_px if segment == MIDDLE else 1 for segment in key)
-            total = total + _weighted_sums(region.to(weight.dtype), weight, steps)
+            down, right = (stride_px if segment == MIDDLE else 1 for segment in key)
+            total = total + _weighted_sums(region.to(weight.dtype), weight, (down, right))
     return torch.tanh(total)
 
 

@@ -62,8 +62,8 @@ def normalise(
         values = colour.shades_of_gray(values, shades_of_gray)
     # Not by v2.functional.normalize: it sends both to the device anew, and waits for a GPU to come
     # that far.
-    mean, std = (_of_channels(tuple(of_channel), values.device) for of_channel in (mean, std))
-    return (values - mean).div_(std)
+    centre, spread = (_of_channels(tuple(of), values.device) for of in (mean, std))
+    return (values - centre).div_(spread)
 
 
 @cache
@@ -71,6 +71,11 @@ def normalise(
 def _of_channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """A value for each channel, shape (3, 1, 1), kept on the device."""
     return torch.tensor(values, device=device)[:, None, None]
+
+
+def in_channels_last(module: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a model to a device, in the memory format in which convolutions are fastest."""
+    return module.to(device).to(memory_format=torch.channels_last)
 
 
 def predictor(
@@ -103,7 +108,7 @@ def predictor(
         work overlaps.
     """
     device = torch.device(device)
-    module = module.to(device, memory_format=torch.channels_last).eval()
+    module = in_channels_last(module, device).eval()
 
     def predict(patches: np.ndarray) -> np.ndarray:
         with (

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.vgg16 import start_convolutions
 
 
 class Subnet(nn.Module):
@@ -75,9 +76,7 @@ class Subnet(nn.Module):
         self._start()
 
     def _start(self) -> None:
-        for convolution in self.convolutions:
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            nn.init.zeros_(convolution.bias)
+        start_convolutions(self, "fan_in")
         bound = 1 / self.output_px  # 1 / sqrt(inputs)
         nn.init.uniform_(self.readout_weight, -bound, bound)
         nn.init.uniform_(self.readout_bias, -bound, bound)
@@ -281,3 +280,16 @@ def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if not (isinstance(size, int) and size >= 1):
             raise ModelError(f"{name} is {size!r}: it must be a whole number of 1 or more")
+
+
+def subnet_of(model: nn.Module) -> Subnet:
+    """The subnet of a PatchNet.
+
+    Raises
+    ------
+    ModelError
+        If the model is none.
+    """
+    if not isinstance(model, PatchNet):
+        raise ModelError(f"a {type(model).__name__} has no subnet: only a PatchNet has")
+    return model.subnet

@@ -55,6 +55,6 @@ def computing_in(precision: Precision, device: torch.device | str) -> Iterator[N
     """
     kind = torch.device(device).type
     if kind == "cuda":  # torch's default is TF32: 10 bits of mantissa, on some GPUs only
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # no stub
     with torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"):
         yield

@@ -62,7 +62,8 @@ def start_convolutions(features: nn.Module, mode: Literal["fan_in", "fan_out"]) 
     for layer in features.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def start_dense_unit(unit: nn.Linear, std: float) -> None:

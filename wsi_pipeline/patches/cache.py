@@ -5,16 +5,16 @@ the patch of a cell, and a shard `SHARD` x `SHARD` cells, written once and by on
 without a patch take no room. Any Zarr library reads it, and `zarr` makes its metadata; shards are
 written and read here, after the Zarr 3 specification ("sharding_indexed", version 1.0):
 
-- a library that is handed pixels leaves out chunks that equal the fill value, and a black patch
-  would look like a missing one;
 - zarr-python reads some 200 patches of 512 px a second, whatever the codec, which is slower than
-  decoding the tiles of a JPEG slide (docs/training.md).
+  decoding the tiles of a JPEG slide (docs/training.md);
+- a shard stays compressed in memory while it is written, patch by patch.
 """
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -101,6 +101,8 @@ class PatchCache:
         entry = _ENTRY_BYTES * (row % SHARD * SHARD + col % SHARD)
         with shard_file(self.path, (row // SHARD, col // SHARD)).open("rb", buffering=0) as file:
             # The whole index: where a file was cut off, an entry alone might be that of another.
+            if file.seek(0, os.SEEK_END) < _INDEX_BYTES:
+                raise ValueError("the shard is cut off")
             file.seek(-_INDEX_BYTES, os.SEEK_END)
             index = _checked(file.read(_INDEX_BYTES), "the shard's index")
             start, count = np.frombuffer(index, _ENTRY, 2, entry).tolist()
@@ -171,8 +173,8 @@ def shard_file(path, shard: tuple[int, int]) -> Path:
 def finish_cache(path, unread: Iterable[tuple[int, int, str]]) -> None:
     """Note the patches that could not be decoded: corner x, y and reason of each."""
     array = zarr.open_array(path, mode="r+")
-    own = {**array.attrs["wsi_pipeline"], "unread": [list(patch) for patch in unread]}
-    array.attrs["wsi_pipeline"] = own
+    own: Any = array.attrs["wsi_pipeline"]
+    array.attrs["wsi_pipeline"] = {**own, "unread": [list(patch) for patch in unread]}
 
 
 def open_cache(path) -> PatchCache:
@@ -186,7 +188,7 @@ def open_cache(path) -> PatchCache:
     path = Path(path)
     try:
         array = zarr.open_array(path, mode="r")
-        own = array.attrs["wsi_pipeline"]
+        own: Any = array.attrs["wsi_pipeline"]
         if own["schema"] != SCHEMA:
             raise RunError(f"schema {own['schema']}, while this version reads {SCHEMA}")
         grid = PatchGrid.from_dict(own["grid"])

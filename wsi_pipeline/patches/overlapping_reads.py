@@ -179,7 +179,9 @@ def readable_boxes(
     else:
         for positions, pixels in read_boxes(slide, grid, boxes, lost):
             yield from zip(positions.tolist(), pixels, strict=True)
-    unread.extend(UnreadPatch(*origins[position], why) for position, why in sorted(lost.items()))
+    for position, why in sorted(lost.items()):
+        x, y = origins[position]
+        unread.append(UnreadPatch(x, y, why))
 
 
 def _one_by_one(slide, grid, boxes, origins, lost) -> Iterator[tuple[int, np.ndarray]]:

@@ -126,8 +126,8 @@ class PatchPool:
                 " nothing to train on; are there annotations, and does the tissue mask keep tissue?"
             )
         groups.sort(key=lambda group: group[0])  # stable: within a label, by slide
-        labels, slides, group_counts = zip(*groups, strict=True)
-        labels, label_counts = np.unique(labels, return_counts=True)
+        group_labels, slides, group_counts = zip(*groups, strict=True)
+        labels, label_counts = np.unique(group_labels, return_counts=True)
         return cls(
             slide_ids=tuple(slide_ids),
             grids=tuple(grids),
@@ -333,7 +333,7 @@ def draw_label(pool: PatchPool, words: np.ndarray) -> np.ndarray:
     int64 array, shape (n,)
         Positions in ``pool.labels``.
     """
-    return _below(np.int64(len(pool.labels)), words)
+    return _below(np.array(len(pool.labels), np.int64), words)
 
 
 def draw_slide(pool: PatchPool, label: np.ndarray, words: np.ndarray) -> np.ndarray:

@@ -186,7 +186,7 @@ def _aggregates(plan: SlidePlan, tissue, lesions) -> np.ndarray:
     area_mm2 = tissue.area * (plan.mpp / 1000) ** 2
     tumour = shapely.union_all(lesions)
     x0, y0, x1, y1 = tissue.bounds
-    found = []
+    found: list[tuple[float, float, float]] = []
     while len(found) < max(2, round(AGGREGATES_PER_MM2 * area_mm2)):
         x, y = rng.uniform((x0, y0), (x1, y1))
         point = shapely.Point(x, y)

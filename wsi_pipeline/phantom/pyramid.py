@@ -48,7 +48,7 @@ def write_slide_pyramid(
     with ExitStack() as stack:
         levels = []
         for width, height in _level_sizes(size):
-            file = stack.enter_context(SpooledTemporaryFile(SPOOL_BYTES, dir=path.parent))
+            file = stack.enter_context(SpooledTemporaryFile(SPOOL_BYTES, dir=str(path.parent)))
             levels.append(_Level(width, height, file))
         for level, smaller in pairwise(levels):
             level.smaller = smaller
@@ -95,7 +95,8 @@ class _Level:
     def __init__(self, width: int, height: int, file: SpooledTemporaryFile):
         self.width, self.height = width, height
         self.smaller: _Level | None = None
-        self._file, self._tile_bytes = file, []
+        self._file = file
+        self._tile_bytes: list[int] = []
         self._waiting: list[np.ndarray] = []
         self._rows_seen = 0
 
@@ -161,8 +162,10 @@ def _encoded_plain(colour: tuple[int, ...], encode: Encode) -> bytes:
 
 
 def _jpeg(tile: np.ndarray) -> bytes:
-    return imagecodecs.jpeg8_encode(
-        tile, level=JPEG_QUALITY, colorspace="rgb", outcolorspace="ycbcr", subsampling="420"
+    return bytes(
+        imagecodecs.jpeg8_encode(
+            tile, level=JPEG_QUALITY, colorspace="rgb", outcolorspace="ycbcr", subsampling="420"
+        )
     )
 
 

@@ -21,7 +21,7 @@ GLASS = 243  # grey of the empty slide
 LESION = 255  # in masks
 BLOCK_PX = (1024, 2 * TILE_PX)  # width and height of what is drawn at once
 TISSUE_EDGE_UM, TUMOUR_EDGE_UM, FOLD_EDGE_UM, PEN_EDGE_UM = 2.0, 3.0, 3.0, 2.0
-MELANIN = np.float32([0.0, 0.0, 0.35])  # browner: it takes more of the blue
+MELANIN = np.array([0.0, 0.0, 0.35], np.float32)  # browner: it takes more of the blue
 FOLD_GAIN = 0.8  # a fold lays tissue over tissue
 
 
@@ -119,5 +119,5 @@ def _block(window: Bounds, mpp: float, layout: Layout, texture) -> np.ndarray:
         density += sheets * (tissue * (1 + FOLD_GAIN * fold))[..., None]
     for stroke, ink in layout.pens:
         opacity = feather(stroke, window, round(PEN_EDGE_UM / mpp))
-        density += opacity[..., None] * np.float32(INKS[ink])
+        density += opacity[..., None] * np.array(INKS[ink], np.float32)
     return (GLASS * np.exp(-density) + 0.5).astype(np.uint8)

@@ -149,7 +149,7 @@ def cleft(rng: np.random.Generator, mpp: float, radius_um: float) -> Stamp:
     return Stamp.of(opacity, np.stack([0.3 * debris, debris], axis=-1))
 
 
-def _grid_um(reach_um: float, mpp: float) -> np.ndarray:
+def _grid_um(reach_um: float, mpp: float) -> tuple[np.ndarray, np.ndarray]:
     half = int(np.ceil(reach_um / mpp))
     y, x = np.mgrid[-half : half + 1, -half : half + 1] * mpp
     return x, y

@@ -6,6 +6,7 @@ Figures are made without pyplot: no state is shared between threads or with the 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,7 +30,7 @@ FROC_LINES = {
 """Colour, line and marker of each definition, which black-and-white print keeps apart."""
 FEW_PATCHES = 50
 """A share of fewer patches is uncertain."""
-STYLE = {
+STYLE: dict[Any, object] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,

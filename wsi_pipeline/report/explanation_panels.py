@@ -153,7 +153,7 @@ def _draw_map(figure: Figure, axes: Axes, panel: MethodPanel, shown: Bounds) -> 
     )  # fmt: skip
     bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, shrink=0.8, alpha=opacity)
     bar.set_label(panel.unit, fontsize=8)
-    bar.formatter.set_powerlimits((-2, 3))
+    bar.ax.ticklabel_format(axis="y", scilimits=(-2, 3))
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.get_offset_text().set_fontsize(7)
 

@@ -133,6 +133,7 @@ def tissue_figure(tissue: TissueMask, lesions: Sequence[Polygon], mpp: float) ->
         A JPEG image, its longer side 1024 px.
     """
     rows, cols = tissue.mask.shape
+    pixels = tissue.pixels if tissue.pixels is not None else np.full((rows, cols, 3), 255, np.uint8)
     size = [max(1, round(side * TISSUE_PX / max(rows, cols))) for side in (cols, rows)]
     shown = Bounds(
         tissue.bounds.x, tissue.bounds.y,
@@ -143,7 +144,7 @@ def tissue_figure(tissue: TissueMask, lesions: Sequence[Polygon], mpp: float) ->
     frame = (shown.x, shown.x + shown.width, shown.y + shown.height, shown.y)
     image, share = (
         np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
-        for values in (tissue.pixels, tissue.mask.astype(np.float32))
+        for values in (pixels, tissue.mask.astype(np.float32))
     )
     axes.imshow(image, extent=frame, aspect="auto", interpolation="nearest")  # px for px
     # A margin without tissue closes outlines at the edge; px 0 of it has its centre at -0.5.

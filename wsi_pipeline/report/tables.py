@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-VERDICTS = {
+VERDICTS: dict[tuple[int, bool | None], str] = {
     (1, True): "found",
     (1, False): "missed",
     (0, True): "false alarm",

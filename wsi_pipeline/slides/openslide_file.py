@@ -31,6 +31,10 @@ class OpenSlideFile:
     path : Path
     handle : openslide.OpenSlide or None
         None after an error and once it is closed: reading opens a new one.
+    properties : dict of str to str
+        OpenSlide's.
+    size, level_downsamples, level_sizes
+        Of the levels, as OpenSlide tells them.
 
     Raises
     ------
@@ -40,7 +44,12 @@ class OpenSlideFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.handle: openslide.OpenSlide | None = open_file(path)
+        handle = open_file(path)
+        self.handle: openslide.OpenSlide | None = handle
+        self.properties = dict(handle.properties)
+        self.size: tuple[int, int] = handle.dimensions
+        self.level_downsamples: tuple[float, ...] = handle.level_downsamples
+        self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
 
     def close(self) -> None:
         """Let go of the file, once reads under way in other threads end."""
@@ -152,7 +161,7 @@ def level0_mpp(path: Path, properties: Mapping[str, str], given: float | None = 
     ]
     if None in stated:
         raise SlideError(f"{path}: the slide states no resolution; {remedy}")
-    mpp_x, mpp_y = map(float, stated)
+    mpp_x, mpp_y = (float(value or 0) for value in stated)
     if not (0 < mpp_x <= COARSEST_STATED_MPP and 0 < mpp_y <= COARSEST_STATED_MPP):
         raise SlideError(
             f"{path}: the slide states {mpp_x:g} x {mpp_y:g} um per px; a microscope's lies between"

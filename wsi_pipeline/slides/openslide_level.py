@@ -36,10 +36,10 @@ class OpenSlideLevel:
     """
 
     def __init__(self, file: OpenSlideFile, level: int):
-        self.cell = _cell(file.handle.properties, level)
+        self.cell = _cell(file.properties, level)
         self.read_px = 0
         self._file, self._level = file, level
-        self._downsample = file.handle.level_downsamples[level]
+        self._downsample = file.level_downsamples[level]
         self._lock = threading.Lock()  # of read_px
 
     def read(self, x: int, y: int, out: np.ndarray, boxes: np.ndarray) -> dict[int, str]:
@@ -106,12 +106,12 @@ class OpenSlideLevel:
 
 def _cell(properties: Mapping[str, str], level: int) -> tuple[int, int]:
     names = (f"openslide.level[{level}].tile-{side}" for side in ("width", "height"))
-    width, height = (int(properties.get(name, 1)) for name in names)
     least = SMALLEST_REQUEST_PX
-    return tuple(
+    width, height = (
         -(-least // side) * side if side <= LARGEST_REQUEST_PX else least
-        for side in (width, height)
+        for side in (int(properties.get(name, 1)) for name in names)
     )
+    return width, height
 
 
 def _frames(cells: list[tuple[int, int]], cell: tuple[int, int]) -> np.ndarray:

@@ -84,12 +84,11 @@ class Slide:
     def __init__(self, path, mpp: float | None = None):
         self.path = Path(path)
         self._file = OpenSlideFile(self.path)
-        handle = self._file.handle
-        properties = handle.properties
+        properties = self._file.properties
         self.vendor: str = properties[openslide.PROPERTY_NAME_VENDOR]
-        self.size: tuple[int, int] = handle.dimensions
-        self.level_downsamples: tuple[float, ...] = handle.level_downsamples
-        self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
+        self.size = self._file.size
+        self.level_downsamples = self._file.level_downsamples
+        self.level_sizes = self._file.level_sizes
         self.bounds = scanned_bounds(properties, self.size)
         self.mpp = level0_mpp(self.path, properties, mpp)
         self.quickhash: str | None = properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
@@ -127,15 +126,15 @@ class Slide:
         SlideError
             If the slide lacks the level, or is more than 10 % coarser than the target `mpp`.
         """
-        if (level is None) == (mpp is None):
-            raise ValueError(f"level is {level} and mpp is {mpp}: give one of the two")
-        if level is not None:
+        if level is not None and mpp is None:
             if not 0 <= level < len(self.level_downsamples):
                 raise SlideError(
                     f"{self.path}: level {level} is asked for; the slide has levels 0 to"
                     f" {len(self.level_downsamples) - 1}"
                 )
             return self.level_downsamples[level]
+        if mpp is None or level is not None:
+            raise ValueError(f"level is {level} and mpp is {mpp}: give one of the two")
         if mpp < self.mpp * (1 - FINER_THAN_LEVEL0):
             raise SlideError(
                 f"{self.path}: {mpp} um per px is asked for; the slide was scanned at"
@@ -213,7 +212,8 @@ class Slide:
         left, top = x / self.level_downsamples[level], y / self.level_downsamples[level]
         if scale == 1:
             return self._fill(out, boxes, level, _nearest(left), _nearest(top))
-        lost, step = {}, _block_px(scale)
+        lost: dict[int, str] = {}
+        step = _block_px(scale)
         for row, col in product(range(0, out.shape[0], step), range(0, out.shape[1], step)):
             held, parts = clip_boxes(boxes, (col, row, col + step, row + step))
             if len(held):

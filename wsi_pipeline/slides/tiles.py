@@ -166,9 +166,11 @@ class TileReader:
         A tile that OpenSlide cannot decode either costs all boxes over it: it is decoded whole or
         not at all.
         """
-        left, lost = boxes.copy(), {}
+        left = boxes.copy()
+        lost: dict[int, str] = {}
         for row, col in self.tiles.decode_places(x, y, out, cells_touched(left, self.cell)):
-            tile = np.multiply((col, row, col + 1, row + 1), 2 * self.cell)
+            width, height = self.cell
+            tile = col * width, row * height, (col + 1) * width, (row + 1) * height
             positions, parts = clip_boxes(left, tile)
             if not len(positions):
                 continue
@@ -216,7 +218,7 @@ def find_tiles(
     try:
         file = TiffFile(path)
         with tifffile.TiffFile(path) as tiff:
-            pages = [page for page in tiff.pages if page.is_tiled]
+            pages = [p for p in tiff.pages if isinstance(p, tifffile.TiffPage) and p.is_tiled]
             levels = [
                 _find_level(file, pages, size, downsample)
                 for size, downsample in zip(sizes, downsamples, strict=True)

@@ -85,7 +85,7 @@ class CacheStore(SlabStore):
     def finish(self, unread: list[list]) -> dict:
         """Note what cannot be decoded in the cache; returns ``failures``."""
         if self.part.exists():  # else a worker died between renaming the store and saying so
-            finish_cache(self.part, unread)
+            finish_cache(self.part, ((x, y, reason) for x, y, reason in unread))
             self.part.rename(self.out)
         return {"failures": failure_texts(unread, "patch")}
 

@@ -38,7 +38,7 @@ def run(first: Path, second: Path, *, replicates: int = REPLICATES, seed: int = 
     slides = _slides(folders[0])
     patients = dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
     one, other = (_statistics(folder) for folder in folders)
-    found = {}
+    found: dict[str, dict] = {}
     for name in one:
         try:
             found[name] = compare(

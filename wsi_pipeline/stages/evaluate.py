@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,13 +98,13 @@ def run(config: Config, client: Client) -> Outcome:
         )
     refuse_leakage(card, test=set(slides.loc[slides["split"] == "test", "patient_id"]))
     slides = slides[~of_patients(slides, learned_patients(card))]
-    official = {}
+    official: dict[str, int] = {}
     for _, of_split in slides.groupby("split"):
         labels = of_split["label"].astype(int)
         official |= official_labels(dict(zip(of_split["slide_id"], labels, strict=True)))
     for name in ("report.html", "metrics.json"):  # none beside files of another evaluation
         (folder / name).unlink(missing_ok=True)
-    common = {
+    common: dict[str, Any] = {
         "run_dir": config.out,
         "schema_version": SCHEMA_VERSION,
         "retries": config.jobs.retries,
@@ -318,7 +319,7 @@ def _report(
         for split in SPLITS
     }
     metrics = _metrics(config, slides, by_split, judged) | {"precision": precision}
-    bootstrap = {"replicates": settings.replicates, "seed": config.seed}
+    bootstrap: dict[str, Any] = {"replicates": settings.replicates, "seed": config.seed}
     shown = (judged.lesions.head(settings.gallery), judged.false_positives.head(settings.gallery))
     write_report(
         folder,

@@ -1,6 +1,6 @@
 """The fine stage: PatchNet around every few pixels, everywhere or where another model points to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
 from wsi_pipeline.models.checkpoint import ModelCard, read_card
 from wsi_pipeline.models.inference import dense_predictor
+from wsi_pipeline.models.patchnet import subnet_of
 from wsi_pipeline.models.precision import Precision
 from wsi_pipeline.patches.index import PatchIndex, read_index
 from wsi_pipeline.patches.slabs import Slab
@@ -125,7 +126,7 @@ class FineStore(HeatmapStore):
 
     unread = "block"
 
-    def begin(self) -> tuple[PatchGrid, Iterator[Slab]]:
+    def begin(self) -> tuple[PatchGrid, Iterable[Slab]]:
         """A slab is the suspicious coarse cells that touch a chunk."""
         picture_path(Path(self.folder), self.slide_id).unlink(missing_ok=True)  # of other inputs
         index = read_index(self.index.path)
@@ -229,7 +230,7 @@ def picture_path(folder: Path, slide_id: str) -> Path:
 
 def _coarse_store(config: Config, slide_id: str) -> Path | None:
     name = config.fine.coarse
-    return name and heatmap_folder(config.out, name) / f"{slide_id}.zarr"
+    return heatmap_folder(config.out, name) / f"{slide_id}.zarr" if name else None
 
 
 def _suspicious_cells(
@@ -238,7 +239,10 @@ def _suspicious_cells(
     """Rows and columns of the coarse heatmap's suspicious pixels, or of all indexed patches."""
     if coarse is None:
         return index.cells()
-    return np.nonzero(_same_grid(open_heatmap(coarse.path), index).values() >= min_probability)
+    rows, cols = np.nonzero(
+        _same_grid(open_heatmap(coarse.path), index).values() >= min_probability
+    )
+    return rows, cols
 
 
 def _same_grid(coarse: Heatmap, index: PatchIndex) -> Heatmap:
@@ -256,7 +260,7 @@ def _predictor(model: TrainedModel, stride_px: int, precision: Precision) -> Den
     module, card = worker_model(model)
     device = next(module.parameters()).device
     return dense_predictor(
-        module.subnet,
+        subnet_of(module),
         stride_px=stride_px,
         mean=card.mean,
         std=card.std,
@@ -284,7 +288,7 @@ def _picture_unit(slide, config: Config, folder: Path) -> Unit:
         annotation=slide.annotation and SmallFile.at(slide.annotation),
         annotation_rules=config.catalog.annotation,
         index=SmallFile.at(index),
-        coarse=coarse and LargeFile.at(coarse),
+        coarse=LargeFile.at(coarse) if coarse else None,
         fine=LargeFile.at(fine),
         titles=tuple(titles),
         out=Output(picture_path(folder, slide.slide_id)),
@@ -296,7 +300,8 @@ def _most_suspicious(patches: PatchIndex, coarse: Heatmap | None) -> tuple[int, 
     if coarse is not None:
         values = coarse.values()
         if np.isfinite(values).any():
-            return np.unravel_index(np.nanargmax(values), values.shape)
+            row, col = np.unravel_index(np.nanargmax(values), values.shape)
+            return int(row), int(col)
     rows, cols = patches.cells()
     if not len(rows):
         return patches.grid.shape[0] // 2, patches.grid.shape[1] // 2

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from distributed import Client
@@ -20,8 +21,8 @@ from wsi_pipeline.evaluation.cohort_hits import (
     write_hits,
 )
 from wsi_pipeline.evaluation.detections import detection_files, read_detections, tell_passed_over
-from wsi_pipeline.evaluation.evaluation_mask import official_labels
-from wsi_pipeline.evaluation.froc import AVERAGE_FPS, froc_curve, froc_metrics, vertices
+from wsi_pipeline.evaluation.evaluation_mask import Mode, official_labels
+from wsi_pipeline.evaluation.froc import AVERAGE_FPS, FrocCurve, froc_curve, froc_metrics, vertices
 from wsi_pipeline.evaluation.lesion_pixels import read_mask
 from wsi_pipeline.evaluation.lesions import found_or_missed
 from wsi_pipeline.evaluation.uncertainty import REPLICATES, froc_band, froc_intervals
@@ -52,7 +53,7 @@ def run(
     *,
     annotations: Path | None = None,
     masks: Path | None = None,
-    modes: Sequence[str] = MODES,
+    modes: Sequence[Mode] = MODES,
     tumour: Sequence[str] = AnnotationConfig().positive,
     average_fps: Sequence[float] = AVERAGE_FPS,
     replicates: int = REPLICATES,
@@ -90,13 +91,14 @@ def run(
         If a slide lacks its detections or annotation, or has several; the message names them.
         Files of other slides are passed over with a warning.
     """
-    if (annotations is None) == (masks is None):
+    folder = masks or annotations
+    if folder is None or (masks and annotations):
         raise RunError("give the lesions either as annotations or as masks, one of the two")
     table = read_measured_slides(slides)
     for note in patient_notes(table, remedy="fill in patient_id"):
         logger.info("note: %s", note)
     files = detection_files(detections, table["slide_id"])
-    truth = _truth(table, annotations, masks)
+    truth = _truth(table, folder, are_masks=masks is not None)
     labels = dict(zip(table["slide_id"], table["label"].astype(int), strict=True))
     by_mode = {"official": official_labels(labels), "corrected": labels}
     hits = out / "hits"
@@ -167,7 +169,7 @@ class SlideHits(Unit):
             annotation.
         """
         lesions, notes = self._lesions()
-        if self.labels["corrected"] == 0 and lesions:
+        if self.labels["corrected"] == 0 and lesions and self.truth:
             raise CatalogError(
                 f"{self.truth.path} annotates slide {self.slide_id}, whose label is 0: which of the"
                 " two is right?"
@@ -194,10 +196,9 @@ class SlideHits(Unit):
         return annotation.lesions, annotation.notes
 
 
-def _truth(table: pd.DataFrame, annotations: Path | None, masks: Path | None) -> dict[str, Path]:
+def _truth(table: pd.DataFrame, folder: Path, *, are_masks: bool) -> dict[str, Path]:
     """The annotation or mask of each slide that has one, as every tumour slide must."""
-    folder = masks or annotations
-    what, suffixes = ("masks", MASK_SUFFIXES) if masks else ("annotations", ANNOTATION_SUFFIXES)
+    what, suffixes = ("masks", MASK_SUFFIXES) if are_masks else ("annotations", ANNOTATION_SUFFIXES)
     files = find_files(folder, suffixes, what).by_name
     slide_ids = {slide_id.casefold(): slide_id for slide_id in table["slide_id"]}
     by_slide = defaultdict(list)
@@ -228,7 +229,7 @@ def _unit(
         size=(int(row.width), int(row.height)),
         mpp=float(row.mpp),
         labels=labels,
-        truth=truth and SmallFile.at(truth.absolute()),
+        truth=SmallFile.at(truth.absolute()) if truth else None,
         annotation_rules={"positive": tumour, "exclusion": list(AnnotationConfig().exclusion)},
         folder=Output(hits.absolute()),
     )
@@ -238,15 +239,16 @@ def _write(
     out: Path,
     table: pd.DataFrame,
     detections: dict[str, Path],
-    modes: Sequence[str],
+    modes: Sequence[Mode],
     average_fps: Sequence[float],
-    bootstrap: dict[str, int],
+    bootstrap: dict[str, Any],
 ):
     slide_ids = table["slide_id"].tolist()
     patients = dict(zip(slide_ids, table["patient_id"], strict=True))
     hits = {mode: cohort_hits(out / "hits", slide_ids, mode) for mode in MODES}
-    curves = {mode: froc_curve(hits[mode]) for mode in MODES}
-    metrics, bands = {}, {}
+    curves: dict[str, FrocCurve] = {mode: froc_curve(hits[mode]) for mode in MODES}
+    metrics: dict[str, dict] = {}
+    bands: dict[str, pd.DataFrame] = {}
     for mode in modes:
         metrics[mode] = {
             **froc_metrics(curves[mode], len(slide_ids), average_fps),
@@ -257,7 +259,7 @@ def _write(
     lesions = cohort_lesions(out / "hits", slide_ids)
     write_csv(out / "lesions.csv", found_or_missed(lesions, curves["corrected"], max(average_fps)))
     write_csv(out / "false_positives.csv", false_positives(out / "hits", slide_ids, detections))
-    shown = {mode: curves[mode] for mode in modes if not curves[mode].undefined}
+    shown: dict[str, FrocCurve] = {m: curves[m] for m in modes if not curves[m].undefined}
     if shown:
         write_whole(out / "froc.svg", froc_figure(shown, bands, average_fps).svg)
     write_json(out / "froc.json", metrics)

@@ -1,5 +1,6 @@
 """The heatmap stage: the model over every indexed patch, one OME-Zarr for each slide."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -94,7 +95,7 @@ class HeatmapStore(SlabStore):
     unread = "patch"
     """What the record calls one thing that cannot be decoded."""
 
-    def begin(self) -> tuple[PatchGrid, list[Slab]]:
+    def begin(self) -> tuple[PatchGrid, Iterable[Slab]]:
         """A slab is the indexed patches of a chunk."""
         index = read_index(self.index.path)
         self.create(index.grid, self.settings.chunk)

@@ -53,7 +53,7 @@ def picture_units(
         places = [
             Place(
                 picture_name("lesion", row.lesion_id),
-                tuple(map(float, (row.x0, row.y0, row.x1, row.y1))),
+                (float(row.x0), float(row.y0), float(row.x1), float(row.y1)),
             )
             for row in lesions[lesions["slide_id"] == slide.slide_id].itertuples(index=False)
         ] + [

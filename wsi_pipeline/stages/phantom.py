@@ -1,6 +1,7 @@
 """Phantom slides, each drawn by a task of its own."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,7 @@ class DrawSlide(Unit):
         return write_slide(self.plan, self.folder)
 
 
-def _refuse_another_cohort(units: list[Unit], out: Path) -> None:
+def _refuse_another_cohort(units: Sequence[Unit], out: Path) -> None:
     """Refuse to overwrite slides; the plans are written down before the first of them is drawn."""
     path = out / "plans.json"
     drawn = json.loads(path.read_bytes()) if path.exists() else {}

@@ -20,6 +20,7 @@ from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import Unit
 from wsi_pipeline.models.checkpoint import ModelCard
 from wsi_pipeline.models.inference import dense_predictor, predictor
+from wsi_pipeline.models.patchnet import subnet_of
 from wsi_pipeline.models.precision import Precision, native_precision
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.seeds import derived_seed
@@ -110,8 +111,8 @@ def compare_precisions(
     Outcome
         One unit, see `ComparePrecisions`.
     """
-    drawn = np.random.default_rng(derived_seed(config.seed, "precision")).permutation(len(stores))
-    drawn = [stores[number] for number in sorted(drawn[:SLIDES_COMPARED])]
+    order = np.random.default_rng(derived_seed(config.seed, "precision")).permutation(len(stores))
+    drawn = [stores[number] for number in sorted(order[:SLIDES_COMPARED])]
     patches = PATCHES_COMPARED if fine_stride_px is None else FINE_PATCHES_COMPARED
     return run_units(
         client,
@@ -202,12 +203,12 @@ def _predictor(module, card: ModelCard, device, precision: Precision, fine_strid
         predict = predictor(module, **card.normalisation, **options)
         return lambda pixels: predict(pixels[np.newaxis])
     options |= {"mean": card.mean, "std": card.std, "gamma": card.gamma}
-    return dense_predictor(module.subnet, stride_px=fine_stride_px, **options)
+    return dense_predictor(subnet_of(module), stride_px=fine_stride_px, **options)
 
 
 def _native_precisions(client: Client, section: str) -> list[Precision]:
     """What each worker that models may run on computes in if it may choose."""
-    resources = {GPU: 1} if has_resource(client, GPU) else None
+    resources = {GPU: 1.0} if has_resource(client, GPU) else None
     found = client.run(_native_precision, section, workers=worker_addresses(client, resources))
     return list(found.values())
 

@@ -80,7 +80,7 @@ def stage_status(run_dir: Path) -> list[StageStatus]:
 
 def notes_by_slide(run_dir: Path, model: str) -> dict[str, list[str]]:
     """What a stage did not fail on but wants known: repaired outlines, lesions without tissue."""
-    notes = defaultdict(list)
+    notes: defaultdict[str, list[str]] = defaultdict(list)
     for stage in ("catalog", "tile", *(of_model(stage, model) for stage in ("heatmap", "fine"))):
         for slide_id, line in read_done(run_dir, stage).items():
             notes[slide_id] += line["result"].get("notes", []) + line["result"].get("doubts", [])

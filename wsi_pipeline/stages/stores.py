@@ -9,10 +9,11 @@ all of its slabs are there.
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 from distributed import Client
 
@@ -63,7 +64,7 @@ class SlabStore:
     folder: Output
 
     @classmethod
-    def of_slide(cls, row, config: Config, folder: Path, **inputs) -> "SlabStore":
+    def of_slide(cls, row, config: Config, folder: Path, **inputs) -> Self:
         """Plan the store of a row of the catalog; `inputs` are the class's own."""
         return cls(
             slide_id=row.slide_id,
@@ -90,7 +91,7 @@ class SlabStore:
         """The store when it is finished."""
         return Path(self.folder) / f"{self.slide_id}.zarr"
 
-    def begin(self) -> tuple[PatchGrid, Sequence[Slab]]:
+    def begin(self) -> tuple[PatchGrid, Iterable[Slab]]:
         """Make an empty store, unless an earlier run has begun it.
 
         Returns
@@ -222,13 +223,13 @@ def fill_stores(
         What a worker must offer to fill a slab.
     """
     record = Record(config.out, finish)
-    common = {
+    common: dict[str, Any] = {
         "run_dir": config.out,
         "schema_version": schema_version,
         "retries": config.jobs.retries,
         "window": config.jobs.window,
     }
-    expected = Counter()
+    expected: Counter[str] = Counter()
 
     def slab_units() -> Iterator[Unit]:
         for store in stores:

@@ -211,7 +211,7 @@ def _train(job: TrainModel, report: Callable[[dict], None]) -> dict:
                 batch_size=settings.batch_size,
                 rank=process.rank,
                 world=process.count,
-                workers=settings.loader_workers,
+                workers=settings.loader_workers or 0,
                 pin=process.device.type == "cuda",
                 on_unread=note,
             )
@@ -284,7 +284,7 @@ def _dataset(job: TrainModel, split: str) -> PatchDataset:
     slides = job.slides[split]
     pool = PatchPool.from_indexes(read_index(of.patches.index.path) for of in slides)
     hard = job.slides["hard_negatives"] if split == "train" else ()
-    if hard:
+    if hard and job.hard_negatives_file:
         path = job.hard_negatives_file.path
         pool = add_hard_negatives(
             pool,

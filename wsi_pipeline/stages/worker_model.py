@@ -13,6 +13,7 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.jobs.unit import Unhashed
 from wsi_pipeline.models.checkpoint import ModelCard, load_model, read_card
+from wsi_pipeline.models.inference import in_channels_last
 from wsi_pipeline.models.precision import computing_in
 from wsi_pipeline.stages.run_directory import model_folder, model_id
 
@@ -64,7 +65,7 @@ def _load(model: TrainedModel) -> tuple[nn.Module, ModelCard]:
     if card.weights_sha256 != model.weights:
         raise ModelError(f"{model.folder}: these are not the weights that the stage began with")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return module.to(device, memory_format=torch.channels_last), card
+    return in_channels_last(module, device), card
 
 
 @contextmanager

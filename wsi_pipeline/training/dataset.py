@@ -123,8 +123,9 @@ class PatchLoader:
         self._ahead = _in_a_thread if workers else iter
         self._loader = DataLoader(
             _Reader(dataset, self._pixels),
-            batch_sampler=self._draws,
-            collate_fn=_as_read,
+            # A part travels whole; torch's types know batches as lists of samples alone.
+            batch_sampler=self._draws,  # type: ignore[arg-type]
+            collate_fn=_as_read,  # type: ignore[arg-type]
             num_workers=workers,
             in_order=True,  # `_BlockDraws.blocks` relies on it
             prefetch_factor=AHEAD if workers else None,  # of each process: a part of each block
@@ -292,11 +293,12 @@ class _Reader(Dataset):
         self.pixels = pixels
 
     def __getitems__(self, part: _Part) -> _ReadPart:
-        pixels, unread = self.pixels[part.slot].numpy(), {}
+        pixels = self.pixels[part.slot].numpy()
+        unread: dict[int, str] = {}
         columns = (part.place, part.slide, part.x, part.y)
-        for place, *patch in zip(*(column.tolist() for column in columns), strict=True):
+        for place, slide, x, y in zip(*(column.tolist() for column in columns), strict=True):
             try:
-                self._read(*patch, out=pixels[place])
+                self._read(slide, x, y, pixels[place])
             except SlideReadError as error:
                 unread[place] = str(error)
             except WsiError as error:
@@ -325,7 +327,8 @@ def _parts_read(loader: DataLoader) -> Iterator[_ReadPart]:
 
 def _read(slot: int, parts: Iterable[_ReadPart]) -> tuple[torch.Tensor, dict[int, str]]:
     """Of a block's draws, by place: labels (float32), and why some cannot be decoded."""
-    places, labels, unread = [], [], {}
+    places, labels = [], []
+    unread: dict[int, str] = {}
     for part in parts:
         if part.error is not None:
             raise part.error
@@ -399,5 +402,6 @@ def _end_with_owner() -> None:
     torch sees to that by the parent, which here is the fork server: and that lives as long as any
     process it forked.
     """
-    multiprocessing.parent_process().join()  # not the server: the one that asked it to fork
-    os._exit(1)
+    if owner := multiprocessing.parent_process():  # not the server: the one that asked it to fork
+        owner.join()
+        os._exit(1)

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from wsi_pipeline.errors import RunError
 from wsi_pipeline.files import replace_atomically
+from wsi_pipeline.models.inference import in_channels_last
 from wsi_pipeline.models.precision import computing_in
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.training.dataset import Batch
@@ -48,7 +49,7 @@ def fit(
     *,
     folder: str | Path,
     fingerprint: str,
-    save_best: Callable[[Path, nn.Module, dict], None],
+    save_best: Callable[[Path, nn.Module, dict], object],
     seed: int = 0,
     device: torch.device | str = "cpu",
     checkpoint_seconds: float = 300.0,
@@ -117,7 +118,7 @@ def fit(
     folder, device = Path(folder), torch.device(device)
     prepare, steps_per_epoch, best_by = feed.prepare, feed.steps_per_epoch, recipe.best_by
     folder.mkdir(parents=True, exist_ok=True)
-    module.to(device, memory_format=torch.channels_last)
+    in_channels_last(module, device)
     descent = recipe.optimizer_of(module)
     schedule_for = partial(
         Schedule,

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-class Process(NamedTuple):
+@dataclass(frozen=True)
+class Process:
     """Rank of a process, how many train together, and its device."""
 
     rank: int
@@ -74,6 +75,6 @@ def gather(arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Give every process the arrays of all, in the order of their ranks."""
     if not dist.is_initialized():
         return arrays
-    parts = [None] * dist.get_world_size()
+    parts: list[list[np.ndarray]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, arrays)
     return [array for part in parts for array in part]

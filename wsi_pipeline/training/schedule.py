@@ -1,6 +1,7 @@
 """When the learning rate is halved and when training stops."""
 
 import math
+import sys
 from typing import Literal
 
 from torch.optim import Optimizer
@@ -48,7 +49,7 @@ class Schedule:
             optimizer,
             factor=0.5,
             # torch acts at bad epoch patience + 1
-            patience=math.inf if halve_after is None else halve_after - 1,
+            patience=sys.maxsize if halve_after is None else halve_after - 1,
             threshold=0,  # any improvement counts, however small
             eps=0,  # nor is a halving ever too small
         )

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from dask.system import CPU_COUNT
 
@@ -18,10 +19,12 @@ from wsi_pipeline.errors import RunError, WsiError
 from wsi_pipeline.files import write_json
 
 Report = Callable[[dict], None]
-Work = Callable[[object, Report], dict]
+Work = Callable[[Any, Report], dict]
 
 RESULT, ERROR = "result.json", "error.txt"
 """How the work ended, beside the file of its job."""
+REPORT = "\x1e"
+"""Before JSON on standard output, on which libraries print as well (RFC 7464)."""
 
 
 def in_processes(
@@ -72,17 +75,19 @@ def in_processes(
             # Dask gives a worker one, but this is alone.
             "OMP_NUM_THREADS": str(max(1, CPU_COUNT // processes)),
         }
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with (
             log_file.open("w") as log,
-            subprocess.Popen(command, stderr=log, env=environment, **pipes) as torchrun,
-        ):
-            for line in torchrun.stdout:
-                if line.startswith("{"):
-                    report(json.loads(line))
-        result, error = (job_file.with_name(name) for name in (RESULT, ERROR))
-        result = json.loads(result.read_text()) if result.is_file() else None
-        error = error.read_text(encoding="utf-8") if error.is_file() else ""
+            subprocess.Popen(
+                command, env=environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            ) as torchrun,
+        ):  # fmt: skip
+            for line in torchrun.stdout or ():
+                if line.startswith(REPORT):
+                    report(json.loads(line.removeprefix(REPORT)))
+        found, told = (job_file.with_name(name) for name in (RESULT, ERROR))
+        result = json.loads(found.read_text()) if found.is_file() else None
+        error = told.read_text(encoding="utf-8") if told.is_file() else ""
     if error:
         raise RunError(error)
     if torchrun.returncode or result is None:
@@ -93,12 +98,12 @@ def in_processes(
     return result
 
 
-def process(job_file: str) -> None:
+def process(job: str) -> None:
     """What each process of `in_processes` does.
 
     Beside the job's file the first rank leaves its result, or the first to fail its error; the
-    first rank prints what it reports, JSON in a line. Standard input, which ends with the process
-    that started torchrun, ends it too.
+    first rank prints what it reports, in lines of JSON after a mark. Standard input, which ends
+    with the process that started torchrun, ends it too.
     """
 
     def end_with_it() -> None:
@@ -106,10 +111,10 @@ def process(job_file: str) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_it, daemon=True).start()
-    job_file = Path(job_file)
+    job_file = Path(job)
     try:
-        work, job = pickle.loads(job_file.read_bytes())
-        result = work(job, _say)
+        work, inputs = pickle.loads(job_file.read_bytes())
+        result = work(inputs, _say)
         if os.environ["RANK"] == "0":
             write_json(job_file.with_name(RESULT), result)
     except Exception as error:
@@ -131,4 +136,4 @@ def _tell_first(path: Path, reason: str) -> None:
 
 
 def _say(event: dict) -> None:
-    print(json.dumps(event), flush=True)
+    print(REPORT + json.dumps(event), flush=True)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -93,7 +92,7 @@ class RankPatch(MethodOnPatch):
             device = next(module.parameters()).device
             [(*_, patch)] = read_patches(path, self.mpp, place, card, device)
             started = time.perf_counter()
-            maps = partial(ALL_METHODS[self.method], **self.settings)(module, patch).cpu()
+            maps = ALL_METHODS[self.method].with_settings(**self.settings)(module, patch).cpu()
             seconds = time.perf_counter() - started
         figures = map_overlap(self.method, maps, mask)
         return {
@@ -134,7 +133,7 @@ class CheckPatch(MethodOnPatch):
             down to which the weights were random, from the head on; ``similarity`` of the maps at
             each of these depths to the model's own, None where a map is constant.
         """
-        explain = partial(ALL_METHODS[self.method], **self.settings)
+        explain = ALL_METHODS[self.method].with_settings(**self.settings)
         with held_model(self.model) as (module, card):
             device = next(module.parameters()).device
             [(*_, patch)] = read_patches(self.slide.path, self.mpp, self.place, card, device)

@@ -4,7 +4,6 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +118,7 @@ class MapPlace(Unit):
         """
         place, path = self.place, self.slide.path
         explain, grid = (
-            partial(ALL_METHODS[self.method], **self.settings),
+            ALL_METHODS[self.method].with_settings(**self.settings),
             map_grid(place, self.mpp),
         )
         values = np.full(grid.shape, np.nan, np.float32)
@@ -202,7 +201,7 @@ class DrawPanel(Unit):
         image = slide.read(place.x, place.y, cols, rows, place.downsample * 2**level)
         around = _surroundings(shown)
         reduction = max(1.0, max(around.width, around.height) / SURROUNDINGS_PX)
-        size = (max(1, round(side / reduction)) for side in (around.width, around.height))
+        width, height = (max(1, round(side / reduction)) for side in (around.width, around.height))
         lesions = slide_annotation(slide, self.annotation, self.annotation_rules).lesions
         window = (level, slice(rows), slice(cols))
         panels = [
@@ -211,7 +210,7 @@ class DrawPanel(Unit):
         ]
         title, where = _title(place, lesions), _where(place, mpp, self.probabilities)
         picture = panels_figure(
-            image, shown, slide.read(around.x, around.y, *size, reduction), around, lesions,
+            image, shown, slide.read(around.x, around.y, width, height, reduction), around, lesions,
             panels,
             mpp=mpp, title=title, subtitle=where,
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """What the explain stage is going to do; what it cannot do is refused here, before any work."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,7 +13,7 @@ from wsi_pipeline.jobs.unit import Unit
 from wsi_pipeline.models.checkpoint import ARCHITECTURES, ModelCard, read_card
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.explain.checks import rank_units, trust_units
-from wsi_pipeline.stages.explain.maps_and_panels import map_units
+from wsi_pipeline.stages.explain.maps_and_panels import MapPlace, map_units
 from wsi_pipeline.stages.explain.methods import choose_methods
 from wsi_pipeline.stages.explain.places import (
     Place,
@@ -38,7 +38,7 @@ class CheckPlan:
     """
 
     drawn: int
-    units: dict[str, list[Unit]]
+    units: Mapping[str, Sequence[Unit]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Plan:
         evaluation.
     asked : Place or None
         The place asked for, in place of these.
-    maps : list of Unit
+    maps : list of MapPlace
         A method's map of a place each.
     checks : CheckPlan or None
         None where a place is asked for.
@@ -70,7 +70,7 @@ class Plan:
     slides: pd.DataFrame
     evaluated: list[Place]
     asked: Place | None
-    maps: list[Unit]
+    maps: list[MapPlace]
     checks: CheckPlan | None
     narrowed: bool
 
@@ -152,7 +152,7 @@ def plan_checks(
     """
     settings = config.explain
     patches = annotated_patches(config.out, config.train.name, settings.patches, config.seed)
-    units = {
+    units: dict[str, Sequence[Unit]] = {
         "rank": rank_units(patches, methods, slides, config, card),
         "trust": trust_units(patches[: settings.trust_patches], methods, slides, config, card),
     }
