@@ -56,6 +56,9 @@ MAX_COORDINATE = 2**31  # the patch index holds level-0 px as int32
 ELLIPSE_POINTS = 256
 
 
+Role = Literal["tumour", "exclusion"]
+
+
 @dataclass(frozen=True)
 class Shape:
     """One shape of a file.
@@ -83,7 +86,7 @@ class Shape:
     classes: tuple[str, ...]
     rings: tuple[np.ndarray, ...] = ()
     kind: str = "area"
-    role: Literal["tumour", "exclusion"] | None = None
+    role: Role | None = None
     layer: str | None = None
     label: str = ""
 
@@ -169,9 +172,8 @@ def _asap_shapes(root) -> Iterator[Shape]:
             known = ", ".join((*ASAP_AREAS, *ASAP_NO_AREAS))
             raise AnnotationError(f"{name}: its Type is {kind!r}, not one of {known}")
         points = _xml_points(element.iterfind("Coordinates/Coordinate"), name)
-        if kind == "Rectangle" and len(points) == 2:
-            points = _box_corners(points)
-        yield Shape(name, classes, (_ring(points, name),))
+        corners = kind == "Rectangle" and len(points) == 2
+        yield Shape(name, classes, (_ring(_box_corners(points) if corners else points, name),))
 
 
 def _asap_classes(group: str, parents: dict[str, str]) -> tuple[str, ...]:
@@ -195,7 +197,7 @@ def _layered_shapes(root) -> Iterator[Shape]:
             number, f"layer {layer.get('Id', layer_id)} region {region.get('Id', number)}"
         )
         classes = _layer_classes(layer, region)
-        role = "exclusion" if region.get("NegativeROA") == "1" else None
+        role: Role | None = "exclusion" if region.get("NegativeROA") == "1" else None
         kind = region.get("Type", "0")
         if kind in REGION_NO_AREAS:
             yield Shape(name, classes, kind=REGION_NO_AREAS[kind])
@@ -207,12 +209,17 @@ def _layered_shapes(root) -> Iterator[Shape]:
         points = _xml_points(
             (point for point in region.iterfind("Vertices/*") if point.tag in ("Vertex", "V")), name
         )
-        # ImageScope writes edited outlines of many vertices under the types of boxes, too.
-        if area == "rectangle" and len(points) == 2:
-            points = _box_corners(points)
-        if area == "ellipse" and len(points) in (2, 4):
-            points = _box_ellipse(points)
-        yield Shape(name, classes, (_ring(points, name),), role=role, layer=layer_id)
+        ring = _ring(_outline(area, points), name)
+        yield Shape(name, classes, (ring,), role=role, layer=layer_id)
+
+
+def _outline(area: str, points: list[list[float]]) -> list[list[float]] | np.ndarray:
+    """A region's outline; edited ones have many vertices under the types of boxes, too."""
+    if area == "rectangle" and len(points) == 2:
+        return _box_corners(points)
+    if area == "ellipse" and len(points) in (2, 4):
+        return _box_ellipse(points)
+    return points
 
 
 def _layer_classes(layer, region) -> tuple[str, ...]:
@@ -248,7 +255,7 @@ def geojson_shapes(document) -> Iterator[Shape]:
             part_name = name if len(polygons) == 1 else f"{name} part {part}"
             yield Shape(part_name, classes, rings, label=label)
         if not polygons:
-            kind = _mapping(feature, "geometry", name).get("type")
+            kind = str(_mapping(feature, "geometry", name).get("type"))
             yield Shape(name, classes, kind=GEOJSON_NO_AREAS.get(kind, "shape"), label=label)
 
 
@@ -340,7 +347,8 @@ def _geojson_rings(rings, name: str) -> tuple[np.ndarray, ...]:
 
 def ncrf_shapes(document) -> Iterator[Shape]:
     """Shapes of parsed NCRF JSON; an `AnnotationError` names a malformed one."""
-    for group, role in (("positive", "tumour"), ("negative", "exclusion")):
+    roles: dict[str, Role] = {"positive": "tumour", "negative": "exclusion"}
+    for group, role in roles.items():
         for number, entry in enumerate(_listed({group: [], **document}, group, "NCRF"), 1):
             name = f"{group} {number}"
             vertices = _listed(entry, "vertices", name)

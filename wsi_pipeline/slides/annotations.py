@@ -279,12 +279,11 @@ def _roles(shapes: list[Shape], positive, exclusion, ignored, repairs) -> list[s
         by_class.pop("", None)  # where others have classes, a shape without one says nothing
     roles: list[str | None] = []
     for shape, of_shape in zip(shapes, classes, strict=True):
-        names = [name for name in of_shape or ("",) if name.casefold() in by_class]
-        role = by_class[names[0].casefold()] if names else None
-        if shape.rings:
-            roles.append(shape.role or role)
-        else:
-            roles.append({"tumour": "marks tumour", "ignored": "ignored"}.get(role))
+        known = [name.casefold() for name in of_shape or ("",) if name.casefold() in by_class]
+        role = by_class[known[0]] if known else None
+        if not shape.rings and role != "ignored":
+            role = "marks tumour" if role == "tumour" else None
+        roles.append(shape.role or role)
     return roles
 
 

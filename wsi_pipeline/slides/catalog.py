@@ -4,7 +4,7 @@ import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -39,12 +39,20 @@ def _known(patient_id: str) -> str | None:
 PatientId = Annotated[str, AfterValidator(_known)]
 
 
-class _Row(BaseModel):
-    """A slide as the table states it; an empty cell is an absent value."""
+class _Identified(BaseModel):
+    """A slide; an empty cell is an absent value."""
 
     model_config = ConfigDict(extra="forbid")
 
     slide_id: Annotated[str, AfterValidator(_safe_as_file_name)]
+
+
+R = TypeVar("R", bound=_Identified)
+
+
+class CatalogRow(_Identified):
+    """A slide as the table states it."""
+
     path: str
     annotation: str | None = None
     patient_id: PatientId | None = None
@@ -53,12 +61,9 @@ class _Row(BaseModel):
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
-class _MeasuredRow(BaseModel):
+class _MeasuredRow(_Identified):
     """A slide that is evaluated without its file."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    slide_id: Annotated[str, AfterValidator(_safe_as_file_name)]
     width: Annotated[int, Field(gt=0)]
     height: Annotated[int, Field(gt=0)]
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -97,7 +102,7 @@ def read_catalog(path, patient_from: str | None = AUTO) -> pd.DataFrame:
         message names the table and the line.
     """
     path = Path(path)
-    lines, rows = _read_rows(path, _Row)
+    lines, rows = _read_rows(path, CatalogRow)
     places = _refuse_repeated_ids(rows, path, lines)
     frame = catalog_frame(rows, path.parent.absolute(), str(path), places, patient_from)
     _check_splits(frame, path, lines)
@@ -133,7 +138,7 @@ def read_measured_slides(path) -> pd.DataFrame:
     return with_patients(frame, AUTO, str(path), places)
 
 
-def _read_rows(path: Path, kind: type[BaseModel]) -> tuple[list[int], list[BaseModel]]:
+def _read_rows(path: Path, kind: type[R]) -> tuple[list[int], list[R]]:
     lines, rows = [], []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -160,7 +165,7 @@ def _check_columns(path: Path, columns, kind: type[BaseModel]):
         raise CatalogError(f"{path}: a column is there twice among {list(columns)}")
 
 
-def parse_row(cells: dict, where: str, kind: type[BaseModel] = _Row) -> BaseModel:
+def parse_row(cells: dict, where: str, kind: type[R]) -> R:
     """Check a row's cells; `where` it is, is for messages."""
     if None in cells or None in cells.values():
         raise CatalogError(f"{where}: the row has more or fewer cells than the header")
@@ -175,13 +180,17 @@ def parse_row(cells: dict, where: str, kind: type[BaseModel] = _Row) -> BaseMode
 
 
 def catalog_frame(
-    rows: Sequence[_Row], folder: Path, source: str, places: Sequence[str], patient_from: str | None
+    rows: Sequence[CatalogRow],
+    folder: Path,
+    source: str,
+    places: Sequence[str],
+    patient_from: str | None,
 ) -> pd.DataFrame:
     """Make `read_catalog`'s frame of its rows; CatalogError if two share a file or a patient's id.
 
     `places` says where in `source` each row is; paths count from `folder`.
     """
-    frame = pd.DataFrame([row.model_dump() for row in rows], columns=list(_Row.model_fields))
+    frame = pd.DataFrame([row.model_dump() for row in rows], columns=list(CatalogRow.model_fields))
     for column in ("path", "annotation"):
         paths = [getattr(row, column) for row in rows]
         frame[column] = [path and existing_form(str(folder / path)) for path in paths]
@@ -194,7 +203,7 @@ def catalog_frame(
     return frame
 
 
-def _refuse_repeated_ids(rows: Sequence[BaseModel], path: Path, lines: list[int]) -> list[str]:
+def _refuse_repeated_ids(rows: Sequence[_Identified], path: Path, lines: list[int]) -> list[str]:
     """Refuse a slide id that is there twice; else say where each row is."""
     ids = pd.Series([row.slide_id for row in rows])
     folded = ids.str.casefold()

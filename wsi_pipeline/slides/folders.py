@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from wsi_pipeline.errors import CatalogError
-from wsi_pipeline.slides.catalog import catalog_frame, parse_row
+from wsi_pipeline.slides.catalog import CatalogRow, catalog_frame, parse_row
 from wsi_pipeline.slides.patients import AUTO
 from wsi_pipeline.slides.same_slide import file_identity
 
@@ -81,7 +81,7 @@ def scan_folders(
         cells = {"slide_id": stem, "path": str(file.absolute())}
         if stem in of_slides:
             cells["annotation"] = str(of_slides[stem].absolute())
-        rows.append(parse_row(cells, where=str(file)))
+        rows.append(parse_row(cells, str(file), CatalogRow))
         places.append(str(file.relative_to(slides)))
     frame = catalog_frame(rows, Path(slides), str(slides), places, patient_from)
     used = {file for _, files in found.values() for file in files.by_name.values()}
@@ -99,7 +99,7 @@ def _pair(annotations: Mapping[str, Path], slides: Mapping[str, Path], folder) -
         raise CatalogError(
             f"{orphans[0]}: no slide of this name under {folder} ({len(orphans)} such annotations)"
         )
-    paired = {}
+    paired: dict[str, Path] = {}
     for file, slide_id in named.items():
         if (other := paired.setdefault(slide_id, file)) != file:
             raise CatalogError(f"{other} and {file}: two annotations of the slide {slide_id}")
@@ -149,7 +149,8 @@ def find_files(folder, suffixes: Collection[str], what: str) -> FoundFiles:
     if not folder.is_dir():
         raise CatalogError(f"{folder}: no such folder of {what}")
     files, passed_over = _walk(folder, suffixes, what)
-    by_name, dicom_folders = {}, {}
+    by_name: dict[str, Path] = {}
+    dicom_folders: dict[Path, Path] = {}
     for file in files:
         if file.suffix.lower() == ".dcm" and file != dicom_folders.setdefault(file.parent, file):
             raise CatalogError(
@@ -176,7 +177,8 @@ def find_files(folder, suffixes: Collection[str], what: str) -> FoundFiles:
 def _walk(folder: Path, suffixes, what: str) -> tuple[list[Path], dict[Path, str]]:
     """Files of the given suffixes, sorted, and all else by kind."""
     files, passed_over, searched = [], {}, set()
-    folders, links = [folder], []
+    folders: list[Path] = [folder]
+    links: list[Path] = []
     while folders or links:
         here = folders.pop() if folders else links.pop(0)  # links last: a file's own path wins
         if (real := os.path.realpath(here)) in searched:

@@ -161,7 +161,8 @@ def refuse_two_spellings(slides: pd.DataFrame, source: str, places: Sequence[str
     CatalogError
         If there are any; see `same_patient_key`.
     """
-    spellings, stated = defaultdict(dict), set()
+    spellings: defaultdict[str, dict] = defaultdict(dict)
+    stated = set()
     sources = slides.get("patient_source", [FROM_TABLE] * len(slides))
     for at, (patient, source_of) in enumerate(zip(slides["patient_id"], sources, strict=True)):
         if not pd.isna(patient):
@@ -192,7 +193,7 @@ def refuse_several_for_a_name(slides: pd.DataFrame, source: str, places: Sequenc
     CatalogError
         If there are any.
     """
-    patients = defaultdict(dict)
+    patients: defaultdict[str, dict] = defaultdict(dict)
     for at, row in enumerate(slides.itertuples(index=False)):
         if found := known_patient(row.slide_id):
             patients[found[1]].setdefault(row.patient_id, at)

@@ -181,15 +181,17 @@ def _open(path: str, mpp: float | None, default_mpp: float | None) -> Slide:
 
 def _listed_slides(config: Config) -> tuple[pd.DataFrame, list[str]]:
     """The slides with their patients and splits, and notes on the catalog as a whole."""
-    catalog, notes = config.catalog, []
+    catalog = config.catalog
+    notes: list[str] = []
     if catalog.csv is not None:
         frame = read_catalog(catalog.csv, catalog.patient_from)
     else:
         frame, notes = scan_folders(catalog.slides, catalog.annotations, catalog.patient_from)
     notes += patient_notes(frame)
+    shares: dict[str, float] = {name: share for name, share in catalog.split.items()}
     if frame["split"].isna().all():
-        return assign_splits(frame, catalog.split, config.seed), notes
-    shares = _train_shares(catalog.split)
+        return assign_splits(frame, shares, config.seed), notes
+    shares = _train_shares(shares)
     splits = set(frame["split"])
     if shares and "train" in splits and "validation" not in splits:
         drawn = frame["split"] == "train"

@@ -143,7 +143,9 @@ def run(config: Config, client: Client) -> Outcome:
     usable = seen[seen["patches"].notna()]
     for cohort_check in (_resolutions, _splits, _leakage, _disk):
         findings += cohort_check(usable, config)
-    rows = pd.DataFrame([asdict(row) for row in findings], columns=[f.name for f in fields(Finding)])
+    rows = pd.DataFrame(
+        [asdict(row) for row in findings], columns=[f.name for f in fields(Finding)]
+    )
     write_csv(check_path(config.out), rows)
     return outcome
 
@@ -196,7 +198,10 @@ def _leakage(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
         )
     except RunError as error:
         yield Finding("", "leakage", str(error), "", refuses=True)
-    if config.train.weights not in ("imagenet", "none") and not Path(config.train.weights).is_file():
+    if (
+        config.train.weights not in ("imagenet", "none")
+        and not Path(config.train.weights).is_file()
+    ):
         what = f"train.weights is {config.train.weights}: there is no such file"
         yield Finding("", "settings", what, "correct train.weights", refuses=True)
 
@@ -214,5 +219,7 @@ def _disk(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
             f"{config.out}: {needed / 1e9:,.1f} GB may be written (some"
             f" {patches.sum():,.0f} patches), {free / 1e9:,.1f} GB are free"
         )
-        advice = "make room, set out to another disk" + ", or train.cache to false" * config.train.cache
+        advice = (
+            "make room, set out to another disk" + ", or train.cache to false" * config.train.cache
+        )
         yield Finding("", "disk", what, advice, refuses=True)

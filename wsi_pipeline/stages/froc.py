@@ -37,6 +37,7 @@ from wsi_pipeline.slides.patients import patient_notes
 from wsi_pipeline.slides.same_slide import refuse_same_files
 
 SCHEMA_VERSION = 1
+OF_NO_SLIDE = ""
 logger = logging.getLogger(__name__)
 MASK_SUFFIXES = frozenset((".tif", ".tiff"))
 OUTPUTS = (
@@ -201,10 +202,11 @@ def _truth(table: pd.DataFrame, folder: Path, *, are_masks: bool) -> dict[str, P
     what, suffixes = ("masks", MASK_SUFFIXES) if are_masks else ("annotations", ANNOTATION_SUFFIXES)
     files = find_files(folder, suffixes, what).by_name
     slide_ids = {slide_id.casefold(): slide_id for slide_id in table["slide_id"]}
-    by_slide = defaultdict(list)
+    by_slide: defaultdict[str, list[Path]] = defaultdict(list)
     for stem, path in files.items():
-        by_slide[slide_named(stem.casefold().removesuffix("_mask"), slide_ids)].append(path)
-    tell_passed_over(folder, by_slide.pop(None, []))
+        name = slide_named(stem.casefold().removesuffix("_mask"), slide_ids)
+        by_slide[name or OF_NO_SLIDE].append(path)
+    tell_passed_over(folder, by_slide.pop(OF_NO_SLIDE, []))
     for paths in by_slide.values():
         if len(paths) > 1:
             raise CatalogError(f"{paths[1]} and {paths[0]}: two {what} of one slide")
