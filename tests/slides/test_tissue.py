@@ -14,7 +14,8 @@ from wsi_pipeline.slides.tissue import TissueMask, tissue_mask
 
 SETTINGS = {
     "mpp": 8.0,
-    "min_saturation": 0.06,
+    "min_chroma": 0.045,
+    "drop_ink": True,
     "closing_um": 24.0,
     "min_area_um2": 10_000.0,
     "max_hole_um2": 40_000.0,

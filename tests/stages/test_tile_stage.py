@@ -20,7 +20,7 @@ def test_a_damaged_tile_costs_the_patches_in_it_and_is_told_and_shown(tmp_path):
     write_pyramid_tiff(path, [pink], tile=256, mpp=8.0)
     damage_tile(path, 5)
     row = ("s", str(path), None, "s", "test", 0, 8.0, 1024, 1024, "ok")
-    slides = pd.DataFrame([row], columns=SLIDE_COLUMNS)
+    slides = pd.DataFrame([row], columns=SLIDE_COLUMNS).assign(tissue=None, exclude=None)
     config = Config(
         out=tmp_path,
         catalog=CatalogConfig(csv="slides.csv"),
@@ -54,7 +54,7 @@ def test_patches_of_an_edited_annotation_or_of_other_settings_are_out_of_date(tm
             for name in names
         ],
         columns=SLIDE_COLUMNS,
-    )
+    ).assign(tissue=None, exclude=None)
     config = Config(out=tmp_path, catalog=CatalogConfig(csv="slides.csv"))
     (tmp_path / "done").mkdir()
     with (tmp_path / "done/tile.jsonl").open("w") as file:

@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wsi_pipeline.errors import CatalogError
+from wsi_pipeline.slides.given_masks import MASK_SUFFIXES
 
 # What OpenSlide opens; a MIRAX slide's data lie in a folder of the same name.
 SLIDE_SUFFIXES = frozenset([
@@ -23,6 +24,7 @@ SLIDE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
 WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 DTYPES = {
     **dict.fromkeys(("slide_id", "path", "annotation", "patient_id", "split"), "string"),
+    **dict.fromkeys(("tissue", "exclude"), "string"),
     "label": "Int8",
     "mpp": "float64",
 }
@@ -45,6 +47,8 @@ class _Row(BaseModel):
     slide_id: Annotated[str, AfterValidator(_safe_as_file_name)]
     path: str
     annotation: str | None = None
+    tissue: str | None = None
+    exclude: str | None = None
     patient_id: str | None = None
     split: Literal["train", "validation", "test"] | None = None
     label: Annotated[int, Field(ge=0, le=1)] | None = None
@@ -71,16 +75,19 @@ def read_catalog(path) -> pd.DataFrame:
     ----------
     path : path-like
         A CSV file with a header. Columns ``slide_id`` and ``path``; optionally ``annotation``,
-        ``patient_id`` (a slide without one is its own patient), ``split`` (for all slides or
-        none), ``label`` (1 tumour, 0 normal) and ``mpp`` (um per level-0 px). Paths count from
+        ``tissue`` and ``exclude`` (masks made elsewhere, see
+        `wsi_pipeline.slides.given_masks.read_mask`), ``patient_id`` (a slide without one is its
+        own patient), ``split`` (for all slides or none), ``label`` (1 tumour, 0 normal) and
+        ``mpp`` (um per level-0 px). Paths count from
         the table's folder. Whether the files exist is not checked: a slide that cannot be opened
         is that slide's failure, not the batch's.
 
     Returns
     -------
     pandas.DataFrame
-        One row a slide, in the table's order: ``slide_id, path, annotation, patient_id, split``
-        (str; paths absolute), ``label`` (Int8), ``mpp`` (float64); absent values are missing.
+        One row a slide, in the table's order: ``slide_id, path, annotation, tissue, exclude,
+        patient_id, split`` (str; paths absolute), ``label`` (Int8), ``mpp`` (float64);
+        absent values are missing.
 
     Raises
     ------
@@ -167,7 +174,9 @@ def _parse_row(cells: dict, where: str, kind: type[BaseModel] = _Row) -> BaseMod
 def _to_frame(rows: list[_Row], folder: Path) -> pd.DataFrame:
     frame = pd.DataFrame([row.model_dump() for row in rows], columns=list(_Row.model_fields))
     frame["path"] = [str(folder / row.path) for row in rows]
-    frame["annotation"] = [row.annotation and str(folder / row.annotation) for row in rows]
+    for column in ("annotation", "tissue", "exclude"):
+        files = (getattr(row, column) for row in rows)
+        frame[column] = [file and str(folder / file) for file in files]
     frame["patient_id"] = frame["patient_id"].fillna(frame["slide_id"])
     return frame.astype(DTYPES)
 
@@ -204,8 +213,8 @@ def _check_splits(frame: pd.DataFrame, path: Path, lines: list[int]):
         raise CatalogError(f"{path}: patient {patient!r} is in more than one split: {listed}")
 
 
-def scan_folders(slides, annotations=None) -> pd.DataFrame:
-    """Find slides, and annotations named as they are.
+def scan_folders(slides, annotations=None, tissue=None, exclude=None) -> pd.DataFrame:
+    """Find slides, and annotations and masks named as they are.
 
     Parameters
     ----------
@@ -215,6 +224,8 @@ def scan_folders(slides, annotations=None) -> pd.DataFrame:
         one DICOM file: of several, which are parts of one slide is not told by their names.
     annotations : path-like, optional
         A folder of ``.xml``, ``.json`` and ``.geojson`` files, searched the same way.
+    tissue, exclude : path-like, optional
+        Folders of masks made elsewhere, searched the same way.
 
     Returns
     -------
@@ -224,25 +235,37 @@ def scan_folders(slides, annotations=None) -> pd.DataFrame:
     Raises
     ------
     CatalogError
-        If a folder is missing or holds no slide, a name is no slide id, two slides or two
-        annotations have the same name, or an annotation has no slide.
+        If a folder is missing or holds no slide, a name is no slide id, two slides, annotations or
+        masks have the same name, or an annotation or a mask has no slide.
     """
     slide_files = files_by_stem(slides, SLIDE_SUFFIXES, "slides")
-    annotation_files = {}
-    if annotations is not None:
-        annotation_files = files_by_stem(annotations, ANNOTATION_SUFFIXES, "annotations")
-    if orphans := sorted(set(annotation_files) - set(slide_files)):
-        raise CatalogError(
-            f"{annotation_files[orphans[0]]}: no slide of this name under {slides}"
-            f" ({len(orphans)} such annotations)"
+    beside = {
+        column: _files_of_slides(folder, suffixes, what, slide_files, slides)
+        for column, folder, suffixes, what in (
+            ("annotation", annotations, ANNOTATION_SUFFIXES, "annotations"),
+            ("tissue", tissue, MASK_SUFFIXES, "tissue masks"),
+            ("exclude", exclude, MASK_SUFFIXES, "masks to exclude"),
         )
+    }
     rows = []
     for stem, file in sorted(slide_files.items()):
         cells = {"slide_id": stem, "path": str(file.absolute())}
-        if stem in annotation_files:
-            cells["annotation"] = str(annotation_files[stem].absolute())
+        cells |= {
+            name: str(found[stem].absolute()) for name, found in beside.items() if stem in found
+        }
         rows.append(_parse_row(cells, where=str(file)))
     return _to_frame(rows, folder=Path(slides))
+
+
+def _files_of_slides(folder, suffixes, what, slide_files, slides) -> dict[str, Path]:
+    """Files of a folder by the names of their slides; none where there is no folder."""
+    files = {} if folder is None else files_by_stem(folder, suffixes, what)
+    if orphans := sorted(set(files) - set(slide_files)):
+        raise CatalogError(
+            f"{files[orphans[0]]}: no slide of this name under {slides}"
+            f" ({len(orphans)} such {what})"
+        )
+    return files
 
 
 def files_by_stem(folder, suffixes, what: str) -> dict[str, Path]:

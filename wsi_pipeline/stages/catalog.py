@@ -14,7 +14,7 @@ from wsi_pipeline.jobs.unit import LargeFile, SmallFile, Unit
 from wsi_pipeline.slides.annotations import Annotation, read_annotation, uses_bounds_origin
 from wsi_pipeline.slides.catalog import assign_splits, read_catalog, scan_folders
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, slides_path
+from wsi_pipeline.stages.run_directory import MASK_COLUMNS, SLIDE_COLUMNS, slides_path
 
 SCHEMA_VERSION = 1
 
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 def run(config: Config, client: Client) -> Outcome:
     """Write ``RUN/slides.parquet``: one row a slide, those that failed to open included.
 
-    Columns: ``slide_id, path, annotation, patient_id, split`` (strings), ``label`` (1 tumour,
-    0 normal, -1 unknown), ``mpp`` (um per level-0 px), ``width, height`` (level-0 px), ``status``
-    ("ok" or "failed"; why is in ``RUN/failures.csv``).
+    Columns: ``slide_id, path, annotation, tissue, exclude, patient_id, split`` (strings),
+    ``label`` (1 tumour, 0 normal, -1 unknown), ``mpp`` (um per level-0 px), ``width,
+    height`` (level-0 px), ``status`` ("ok" or "failed"; why is in ``RUN/failures.csv``).
 
     Raises
     ------
@@ -52,7 +52,7 @@ def run(config: Config, client: Client) -> Outcome:
     frame["status"] = frame["width"].notna().map({True: "ok", False: "failed"})
     frame = frame.astype({"label": "Int8", "width": "Int64", "height": "Int64"})
     with replace_atomically(slides_path(config.out)) as path:
-        frame[list(SLIDE_COLUMNS)].to_parquet(path, index=False)
+        frame[[*SLIDE_COLUMNS, *MASK_COLUMNS]].to_parquet(path, index=False)
     return outcome
 
 
@@ -134,7 +134,7 @@ def _listed_slides(config: Config) -> pd.DataFrame:
     if catalog.csv is not None:
         frame = read_catalog(catalog.csv)
     else:
-        frame = scan_folders(catalog.slides, catalog.annotations)
+        frame = scan_folders(catalog.slides, catalog.annotations, catalog.tissue, catalog.exclude)
     if frame["split"].isna().all():
         return assign_splits(frame, catalog.split, config.seed)
     shares = _train_shares(catalog.split)

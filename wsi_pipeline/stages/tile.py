@@ -17,7 +17,7 @@ from wsi_pipeline.patches.index import build_index, uncovered_lesions, write_ind
 from wsi_pipeline.report.slide_pictures import tissue_figure
 from wsi_pipeline.report.tissue_page import TiledSlide, write_tissue_page
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.slides.tissue import tissue_mask
+from wsi_pipeline.slides.tissue import GivenMasks, tissue_mask
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.run_directory import (
     TISSUE_PAGE,
@@ -64,6 +64,10 @@ class TileSlide(Unit):
     annotation: SmallFile | None
     label: int
     annotation_rules: AnnotationConfig
+    tissue: SmallFile | None
+    exclude: SmallFile | None
+    tissue_values: tuple[int, ...] | None
+    exclude_values: tuple[int, ...] | None
     settings: TileConfig
     out: Output
     picture: Output
@@ -76,8 +80,9 @@ class TileSlide(Unit):
         dict
             Numbers of ``patches``, ``positive`` patches and ``lesions``; ``backend`` and
             ``backend_reason``: what reads the working level, see `Slide.backend`; ``notes``:
-            lesions that no indexed patch reaches, since the tissue mask misses them; and
-            ``failures``: why parts of the slide, of which nothing is indexed, cannot be decoded.
+            lesions that no indexed patch reaches, since the tissue mask misses them, and what to
+            check of the mask; and ``failures``: why parts of the slide, of which nothing is
+            indexed, cannot be decoded.
         """
         tile = self.settings
         Path(self.picture).unlink(missing_ok=True)  # of other inputs
@@ -88,7 +93,7 @@ class TileSlide(Unit):
             lesions = catalog.slide_annotation(
                 slide, self.annotation, self.annotation_rules
             ).lesions
-            mask = tissue_mask(slide, **tile.tissue.model_dump())
+            mask = tissue_mask(slide, **tile.tissue.model_dump(), given=self._given())
             backend = slide.backend(slide.level_for(grid.downsample)[0])
         index = build_index(self.slide_id, grid, mask, lesions, self.label, tile.min_tissue)
         write_whole(self.picture, tissue_figure(mask, lesions, grid.mpp))
@@ -100,11 +105,24 @@ class TileSlide(Unit):
             "backend": backend.name,
             "backend_reason": backend.reason,
             "notes": [
-                f"lesion {lesion} has no tissue in the mask: no patch can find it"
-                for lesion in uncovered_lesions(index, lesions)
+                *mask.notes,
+                *(
+                    f"lesion {lesion} has no tissue in the mask: no patch can find it"
+                    for lesion in uncovered_lesions(index, lesions)
+                ),
             ],
             "failures": [f"taken for no tissue: {reason}" for reason in mask.unread],
         }
+
+    def _given(self) -> GivenMasks:
+        """The slide's masks that were made elsewhere."""
+        return GivenMasks(
+            tissue=self.tissue and self.tissue.path,
+            exclude=self.exclude and self.exclude.path,
+            tissue_values=self.tissue_values,
+            exclude_values=self.exclude_values,
+            geojson_from_bounds=self.annotation_rules.origin != "slide",
+        )
 
 
 def stale_slides(config: Config, slides: pd.DataFrame) -> list[str]:
@@ -129,6 +147,10 @@ def _unit(slide, config: Config) -> TileSlide:
         annotation=slide.annotation and SmallFile.at(slide.annotation),
         label=int(slide.label),
         annotation_rules=config.catalog.annotation,
+        tissue=slide.tissue and SmallFile.at(slide.tissue),
+        exclude=slide.exclude and SmallFile.at(slide.exclude),
+        tissue_values=config.catalog.tissue_values if slide.tissue else None,
+        exclude_values=config.catalog.exclude_values if slide.exclude else None,
         settings=config.tile,
         out=Output(index_path(config.out, slide.slide_id)),
         picture=Output(_picture(config, slide.slide_id)),
