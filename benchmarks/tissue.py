@@ -22,7 +22,7 @@ from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.raster import fill
 from wsi_pipeline.slides.annotation_files import recognise
 from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.slides.tissue_pixels import closed, find_tissue, glass_colour, without_small
+from wsi_pipeline.slides.tissue_pixels import closed, find_tissue, glass_colours, without_small
 
 SETTINGS = TissueConfig().model_dump(exclude={"mpp"})
 MORPHOLOGY = {name: SETTINGS[name] for name in ("closing_um", "min_area_um2", "max_hole_um2")}
@@ -187,7 +187,7 @@ def density_otsu(pixels: np.ndarray) -> np.ndarray:
 
 def density_of_glass(pixels: np.ndarray) -> np.ndarray:
     """Mean optical density relative to the slide's glass above 0.04."""
-    return _density(pixels, glass_colour(pixels)) > 0.04
+    return _density(pixels, glass_colours(pixels)[0]) > 0.04
 
 
 def _with_morphology(method: Callable) -> Callable:

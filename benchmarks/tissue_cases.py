@@ -105,6 +105,22 @@ def _vignette() -> Case:
     return Case(shone_through(he_density(tissue), light[..., None] * np.array(GREY)), tissue)
 
 
+def _drift() -> Case:
+    """Glass that is a little warmer on the right than on the left."""
+    tissue = _two_pieces()
+    right = np.linspace(0, 1, SHAPE[1]) * np.ones(SHAPE)
+    glass = 240 - right[..., None] * (0, 10, 12)
+    return Case(shone_through(he_density(tissue), glass), tissue)
+
+
+def _two_glasses(brighter, glass) -> Case:
+    """A third of the slide has another glass, or a filling that is not quite white."""
+    tissue = _two_pieces()
+    glasses = np.where((np.indices(SHAPE)[1] > 360)[..., None], brighter, glass)
+    glasses[:80, 230:] = brighter
+    return Case(shone_through(he_density(tissue), glasses), tissue)
+
+
 def _frame(colour) -> Case:
     case = _on_glass(GLASS)
     pixels = case.pixels.copy()
@@ -210,9 +226,9 @@ def _fold() -> Case:
     )
 
 
-def _pale() -> Case:
+def _pale(**options) -> Case:
     tissue = _two_pieces()
-    return Case(shone_through(he_density(tissue, 0.3)), tissue)
+    return Case(shone_through(he_density(tissue, 0.3), **options), tissue)
 
 
 def _full() -> Case:
@@ -233,6 +249,9 @@ _CASES: dict[str, Callable[[], Case]] = {
     "warm glass, saturation 0.066": lambda: _on_glass(WARM),
     "cool glass, saturation 0.086": lambda: _on_glass(COOL),
     "grey glass with a vignette": _vignette,
+    "glass whose tint drifts": _drift,
+    "grey filling (245) beside warm glass": lambda: _two_glasses((245, 245, 245), WARM),
+    "bare glass beside yellow mounting": lambda: _two_glasses((244, 243, 244), (238, 232, 212)),
     "frame (0, 0, 0)": lambda: _frame((0, 0, 0)),
     "frame (2, 0, 2)": lambda: _frame((2, 0, 2)),
     "frame (12, 10, 14)": lambda: _frame((12, 10, 14)),
@@ -246,11 +265,14 @@ _CASES: dict[str, Callable[[], Case]] = {
     "air bubbles": _bubbles,
     "dust and fibres": _dust,
     "fat beside dark tissue": lambda: _meshwork(9, 0.25),
+    "pale fat beside dark tissue": lambda: _meshwork(9, 0.12),
     "lung beside dark tissue": lambda: _meshwork(18, 0.35),
     "IHC, brown and pale blue": lambda: _ihc(True),
     "IHC, pale blue alone": lambda: _ihc(False),
     "fold over glass": _fold,
     "faded H&E": _pale,
+    "faded H&E, noisy scanner": lambda: _pale(noise=4),
+    "faded H&E, overexposed glass": lambda: _pale(glass=(258, 258, 258)),
     "tissue from edge to edge": _full,
     "empty warm glass": lambda: _empty(WARM),
 }

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import shapely
@@ -21,6 +22,7 @@ MASK_SUFFIXES = IMAGE_SUFFIXES | {".geojson", ".json", ".xml"}
 ROUNDING_PX = 1  # of each side of an image: tools round sizes up or down
 MOST_OUTSIDE = 0.01  # share of the polygons' area that may lie off the frame
 LARGEST_PX = 10**9
+Origin = Literal["auto", "slide", "bounds"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def read_mask(
     grid: MaskGrid,
     *,
     values: Sequence[int] | None = None,
-    geojson_from_bounds: bool = True,
+    origin: Origin = "auto",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Read a mask onto a grid.
 
@@ -66,8 +68,9 @@ def read_mask(
     grid : MaskGrid
     values : sequence of int, optional
         Pixel values of an image that are in the mask; all but 0 by default.
-    geojson_from_bounds : bool
-        GeoJSON counts from the corner of the bounds (QuPath), not of the frame.
+    origin : "auto", "slide" or "bounds"
+        What coordinates of polygons count from: the corner of the frame (slide) or of the bounds;
+        auto: bounds for GeoJSON (QuPath), slide for all else.
 
     Returns
     -------
@@ -86,7 +89,7 @@ def read_mask(
         frame, notes = _frame_of_image(path, image.shape[::-1], grid)
         inside = image != 0 if values is None else np.isin(image, values)
         return _resampled(inside, frame, grid), notes
-    return _polygons(path, grid, geojson_from_bounds), ()
+    return _polygons(path, grid, origin), ()
 
 
 def _read_image(path: Path, grid: MaskGrid) -> np.ndarray:
@@ -167,7 +170,7 @@ def _resampled(inside: np.ndarray, frame: Bounds, grid: MaskGrid) -> np.ndarray:
     return np.asarray(resize(grid.shape_px, Image.Resampling.BOX, (*low, *high))) >= 128
 
 
-def _polygons(path: Path, grid: MaskGrid, geojson_from_bounds: bool) -> np.ndarray:
+def _polygons(path: Path, grid: MaskGrid, origin: Origin) -> np.ndarray:
     try:
         parse, document = recognise(path)
         shapes = [shape for shape in parse(document) if shape.rings]
@@ -177,7 +180,7 @@ def _polygons(path: Path, grid: MaskGrid, geojson_from_bounds: bool) -> np.ndarr
         raise MaskError(f"{path}: holds no polygon. A mask needs areas.")
     polygons = [shapely.Polygon(shape.rings[0], shape.rings[1:]) for shape in shapes]
     union = shapely.union_all(shapely.make_valid(polygons))
-    if not (parse is geojson_shapes and geojson_from_bounds):
+    if origin == "slide" or (origin == "auto" and parse is not geojson_shapes):
         union = translate(union, -grid.bounds.x, -grid.bounds.y)
     _check_inside(path, union, grid)
     areas = [part for part in shapely.get_parts(union) if part.geom_type == "Polygon"]

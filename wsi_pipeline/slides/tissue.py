@@ -8,7 +8,7 @@ import numpy as np
 
 from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import Bounds
-from wsi_pipeline.slides.given_masks import MaskGrid, read_mask
+from wsi_pipeline.slides.given_masks import MaskGrid, Origin, read_mask
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue_pixels import FoundTissue, find_tissue
 
@@ -84,15 +84,15 @@ class GivenMasks:
         What is tissue, in place of what `tissue_mask` finds; what is no tissue.
     tissue_values, exclude_values : sequence of int, optional
         Pixel values of an image file that count; all but 0 by default.
-    geojson_from_bounds : bool
-        GeoJSON counts from the corner of the scanned bounds, not of the level-0 frame.
+    origin : "auto", "slide" or "bounds"
+        What coordinates of polygons count from, see `read_mask`.
     """
 
     tissue: str | None = None
     exclude: str | None = None
     tissue_values: tuple[int, ...] | None = None
     exclude_values: tuple[int, ...] | None = None
-    geojson_from_bounds: bool = True
+    origin: Origin = "auto"
 
 
 def tissue_mask(
@@ -138,16 +138,17 @@ def tissue_mask(
     height_px = math.ceil(slide.bounds.height / downsample)
     pixels, unread, reasons = _read(slide, width_px, height_px, downsample)
     grid = MaskGrid(slide.bounds, slide.size, downsample, (width_px, height_px))
-    frame = {"geojson_from_bounds": given.geojson_from_bounds}
     found = find_tissue(
         pixels, mpp=downsample * slide.mpp, min_chroma=min_chroma, drop_ink=drop_ink,
         closing_um=closing_um, min_area_um2=min_area_um2, max_hole_um2=max_hole_um2,
     )  # fmt: skip
     mask, notes = found.mask, ()
     if given.tissue:
-        mask, notes = read_mask(given.tissue, grid, values=given.tissue_values, **frame)
+        mask, notes = read_mask(given.tissue, grid, values=given.tissue_values, origin=given.origin)
     if given.exclude:
-        excluded, more = read_mask(given.exclude, grid, values=given.exclude_values, **frame)
+        excluded, more = read_mask(
+            given.exclude, grid, values=given.exclude_values, origin=given.origin
+        )
         mask, notes = mask & ~excluded, notes + more
     mask = mask & ~unread
     notes += _notes(mask, found, given)

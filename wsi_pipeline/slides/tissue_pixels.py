@@ -20,6 +20,12 @@ GLASS_BRIGHTEST_PERCENT = 5
 GLASS_SPREAD = 12  # of the sum of the three channels, below that part
 LEAST_GLASS = 0.002  # share of the pixels; with less, the glass is not known
 UNKNOWN_GLASS = (245, 245, 245)
+# A slide may have a second glass: tinted, beside a filling or bare glass that is brighter. It is
+# even, as tissue never is over so large a share of the pixels, and not pink.
+GREEN = 1
+EVEN_SHARE = 0.2
+EVEN_SPREAD = 4  # in each channel
+OTHER_GLASS = 0.02  # chroma relative to the brightest
 SAMPLE_PX = 250_000
 LEFT_OUT = 254  # all channels: white that the scanner filled in, or saturated
 # What glass becomes in the balanced picture; brighter pixels have room up to 255.
@@ -92,9 +98,12 @@ def find_tissue(
     -------
     FoundTissue
     """
-    balanced = _balanced(pixels, glass_colour(pixels))
-    highest = np.maximum(np.maximum(balanced[0], balanced[1]), balanced[2])
-    chroma = _median(highest - np.minimum(np.minimum(balanced[0], balanced[1]), balanced[2]))
+    glasses = glass_colours(pixels)
+    balanced = _balanced(pixels, glasses[0])
+    highest, chroma = _chroma(balanced)
+    for glass in glasses[1:]:
+        chroma = np.minimum(chroma, _chroma(_balanced(pixels, glass))[1])
+    chroma = _median(chroma)
     strongest = ndimage.maximum_filter(chroma, EDGE_PX)
     stained = chroma > np.maximum(min_chroma * GLASS_LEVEL, EDGE_SHARE * strongest)
     min_px = min_area_um2 / mpp**2
@@ -108,8 +117,11 @@ def find_tissue(
     return FoundTissue(mask, ~black & ~left_out, ink_share)
 
 
-def glass_colour(pixels: np.ndarray) -> np.ndarray:
-    """Colour of the glass: the brightest of what is bright and nearly grey.
+def glass_colours(pixels: np.ndarray) -> np.ndarray:
+    """Colours of the glass: the brightest of what is bright and nearly grey.
+
+    The commonest colour is a second glass, if it is even over a fifth of the pixels and differs
+    otherwise than by a lack of green, which is what eosin takes.
 
     Parameters
     ----------
@@ -117,7 +129,7 @@ def glass_colour(pixels: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    float64 array, shape (3,)
+    float64 array, shape (1 or 2, 3)
         Red, green and blue; 245 where nearly no pixel can be glass, as in a picture full of
         tissue.
     """
@@ -127,10 +139,22 @@ def glass_colour(pixels: np.ndarray) -> np.ndarray:
     grey = highest - lowest <= GLASS_MAX_SATURATION * highest
     glass = sample[grey & (highest >= GLASS_MIN_VALUE) & (lowest < LEFT_OUT)]
     if len(glass) < max(1, LEAST_GLASS * len(sample)):
-        return np.array(UNKNOWN_GLASS, float)
+        return np.array([UNKNOWN_GLASS], float)
     brightness = glass.sum(-1)
-    brightest = np.percentile(brightness, 100 - GLASS_BRIGHTEST_PERCENT)
-    return np.median(glass[brightness >= brightest - GLASS_SPREAD], axis=0)
+    least = np.percentile(brightness, 100 - GLASS_BRIGHTEST_PERCENT) - GLASS_SPREAD
+    brightest = np.median(glass[brightness >= least], axis=0)
+    commonest = _commonest(glass)
+    even = (np.abs(glass - commonest) <= EVEN_SPREAD).all(-1).sum() >= EVEN_SHARE * len(sample)
+    relative = commonest / brightest
+    second = even and np.ptp(relative) > OTHER_GLASS and np.argmin(relative) != GREEN
+    return np.array([brightest, commonest] if second else [brightest])
+
+
+def _commonest(colours: np.ndarray) -> np.ndarray:
+    """The commonest colour, to within some levels."""
+    cells = (colours // EVEN_SPREAD) @ (1, 256, 65536)
+    values, counts = np.unique(cells, return_counts=True)
+    return np.median(colours[cells == values[np.argmax(counts)]], axis=0)
 
 
 def closed(mask: np.ndarray, radius_px: float) -> np.ndarray:
@@ -154,6 +178,13 @@ def _balanced(pixels: np.ndarray, glass: np.ndarray) -> list[np.ndarray]:
     tables = np.arange(256)[:, None] * (GLASS_LEVEL / glass)
     tables = tables.round().clip(0, 255).astype(np.uint8)
     return [tables[:, channel][pixels[..., channel]] for channel in range(3)]
+
+
+def _chroma(balanced: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Highest channel, and its difference to the lowest."""
+    red, green, blue = balanced
+    highest = np.maximum(np.maximum(red, green), blue)
+    return highest, highest - np.minimum(np.minimum(red, green), blue)
 
 
 def _median(values: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ class TileSlide(Unit):
             exclude=self.exclude and self.exclude.path,
             tissue_values=self.tissue_values,
             exclude_values=self.exclude_values,
-            geojson_from_bounds=self.annotation_rules.origin != "slide",
+            origin=self.annotation_rules.origin,
         )
 
 
