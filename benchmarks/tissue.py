@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import shapely
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 from scipy import ndimage
 from skimage.filters import rank, threshold_otsu
@@ -84,10 +86,11 @@ def dice(found: np.ndarray, case: Case) -> float:
     return float(2 * (found & tissue).sum() / (found.sum() + tissue.sum()))
 
 
-def draw_cases(cases: dict[str, Case], columns: int = 4, width_px: int = 300) -> Image.Image:
-    """A sheet of slides with the outlines of the pipeline's mask, cyan, as the docs show them."""
-    from matplotlib.figure import Figure
+def draw_cases(cases: dict[str, Case], columns: int = 5, width_px: int = 260) -> Image.Image:
+    """A sheet of slides with the outlines of the pipeline's mask, as the docs show them.
 
+    Black with a thin line of cyan, and the Dice coefficient of each.
+    """
     count = -(-len(cases) // columns)
     figure = Figure(figsize=(columns * width_px / 100, count * width_px * 0.84 / 100), dpi=100)
     panels = figure.subplots(count, columns).ravel()
@@ -95,16 +98,17 @@ def draw_cases(cases: dict[str, Case], columns: int = 4, width_px: int = 300) ->
         mask = pipeline(case.pixels, case.mpp)
         axes.imshow(case.pixels)
         for contour in find_contours(np.pad(mask.astype(float), 1), 0.5):
-            axes.plot(*(contour[:, ::-1] - 1).T, color="black", lw=2.2)
-            axes.plot(*(contour[:, ::-1] - 1).T, color="cyan", lw=1.1)
+            axes.plot(*(contour[:, ::-1] - 1).T, color="black", lw=1.8)
+            axes.plot(*(contour[:, ::-1] - 1).T, color="cyan", lw=0.9)
         axes.set_title(f"{name}\nDice {dice(mask, case):.2f}", fontsize=8)
         height, width = mask.shape
         axes.set(xlim=(-1, width), ylim=(height, -1))
     for axes in panels:
         axes.set_axis_off()
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.96, 0.03, 0.22)
-    figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def _dice_table(title: str, methods: dict, cases: dict[str, Case], summary=False) -> Table:
