@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import feed, froc, heatmap, labelling, patchnet, reading, sampling, scale
-from benchmarks.measure import Row, Scale
+from benchmarks import feed, froc, heatmap, labelling, patchnet, reading, sampling, scale, tissue
+from benchmarks.measure import Row, Scale, Table
 
-SECTIONS: dict[str, Callable[[bool], list[Row | Scale | str]]] = {
+SECTIONS: dict[str, Callable[[bool], list[Row | Scale | Table | str]]] = {
     "reading": reading.rows,
     "labelling": labelling.rows,
     "sampling": sampling.rows,
@@ -32,6 +32,7 @@ SECTIONS: dict[str, Callable[[bool], list[Row | Scale | str]]] = {
     "patchnet": patchnet.rows,
     "froc": froc.rows,
     "scale": scale.rows,
+    "tissue": tissue.rows,
 }
 LIBRARIES = (
     "wsi_pipeline", "torch", "openslide-python", "simplejpeg", "tifffile", "zarr", "shapely",
@@ -60,14 +61,15 @@ def main() -> None:
         arguments.out.write_text(with_section(_text(arguments.out), found))
 
 
-def section(name: str, rows: list[Row | Scale | str], quick: bool) -> str:
+def section(name: str, rows: list[Row | Scale | Table | str], quick: bool) -> str:
     """A section of the page: its figures as tables, notes, and what they were measured on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     ratios, jobs = ([row for row in rows if isinstance(row, kind)] for kind in (Row, Scale))
+    tables = "".join(_table(row.header, row.lines) for row in rows if isinstance(row, Table))
     notes = [f"- {note}" for note in rows if isinstance(note, str)]
     libraries = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
     return f"""## {name.capitalize()}, {os.cpu_count()} cores, {device}
-{_ratios(ratios)}{_jobs(jobs)}{_lines(notes)}
+{tables}{_ratios(ratios)}{_jobs(jobs)}{_lines(notes)}
 {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}: `python -m benchmarks{" --quick" * quick} {name}`,
 {platform.machine()}, Python {platform.python_version()}, {libraries}.
 """

@@ -53,6 +53,14 @@ class Scale:
     tasks: int | None = None
 
 
+@dataclass(frozen=True)
+class Table:
+    """Figures that have a table of their own: its header and its lines, in Markdown."""
+
+    header: str
+    lines: list[str]
+
+
 def compare(
     what: str, baseline: str, unit: str, pipeline: Callable[[], float],
     plain: Callable[[], float], repeats: int = 3,

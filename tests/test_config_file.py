@@ -29,7 +29,7 @@ def test_every_line_of_the_commented_file_that_needs_words_has_them(tmp_path):
     lines = commented_yaml(load_config(write(tmp_path))).splitlines()
     comments = [line for line in lines if line.strip().startswith("# ")]
     assert len(comments) > 40
-    assert any("Otsu" in line for line in comments)
+    assert any("glass" in line for line in comments)
 
 
 def test_a_setting_of_an_earlier_version_is_told_by_its_new_name(tmp_path):
@@ -37,6 +37,9 @@ def test_a_setting_of_an_earlier_version_is_told_by_its_new_name(tmp_path):
     with pytest.raises(
         ConfigError, match=r"this setting is now `precision`: float32 \(was false\)"
     ):
+        load_config(path)
+    path = write(tmp_path, tile={"tissue": {"min_saturation": 0.06}})
+    with pytest.raises(ConfigError, match="`min_chroma` is a threshold on colour"):
         load_config(path)
 
 
@@ -97,6 +100,9 @@ def test_paths_come_back_absolute_for_workers_in_other_folders(tmp_path, monkeyp
     config = load_config(path)
     assert config.out == tmp_path / "run"
     assert config.catalog.csv == tmp_path / "slides.csv"
+    folders = {"csv": None, "slides": "s", "tissue": "t", "exclude": "e"}
+    catalog = load_config(write(tmp_path, catalog=folders)).catalog
+    assert (catalog.tissue, catalog.exclude) == (tmp_path / "t", tmp_path / "e")
     assert config.train.weights == str(tmp_path / "vgg16.pth")
     assert config.train.hard_negatives == tmp_path / "hard.parquet"
     assert load_config(write(tmp_path, train={"weights": "none"})).train.weights == "none"

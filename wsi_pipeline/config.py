@@ -67,8 +67,8 @@ class CatalogConfig(Section):
 
     csv: Path | None = Field(
         None,
-        description="table of slides: slide_id, path and optionally annotation, patient_id, split,"
-        " label (1 tumour, 0 normal), mpp; its paths count from its own folder",
+        description="table of slides: slide_id, path and optionally annotation, tissue, exclude,"
+        " patient_id, split, label (1 tumour, 0 normal), mpp; its paths count from its own folder",
     )
     slides: Path | None = Field(None, description="instead of csv: a folder of slides")
     annotations: Path | None = Field(
@@ -80,6 +80,26 @@ class CatalogConfig(Section):
         " and CAMELYON17 slides, else each slide is its own patient), null (its own), or from every"
         " such slide id: tcga, cptac, gtex, camelyon17, or a regular expression with one group,"
         " such as '^([^_]+)_'",
+    )
+    tissue: Path | None = Field(
+        None,
+        description="with slides: a folder of tissue masks made elsewhere (PNG, TIFF or GeoJSON),"
+        " named as the slides are; each takes the place of the pipeline's own mask",
+    )
+    exclude: Path | None = Field(
+        None,
+        description="with slides: a folder of masks of what to leave out (pen marks, artefacts),"
+        " named as the slides are",
+    )
+    tissue_values: tuple[int, ...] | None = Field(
+        None,
+        description="pixel values of tissue mask images that are tissue; null: all but 0. GrandQC's"
+        " tissue masks have [0]",
+    )
+    exclude_values: tuple[int, ...] | None = Field(
+        None,
+        description="pixel values of exclude images that are left out; null: all but 0. GrandQC's"
+        " artefact masks have [2, 3, 4, 5, 6]",
     )
     unannotated: Literal["unknown", "normal"] = Field(
         "unknown",
@@ -105,19 +125,27 @@ class CatalogConfig(Section):
     def _one_source(self):
         if (self.csv is None) == (self.slides is None):
             raise ValueError("give either csv or slides, one of the two")
-        if self.annotations is not None and self.slides is None:
-            raise ValueError("annotations is a folder that goes with slides")
+        for name in ("annotations", "tissue", "exclude"):
+            if getattr(self, name) is not None and self.slides is None:
+                raise ValueError(f"{name} is a folder that goes with slides")
         if abs(sum(self.split.values()) - 1) > 1e-6:
             raise ValueError(f"the shares of split add up to {sum(self.split.values())}, not 1")
         return self
 
 
 class TissueConfig(Section):
-    """Tissue mask: Otsu's threshold on saturation, then morphology."""
+    """Tissue mask: what is more coloured than the slide's own glass, then morphology."""
 
     mpp: float = Field(8.0, gt=0, description="resolution of the mask, um per px")
-    min_saturation: Fraction = Field(
-        0.06, description="floor under Otsu's threshold, so that an empty slide stays empty"
+    min_chroma: Fraction = Field(
+        0.045,
+        description="tissue passes the colours of light at least this differently, as a share of"
+        " the light through the glass; lower finds paler tissue, and dirtier glass",
+    )
+    drop_ink: bool = Field(
+        True,
+        description="leave out blue and green ink; false for blue or green stains, such as Masson's"
+        " trichrome or Alcian blue",
     )
     closing_um: float = Field(24.0, ge=0, description="radius of the morphological closing")
     min_area_um2: float = Field(10_000.0, ge=0, description="smaller pieces are dropped")

@@ -11,9 +11,13 @@ from wsi_pipeline.errors import ConfigError
 
 RENAMED = {
     "mixed_precision": "this setting is now `precision`: float32 (was false), bfloat16 (was true)"
-    " or null"
+    " or null",
+    "min_saturation": "this setting is gone. `min_chroma` is a threshold on colour relative to the"
+    " slide's own glass; leave it out for its default",
 }
 """Settings of earlier versions."""
+
+PATHS_OF_CATALOG = ("csv", "slides", "annotations", "tissue", "exclude")
 
 
 def load_config(path, **overrides) -> Config:
@@ -70,7 +74,7 @@ def read_yaml(path: Path) -> object:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    paths = {name: getattr(config.catalog, name) for name in ("csv", "slides", "annotations")}
+    paths = {name: getattr(config.catalog, name) for name in PATHS_OF_CATALOG}
     paths = {name: found and found.expanduser().absolute() for name, found in paths.items()}
     weights = config.train.weights
     if weights not in ("imagenet", "none"):

@@ -25,6 +25,10 @@ class AnnotationError(WsiError):
     """An annotation file is malformed, or holds nothing that the settings select."""
 
 
+class MaskError(WsiError):
+    """A tissue mask made elsewhere is malformed, or does not fit its slide."""
+
+
 class ModelError(WsiError):
     """Weights or a model description cannot be loaded."""
 

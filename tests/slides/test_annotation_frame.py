@@ -11,10 +11,10 @@ from slide_files import write_mrxs, write_pyramid_tiff
 from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.slides.annotation_frame import (
     better_ways,
-    file_to_level0,
     share_on_tissue,
     share_scanned,
 )
+from wsi_pipeline.slides.annotations import file_to_level0
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import TissueMask
 
@@ -65,7 +65,8 @@ def test_the_bounds_of_a_slide_are_tried_where_it_has_any(tmp_path):
     with Slide(write_mrxs(tmp_path / "a.mrxs", pixels, bounds_x=500, bounds_y=700)) as slide:
         x, y = slide.bounds.x, slide.bounds.y
         assert (x, y) != (0, 0)
-        assert file_to_level0(slide, "bounds", 1.0) == (1, 0, 0, 1, x, y)
+        frame = {"bounds": slide.bounds, "size": slide.size}
+        assert file_to_level0("bounds", 1.0, **frame) == (1, 0, 0, 1, x, y)
         scanned = partial(share_scanned, slide=slide)
         from_bounds, from_frame = shapely.box(10, 10, 60, 60), shapely.box(x, y, x + 9, y + 9)
         assert "catalog.annotation.origin: bounds, scale: 1" in better_ways(

@@ -48,10 +48,19 @@ def test_reads_all_columns(table, tmp_path):
     assert frame["mpp"].fillna(-9).tolist() == [0.25, -9, -9]
 
 
+def test_masks_made_elsewhere_count_from_the_tables_folder(table, tmp_path):
+    frame = read_catalog(
+        table("slide_id,path,tissue,exclude", "a,a.svs,m/a.png,/pens/a.geojson", "b,b.svs,,")
+    )
+    assert frame["tissue"].fillna("none").tolist() == [str(tmp_path / "m/a.png"), "none"]
+    assert frame["exclude"].fillna("none").tolist() == ["/pens/a.geojson", "none"]
+
+
 def test_absent_columns_are_missing_values_and_a_slide_is_its_own_patient(table):
     frame = read_catalog(table("path,slide_id", "a.svs,a", "b.svs,b"))
     assert frame["patient_id"].tolist() == ["a", "b"]
-    assert frame[["annotation", "split", "label", "mpp"]].isna().all(axis=None)
+    absent = ["annotation", "tissue", "exclude", "split", "label", "mpp"]
+    assert frame[absent].isna().all(axis=None)
 
 
 def test_paths_count_from_the_tables_folder_not_the_current_one(table, tmp_path, monkeypatch):

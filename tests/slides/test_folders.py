@@ -202,3 +202,13 @@ def test_patients_come_from_the_names_and_a_rule_names_the_slide_without(folder)
     assert notes == []
     with pytest.raises(CatalogError, match=r"DX2\.svs: no patient is found in the slide id"):
         scan_folders(slides, patient_from="(.*DX1)")
+
+
+def test_pairs_slides_and_masks_by_name(folder):
+    slides = folder("slides", "a.svs", "b.svs")
+    tissue, exclude = folder("tissue", "b.png"), folder("pens", "a.geojson", "b.tif")
+    frame, _ = scan_folders(slides, tissue=tissue, exclude=exclude)
+    assert frame["tissue"].fillna("none").tolist() == ["none", str(tissue / "b.png")]
+    assert frame["exclude"].tolist() == [str(exclude / "a.geojson"), str(exclude / "b.tif")]
+    with pytest.raises(CatalogError, match=r"c\.png: no slide of this name .*1 such tissue masks"):
+        scan_folders(slides, tissue=folder("tissue", "c.png"))

@@ -26,7 +26,7 @@ def test_a_damaged_tile_costs_the_patches_in_it_and_is_told_and_shown(tmp_path):
     write_pyramid_tiff(path, [pink], tile=256, mpp=8.0)
     damage_tile(path, 5)
     row = ("s", str(path), None, "s", "test", 0, 8.0, 1024, 1024, "ok")
-    slides = pd.DataFrame([row], columns=SLIDE_COLUMNS)
+    slides = pd.DataFrame([row], columns=SLIDE_COLUMNS).assign(tissue=None, exclude=None)
     config = Config(
         out=tmp_path,
         catalog=CatalogConfig(csv="slides.csv"),
@@ -60,7 +60,7 @@ def test_patches_of_an_edited_annotation_or_of_other_settings_are_out_of_date(tm
             for name in names
         ],
         columns=SLIDE_COLUMNS,
-    )
+    ).assign(tissue=None, exclude=None)
     config = Config(out=tmp_path, catalog=CatalogConfig(csv="slides.csv"))
     (tmp_path / "done").mkdir()
     with (tmp_path / "done/tile.jsonl").open("w") as file:
@@ -113,3 +113,50 @@ def test_lesions_that_lie_off_tissue_refuse_the_slide_and_name_the_setting(
         unit.run()
     for part in (str(tmp_path / "s.xml"), advice):
         assert part in str(error.value)
+
+
+def slide_with_masks(tmp_path, **masks):
+    """A pink slide of 1024 x 1024 px at 8 um, with masks of 8 x 8 px; its unit."""
+    path = tmp_path / "s.tif"
+    pink = np.full((1024, 1024, 3), (200, 100, 150), np.uint8)
+    if not path.exists():
+        write_pyramid_tiff(path, [pink], tile=256, mpp=8.0)
+    for name, mask in masks.items():
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    row = ("s", str(path), None, "s", "test", 0, 8.0, 1024, 1024, "ok")
+    slides = pd.DataFrame([row], columns=SLIDE_COLUMNS).assign(tissue=None, exclude=None)
+    slides = slides.assign(**{name: str(tmp_path / f"{name}.png") for name in masks})
+    config = Config(
+        out=tmp_path,
+        catalog=CatalogConfig(csv="slides.csv", tissue_values=(0,)),
+        tile=TileConfig(patch_px=256, stride_px=256, inner_px=256),
+    )
+    for folder in (tmp_path / "patches", tissue_folder(tmp_path)):
+        folder.mkdir(exist_ok=True)
+    (unit,) = (_unit(slide, config) for slide in slides.itertuples(index=False))
+    return unit
+
+
+def test_patches_are_of_masks_made_elsewhere(tmp_path):
+    """Value 0 is tissue, as in GrandQC's masks: the left half; the upper quarter is excluded."""
+    background, exclude = np.zeros((2, 8, 8), np.uint8)
+    background[:, 4:], exclude[:2] = 1, 7
+    unit = slide_with_masks(tmp_path, tissue=background, exclude=exclude)
+    result = unit.run()
+    table = read_index(unit.output).table
+    corners = set(zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True))
+    assert corners == {(x, y) for x in (0, 256) for y in (256, 512, 768)}
+    assert result["notes"] == []
+
+
+def test_a_changed_mask_is_another_input(tmp_path):
+    mask = np.zeros((8, 8), np.uint8)
+    before = slide_with_masks(tmp_path, tissue=mask).hash(1)
+    assert slide_with_masks(tmp_path, tissue=mask).hash(1) == before
+    mask[0] = 1
+    assert slide_with_masks(tmp_path, tissue=mask).hash(1) != before
+
+
+def test_a_slide_that_is_all_tissue_is_noted(tmp_path):
+    (note,) = slide_with_masks(tmp_path).run()["notes"]
+    assert note == "100% of the imaged area is tissue: check tile.tissue.min_chroma"

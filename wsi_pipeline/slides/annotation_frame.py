@@ -6,6 +6,7 @@ import numpy as np
 import shapely
 from shapely.affinity import affine_transform
 
+from wsi_pipeline.slides.annotations import FrameOrigin, Matrix, file_to_level0
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import TissueMask
 
@@ -13,32 +14,6 @@ POINTS = 16
 """Each way, over a polygon's bounding box: where tissue is looked up."""
 GOOD = 0.5
 """A way of reading a file is named where at least this share of its lesions comes to lie well."""
-
-Matrix = tuple[float, float, float, float, float, float]
-
-
-def file_to_level0(slide: Slide, origin: str, scale: float) -> Matrix:
-    """From a file's coordinates to level-0 px.
-
-    Parameters
-    ----------
-    slide : Slide
-    origin : "slide", "bounds" or "lower left"
-        What the file counts from: the level-0 frame, the corner of the scanned bounds, or the
-        frame's lower left corner, with y upwards.
-    scale : float
-        Level-0 px of a unit of the file.
-
-    Returns
-    -------
-    tuple of 6 floats
-        ``a, b, d, e, x, y``: level-0 px are (a x + b y + x, d x + e y + y), see
-        `shapely.affinity.affine_transform`.
-    """
-    if origin == "lower left":
-        return scale, 0, 0, -scale, 0, slide.size[1]
-    corner = (slide.bounds.x, slide.bounds.y) if origin == "bounds" else (0, 0)
-    return scale, 0, 0, scale, *corner
 
 
 def ways_of_reading(slide: Slide) -> dict[str, Matrix]:
@@ -52,10 +27,14 @@ def ways_of_reading(slide: Slide) -> dict[str, Matrix]:
     scales = {"1": 1.0} | {f"{d:g}": d for d in slide.level_downsamples if d > 1}
     scales["um"] = 1 / slide.mpp
     cropped = (slide.bounds.x, slide.bounds.y) != (0, 0)
+    origins: tuple[FrameOrigin, ...] = ("slide", "bounds", "lower left")
+    origins = origins if cropped else ("slide", "lower left")
     ways = {
-        f"catalog.annotation.origin: {origin}, scale: {name}": file_to_level0(slide, origin, scale)
+        f"catalog.annotation.origin: {origin}, scale: {name}": file_to_level0(
+            origin, scale, bounds=slide.bounds, size=slide.size
+        )
         for name, scale in scales.items()
-        for origin in ("slide", *["bounds"] * cropped, "lower left")
+        for origin in origins
     }
     ways["x and y exchanged in the file"] = (0, 1, 1, 0, 0, 0)
     ways["the file mirrored, left for right"] = (-1, 0, 0, 1, slide.size[0], 0)

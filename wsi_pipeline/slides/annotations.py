@@ -19,6 +19,7 @@ from shapely.affinity import affine_transform
 from shapely.validation import explain_validity
 
 from wsi_pipeline.errors import AnnotationError
+from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.slides.annotation_files import (
     Shape,
     drawn_in_qupath,
@@ -30,6 +31,8 @@ from wsi_pipeline.slides.annotation_files import (
 MIN_LESION_PX = 1.0  # less than a level-0 pixel is a sliver between two outlines, not a lesion
 TOUCH_RADIUS_PX = 0.5
 
+FrameOrigin = Literal["slide", "bounds", "lower left"]
+Matrix = tuple[float, float, float, float, float, float]
 State = Literal["lesions", "normal", "nothing", "unusable", "unknown classes"]
 
 
@@ -191,6 +194,41 @@ def read_annotation(
         marks_tumour=roles.count("marks tumour"),
         drawn=tumour,
     )
+
+
+def file_to_level0(
+    origin: FrameOrigin, scale: float, *, bounds: Bounds, size: tuple[int, int]
+) -> Matrix:
+    """From a file's coordinates to level-0 px.
+
+    Parameters
+    ----------
+    origin : "slide", "bounds" or "lower left"
+        What the file counts from: the level-0 frame, the corner of the scanned bounds, or the
+        frame's lower left corner, with y upwards.
+    scale : float
+        Level-0 px of a unit of the file.
+    bounds : Bounds
+    size : (int, int)
+        Width and height of the frame, level-0 px.
+
+    Returns
+    -------
+    tuple of 6 floats
+        ``a, b, d, e, x, y``: level-0 px are (a x + b y + x, d x + e y + y), see
+        `shapely.affinity.affine_transform`.
+    """
+    if origin == "lower left":
+        return scale, 0, 0, -scale, 0, size[1]
+    corner = (bounds.x, bounds.y) if origin == "bounds" else (0, 0)
+    return scale, 0, 0, scale, *corner
+
+
+def stated_origin(path: str | Path, origin: FrameOrigin | Literal["auto"]) -> FrameOrigin:
+    """What a file counts from; "auto" is told from its form, see `uses_bounds_origin`."""
+    if origin != "auto":
+        return origin
+    return "bounds" if uses_bounds_origin(path) else "slide"
 
 
 def uses_bounds_origin(path: str | Path) -> bool:

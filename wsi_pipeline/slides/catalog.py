@@ -14,10 +14,12 @@ from wsi_pipeline.errors import CatalogError
 from wsi_pipeline.slides.patients import AUTO, NO_PATIENT, refuse_several_for_a_name, with_patients
 from wsi_pipeline.slides.same_slide import existing_form, refuse_same_files
 
+FILE_COLUMNS = ("path", "annotation", "tissue", "exclude")
 SLIDE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
 WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 DTYPES = {
     **dict.fromkeys(("slide_id", "path", "annotation", "patient_id", "split"), "string"),
+    **dict.fromkeys(("tissue", "exclude"), "string"),
     "label": "Int8",
     "mpp": "float64",
 }
@@ -55,6 +57,8 @@ class CatalogRow(_Identified):
 
     path: str
     annotation: str | None = None
+    tissue: str | None = None
+    exclude: str | None = None
     patient_id: PatientId | None = None
     split: Literal["train", "validation", "test"] | None = None
     label: Annotated[int, Field(ge=0, le=1)] | None = None
@@ -78,9 +82,11 @@ def read_catalog(path, patient_from: str | None = AUTO) -> pd.DataFrame:
     ----------
     path : path-like
         A CSV file with a header. Columns ``slide_id`` and ``path``; optionally ``annotation``,
-        ``patient_id``, ``split`` (for all slides or none), ``label`` (1 tumour, 0 normal) and
-        ``mpp`` (um per level-0 px). Paths count from the table's folder. Whether the files exist
-        is not checked: a slide that cannot be opened is that slide's failure, not the batch's.
+        ``tissue`` and ``exclude`` (masks made elsewhere, see
+        `wsi_pipeline.slides.given_masks.read_mask`), ``patient_id``, ``split`` (for all slides or
+        none), ``label`` (1 tumour, 0 normal) and ``mpp`` (um per level-0 px). Paths count from the
+        table's folder. Whether the files exist is not checked: a slide that cannot be opened is
+        that slide's failure, not the batch's.
     patient_from : str or None
         How the id of a slide without ``patient_id`` states its patient: see
         `wsi_pipeline.slides.patients.with_patients`.
@@ -88,9 +94,10 @@ def read_catalog(path, patient_from: str | None = AUTO) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a slide, in the table's order: ``slide_id, path, annotation, patient_id, split``
-        (str; paths absolute), ``label`` (Int8), ``mpp`` (float64); absent values are missing.
-        ``patient_source`` (str) says where the patient comes from, see `with_patients`.
+        One row a slide, in the table's order: ``slide_id, path, annotation, tissue, exclude,
+        patient_id, split`` (str; paths absolute), ``label`` (Int8), ``mpp`` (float64); absent
+        values are missing. ``patient_source`` (str) says where the patient comes from, see
+        `with_patients`.
 
     Raises
     ------
@@ -191,11 +198,11 @@ def catalog_frame(
     `places` says where in `source` each row is; paths count from `folder`.
     """
     frame = pd.DataFrame([row.model_dump() for row in rows], columns=list(CatalogRow.model_fields))
-    for column in ("path", "annotation"):
+    for column in FILE_COLUMNS:
         paths = [getattr(row, column) for row in rows]
         frame[column] = [path and existing_form(str(folder / path)) for path in paths]
     frame = frame.astype(DTYPES)
-    for column in ("path", "annotation"):
+    for column in FILE_COLUMNS:
         refuse_same_files(frame, column, source, places)
     frame = with_patients(frame, patient_from, source, places)
     if patient_from == AUTO:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from wsi_pipeline.errors import CatalogError
 from wsi_pipeline.slides.catalog import CatalogRow, catalog_frame, parse_row
+from wsi_pipeline.slides.given_masks import MASK_SUFFIXES
 from wsi_pipeline.slides.patients import AUTO
 from wsi_pipeline.slides.same_slide import file_identity
 
@@ -41,9 +42,9 @@ class FoundFiles:
 
 
 def scan_folders(
-    slides, annotations=None, patient_from: str | None = AUTO
+    slides, annotations=None, tissue=None, exclude=None, *, patient_from: str | None = AUTO
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Find slides, and annotations named as they are.
+    """Find slides, and annotations and masks named as they are.
 
     Parameters
     ----------
@@ -52,6 +53,8 @@ def scan_folders(
     annotations : path-like, optional
         A folder of ``.xml``, ``.json`` and ``.geojson`` files, searched the same way. A file
         belongs to the slide of its name without the suffix, see `slide_named`.
+    tissue, exclude : path-like, optional
+        Folders of masks made elsewhere, searched the same way.
     patient_from : str or None
         How a slide's name states its patient: see `wsi_pipeline.slides.patients.with_patients`.
 
@@ -66,21 +69,26 @@ def scan_folders(
     ------
     CatalogError
         If a folder is missing, cannot be read or holds no slide, a name is no slide id, two slides
-        have one name or one file, a slide has two annotations, or an annotation has no slide.
+        have one name or one file, a slide has two annotations or masks of a kind, or one of these
+        has no slide.
     """
     slide_files = find_files(slides, SLIDE_SUFFIXES, "slides")
-    found = {"slides": (Path(slides), slide_files)}
-    if annotations is not None:
-        annotation_files = find_files(annotations, ANNOTATION_SUFFIXES, "annotations")
-        found["annotations"] = Path(annotations), annotation_files
-        of_slides = _pair(annotation_files.by_name, slide_files.by_name, slides)
-    else:
-        of_slides = {}
+    found, of_slides = {"slides": (Path(slides), slide_files)}, {}
+    for column, folder, suffixes, what in (
+        ("annotation", annotations, ANNOTATION_SUFFIXES, "annotations"),
+        ("tissue", tissue, MASK_SUFFIXES, "tissue masks"),
+        ("exclude", exclude, MASK_SUFFIXES, "masks to exclude"),
+    ):
+        if folder is not None:
+            files = find_files(folder, suffixes, what)
+            found[what] = Path(folder), files
+            of_slides[column] = _pair(files.by_name, slide_files.by_name, slides, what)
     rows, places = [], []
     for stem, file in slide_files.by_name.items():
         cells = {"slide_id": stem, "path": str(file.absolute())}
-        if stem in of_slides:
-            cells["annotation"] = str(of_slides[stem].absolute())
+        for column, paired in of_slides.items():
+            if stem in paired:
+                cells[column] = str(paired[stem].absolute())
         rows.append(parse_row(cells, str(file), CatalogRow))
         places.append(str(file.relative_to(slides)))
     frame = catalog_frame(rows, Path(slides), str(slides), places, patient_from)
@@ -92,17 +100,19 @@ def scan_folders(
     return frame, list(dict.fromkeys(filter(None, notes)))
 
 
-def _pair(annotations: Mapping[str, Path], slides: Mapping[str, Path], folder) -> dict[str, Path]:
+def _pair(
+    files: Mapping[str, Path], slides: Mapping[str, Path], folder, what: str
+) -> dict[str, Path]:
     slide_ids = {slide_id.casefold(): slide_id for slide_id in slides}
-    named = {file: slide_named(stem, slide_ids) for stem, file in annotations.items()}
+    named = {file: slide_named(stem, slide_ids) for stem, file in files.items()}
     if orphans := [file for file, slide_id in named.items() if slide_id is None]:
         raise CatalogError(
-            f"{orphans[0]}: no slide of this name under {folder} ({len(orphans)} such annotations)"
+            f"{orphans[0]}: no slide of this name under {folder} ({len(orphans)} such {what})"
         )
     paired: dict[str, Path] = {}
     for file, slide_id in named.items():
-        if (other := paired.setdefault(slide_id, file)) != file:
-            raise CatalogError(f"{other} and {file}: two annotations of the slide {slide_id}")
+        if slide_id and (other := paired.setdefault(slide_id, file)) != file:
+            raise CatalogError(f"{other} and {file}: two {what} of the slide {slide_id}")
     return paired
 
 

@@ -5,18 +5,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy import ndimage
-from skimage.filters import threshold_otsu
-from skimage.morphology import isotropic_closing
 
 from wsi_pipeline.errors import SlideReadError
 from wsi_pipeline.geometry import Bounds
+from wsi_pipeline.slides.given_masks import MaskGrid, Origin, read_mask
 from wsi_pipeline.slides.reader import Slide
+from wsi_pipeline.slides.tissue_pixels import FoundTissue, find_tissue
 
-# Otsu's threshold parts two classes. With less than this share of the pixels under the floor there
-# is no glass to part from: Otsu would cut the tissue itself in two.
-LEAST_GLASS = 0.05
-SMOOTHING_PX = 3
+# A larger share of the imaged area is seldom tissue: more often the glass was misjudged.
+NEARLY_ALL = 0.95
+MUCH_INK = 0.2  # share of the stained area
 # Side of the blocks of mask px that are lost as a whole where the slide cannot be decoded.
 BLOCK_PX = 64
 
@@ -36,6 +34,8 @@ class TissueMask:
         What the mask was found in; white where it cannot be decoded.
     unread : tuple of str
         Why parts of it cannot be decoded.
+    notes : tuple of str
+        What a person should check.
     """
 
     mask: np.ndarray
@@ -43,6 +43,7 @@ class TissueMask:
     downsample: float
     pixels: np.ndarray | None = None
     unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def fraction(self, boxes) -> np.ndarray:
         """Share of each box that is tissue; outside the mask there is none.
@@ -73,54 +74,102 @@ class TissueMask:
         return np.clip(area / (boxes[:, 2:] - boxes[:, :2]).prod(1), 0, 1)
 
 
+@dataclass(frozen=True)
+class GivenMasks:
+    """Masks of a slide that were made elsewhere, and how to read them.
+
+    Parameters
+    ----------
+    tissue, exclude : path-like, optional
+        What is tissue, in place of what `tissue_mask` finds; what is no tissue.
+    tissue_values, exclude_values : sequence of int, optional
+        Pixel values of an image file that count; all but 0 by default.
+    origin : "auto", "slide" or "bounds"
+        What coordinates of polygons count from, see `read_mask`.
+    """
+
+    tissue: str | None = None
+    exclude: str | None = None
+    tissue_values: tuple[int, ...] | None = None
+    exclude_values: tuple[int, ...] | None = None
+    origin: Origin = "auto"
+
+
 def tissue_mask(
     slide: Slide,
     *,
     mpp: float,
-    min_saturation: float,
+    min_chroma: float,
+    drop_ink: bool,
     closing_um: float,
     min_area_um2: float,
     max_hole_um2: float,
+    given: GivenMasks = GivenMasks(),
 ) -> TissueMask:
-    """Find tissue as what is more saturated than glass.
+    """Find tissue by its colour relative to the glass (`find_tissue`), or read it from a file.
 
-    Otsu's threshold on the median-filtered HSV saturation, then morphological closing, removal
-    of small pieces and filling of small holes (the sources leave the method open). What cannot be
-    decoded counts as no tissue.
+    What cannot be decoded counts as no tissue.
 
     Parameters
     ----------
     slide : Slide
     mpp : float
         Resolution of the mask, um per px; a slide coarser than it is masked at level 0.
-    min_saturation : float
-        Floor under Otsu's threshold, so that an empty slide stays empty; it is the threshold
-        itself where the slide shows hardly any glass.
-    closing_um : float
-        Radius of the closing.
-    min_area_um2, max_hole_um2 : float
-        Smaller pieces are dropped, then smaller holes filled.
+    min_chroma, drop_ink, closing_um, min_area_um2, max_hole_um2
+        See `find_tissue`.
+    given : GivenMasks
+        Masks made elsewhere.
 
     Returns
     -------
     TissueMask
-        Of the slide's bounds.
+        Of the slide's bounds. Its notes say where nothing, or nearly everything, is tissue, and
+        where much was left out as ink.
 
     Raises
     ------
     SlideReadError
         If nothing of the slide can be decoded.
+    MaskError
+        If a given mask cannot be read or does not fit the slide.
     """
     downsample = max(1.0, mpp / slide.mpp)
     width_px = math.ceil(slide.bounds.width / downsample)
     height_px = math.ceil(slide.bounds.height / downsample)
     pixels, unread, reasons = _read(slide, width_px, height_px, downsample)
-    mpp = downsample * slide.mpp
-    mask = _saturated(pixels, min_saturation)
-    mask = _closed(mask, closing_um / mpp)
-    mask = _without_small(mask, min_area_um2 / mpp**2)
-    mask = ~_without_small(~mask, max_hole_um2 / mpp**2) & ~unread
-    return TissueMask(mask, slide.bounds, downsample, pixels, reasons)
+    grid = MaskGrid(slide.bounds, slide.size, downsample, (width_px, height_px))
+    found = find_tissue(
+        pixels, mpp=downsample * slide.mpp, min_chroma=min_chroma, drop_ink=drop_ink,
+        closing_um=closing_um, min_area_um2=min_area_um2, max_hole_um2=max_hole_um2,
+    )  # fmt: skip
+    mask = found.mask
+    notes: tuple[str, ...] = ()
+    if given.tissue:
+        mask, notes = read_mask(given.tissue, grid, values=given.tissue_values, origin=given.origin)
+    if given.exclude:
+        excluded, more = read_mask(
+            given.exclude, grid, values=given.exclude_values, origin=given.origin
+        )
+        mask, notes = mask & ~excluded, notes + more
+    mask = mask & ~unread
+    notes += _notes(mask, found, given)
+    return TissueMask(mask, slide.bounds, downsample, pixels, reasons, notes)
+
+
+def _notes(mask: np.ndarray, found: FoundTissue, given: GivenMasks) -> tuple[str, ...]:
+    """What a person should check, with the setting to look at."""
+    notes = []
+    look_at = "the given mask" if given.tissue else "tile.tissue.min_chroma"
+    if not mask.any():
+        notes.append(f"nothing is tissue: check {look_at}")
+    elif (share := np.mean(mask[found.imaged])) > NEARLY_ALL:
+        notes.append(f"{share:.0%} of the imaged area is tissue: check {look_at}")
+    if not given.tissue and found.ink_share > MUCH_INK:
+        notes.append(
+            f"{found.ink_share:.0%} of the stained area has the colour of blue or green ink and was"
+            " left out: if it is a blue or green stain, set tile.tissue.drop_ink to false"
+        )
+    return tuple(notes)
 
 
 def _read(slide, width_px, height_px, downsample) -> tuple[np.ndarray, np.ndarray, tuple]:
@@ -151,33 +200,3 @@ def _tissue_of_columns(mask, y0_px, y1_px) -> np.ndarray:
     weights[:1] -= y0_px - first
     weights[-1:] -= end - y1_px
     return weights @ mask[first:end]
-
-
-def _saturated(pixels, min_saturation) -> np.ndarray:
-    saturation = ndimage.median_filter(_saturation(pixels), SMOOTHING_PX)
-    # Pure white is mostly what the scanner left out: it says nothing of this slide's glass.
-    imaged = saturation[(pixels < 255).any(-1)]
-    threshold = min_saturation
-    if imaged.size and np.mean(imaged < min_saturation) >= LEAST_GLASS:
-        threshold = max(threshold, threshold_otsu(imaged))
-    return saturation > threshold
-
-
-def _saturation(pixels) -> np.ndarray:
-    highest = pixels.max(-1).astype(np.float32)
-    return (highest - pixels.min(-1)) / np.maximum(highest, 1)
-
-
-def _closed(mask, radius_px) -> np.ndarray:
-    # The margin keeps the closing's two distance maps off the edge: without any background the
-    # second would be undefined.
-    margin = 2 * math.ceil(radius_px) + 1
-    return isotropic_closing(np.pad(mask, margin), radius_px)[margin:-margin, margin:-margin]
-
-
-def _without_small(mask, min_px) -> np.ndarray:
-    """Drop 4-connected pieces of fewer than `min_px` pixels."""
-    labels, _ = ndimage.label(mask)
-    large = np.bincount(labels.ravel()) >= min_px
-    large[0] = False
-    return large[labels]

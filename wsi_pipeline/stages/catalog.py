@@ -19,7 +19,7 @@ from wsi_pipeline.slides.patients import patient_notes
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.same_slide import copies, slide_fingerprint
 from wsi_pipeline.slides.splits import assign_splits
-from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, notes_path, slides_path
+from wsi_pipeline.stages.run_directory import MASK_COLUMNS, SLIDE_COLUMNS, notes_path, slides_path
 from wsi_pipeline.stages.slide_annotation import slide_annotation
 
 SCHEMA_VERSION = 2
@@ -31,10 +31,11 @@ logger = logging.getLogger(__name__)
 def run(config: Config, client: Client) -> Outcome:
     """Write ``RUN/slides.parquet``: one row a slide, those that failed to open included.
 
-    Columns: ``slide_id, path, annotation, patient_id, split`` (strings), ``label`` (1 tumour,
-    0 normal, -1 unknown), ``mpp`` (um per level-0 px), ``width, height`` (level-0 px), ``status``
-    ("ok", "failed": why is in ``RUN/failures.csv``, or "copy": the same slide as another).
-    ``RUN/notes.txt`` says where patients come from and what was passed over in folders.
+    Columns: ``slide_id, path, annotation, tissue, exclude, patient_id, split`` (strings),
+    ``label`` (1 tumour, 0 normal, -1 unknown), ``mpp`` (um per level-0 px), ``width,
+    height`` (level-0 px), ``status`` ("ok", "failed": why is in ``RUN/failures.csv``, or "copy":
+    the same slide as another). ``RUN/notes.txt`` says where patients come from and what was
+    passed over in folders.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def run(config: Config, client: Client) -> Outcome:
     frame.loc[frame["slide_id"].isin(list(chain(*copied))), "status"] = "copy"
     frame = frame.astype({"label": "Int8", "width": "Int64", "height": "Int64"})
     with replace_atomically(slides_path(config.out)) as path:
-        frame[list(SLIDE_COLUMNS)].to_parquet(path, index=False)
+        frame[[*SLIDE_COLUMNS, *MASK_COLUMNS]].to_parquet(path, index=False)
     _refuse_copies(copied, frame)
     return outcome
 
@@ -186,9 +187,12 @@ def _listed_slides(config: Config) -> tuple[pd.DataFrame, list[str]]:
     if catalog.csv is not None:
         frame = read_catalog(catalog.csv, catalog.patient_from)
     else:
-        frame, notes = scan_folders(catalog.slides, catalog.annotations, catalog.patient_from)
+        frame, notes = scan_folders(
+            catalog.slides, catalog.annotations, catalog.tissue, catalog.exclude,
+            patient_from=catalog.patient_from,
+        )  # fmt: skip
     notes += patient_notes(frame)
-    shares: dict[str, float] = {name: share for name, share in catalog.split.items()}
+    shares: dict[str, float] = dict(catalog.split.items())
     if frame["split"].isna().all():
         return assign_splits(frame, shares, config.seed), notes
     shares = _train_shares(shares)

@@ -12,6 +12,8 @@ SLIDE_COLUMNS = (
     "slide_id", "path", "annotation", "patient_id", "split",
     "label", "mpp", "width", "height", "status",
 )  # fmt: skip
+MASK_COLUMNS = ("tissue", "exclude")
+"""Of slides that have masks made elsewhere; a catalog need not have these columns."""
 FINE_STAGES = ("fine_predict", "fine", "fine_pictures")
 """What the record calls the fine stage's work on slabs, on slides and on pictures. No hyphen: it
 parts a stage's name from its model's, see `of_model`."""
@@ -129,7 +131,8 @@ def read_slides(run_dir: Path, splits: Sequence[str] | None = None) -> pd.DataFr
     Returns
     -------
     pandas.DataFrame
-        Columns `SLIDE_COLUMNS`; ``annotation`` is None where there is none.
+        Columns `SLIDE_COLUMNS` and `MASK_COLUMNS`; ``annotation``, ``tissue`` and ``exclude`` are
+        None where there is none.
 
     Raises
     ------
@@ -142,8 +145,11 @@ def read_slides(run_dir: Path, splits: Sequence[str] | None = None) -> pd.DataFr
     frame = pd.read_parquet(path)
     if missing := set(SLIDE_COLUMNS) - set(frame.columns):
         raise RunError(f"{path} lacks the columns {sorted(missing)}: it is no catalog of slides")
-    frame = frame[frame["status"] == "ok"].astype({"annotation": object})
-    frame["annotation"] = frame["annotation"].where(frame["annotation"].notna(), None)
+    frame = frame[frame["status"] == "ok"].copy()
+    for column in ("annotation", *MASK_COLUMNS):
+        if column not in frame:
+            frame[column] = None
+        frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
     return frame if splits is None else frame[frame["split"].isin(splits)]
 
 

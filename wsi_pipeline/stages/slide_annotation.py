@@ -10,15 +10,15 @@ from wsi_pipeline.jobs.unit import SmallFile
 from wsi_pipeline.slides.annotation_frame import (
     GOOD,
     better_ways,
-    file_to_level0,
     share_on_tissue,
     share_scanned,
 )
 from wsi_pipeline.slides.annotations import (
     Annotation,
     OffSlideError,
+    file_to_level0,
     read_annotation,
-    uses_bounds_origin,
+    stated_origin,
 )
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import TissueMask
@@ -35,17 +35,16 @@ def slide_annotation(slide: Slide, file: SmallFile | None, rules: AnnotationConf
     """
     if file is None:
         return Annotation()
-    origin = rules.origin
-    if origin == "auto":
-        origin = "bounds" if uses_bounds_origin(file.path) else "slide"
+    origin = stated_origin(file.path, rules.origin)
     scale = 1 / slide.mpp if rules.scale == "um" else rules.scale
+    to_level0 = file_to_level0(origin, scale, bounds=slide.bounds, size=slide.size)
     try:
         return read_annotation(
             file.path,
             positive=rules.positive,
             exclusion=rules.exclusion,
             ignored=rules.ignored,
-            to_level0=file_to_level0(slide, origin, scale),
+            to_level0=to_level0,
             size=slide.size,
         )
     except OffSlideError as error:
@@ -53,7 +52,7 @@ def slide_annotation(slide: Slide, file: SmallFile | None, rules: AnnotationConf
         raise AnnotationError(f"{error}{_advice(better, 'on the slide')}") from error
 
 
-def refuse_misplaced(
+def misplacement_notes(
     slide: Slide, annotation: Annotation, mask: TissueMask, rules: AnnotationConfig, file: SmallFile
 ) -> list[str]:
     """Notes where lesions lie off tissue and would lie on it if the file were read otherwise.

@@ -6,18 +6,15 @@ from pathlib import Path
 import pandas as pd
 from distributed import Client
 
-from wsi_pipeline.config import AnnotationConfig, Config, TileConfig
+from wsi_pipeline.config import Config
 from wsi_pipeline.files import write_whole
-from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.jobs.record import read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, run_units
-from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
+from wsi_pipeline.jobs.unit import Output, Unit
 from wsi_pipeline.patches.index import SCHEMA_VERSION as INDEX_VERSION
 from wsi_pipeline.patches.index import build_index, uncovered_lesions, write_index
 from wsi_pipeline.report.slide_pictures import tissue_figure
 from wsi_pipeline.report.tissue_page import TiledSlide, write_tissue_page
-from wsi_pipeline.slides.reader import Slide
-from wsi_pipeline.slides.tissue import tissue_mask
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.run_directory import (
     TISSUE_PAGE,
@@ -25,8 +22,8 @@ from wsi_pipeline.stages.run_directory import (
     read_slides,
     tissue_folder,
 )
-from wsi_pipeline.stages.slide_annotation import refuse_misplaced, slide_annotation
 from wsi_pipeline.stages.status import catalog_notes
+from wsi_pipeline.stages.tile_inputs import TileInputs
 
 
 def run(config: Config, client: Client) -> Outcome:
@@ -61,12 +58,8 @@ def run(config: Config, client: Client) -> Outcome:
 class TileSlide(Unit):
     """Index the patches of one slide and draw its tissue mask."""
 
-    slide: LargeFile
-    mpp: float
-    annotation: SmallFile | None
+    inputs: TileInputs
     label: int
-    annotation_rules: AnnotationConfig
-    settings: TileConfig
     out: Output
     picture: Output
 
@@ -78,37 +71,30 @@ class TileSlide(Unit):
         dict
             Numbers of ``patches``, ``positive`` patches and ``lesions``; ``backend`` and
             ``backend_reason``: what reads the working level, see `Slide.backend`; ``notes``:
-            lesions that no indexed patch reaches, since the tissue mask misses them; and
-            ``failures``: why parts of the slide, of which nothing is indexed, cannot be decoded.
+            lesions that no indexed patch reaches, since the tissue mask misses them, and what to
+            check of the mask; and ``failures``: why parts of the slide, of which nothing is
+            indexed, cannot be decoded.
         """
-        tile = self.settings
-        with Slide(self.slide.path, self.mpp) as slide:
-            downsample = slide.downsample(tile.level, tile.mpp)
-            sizes = tile.patch_px, tile.stride_px, tile.inner_px
-            grid = PatchGrid(slide.bounds, slide.mpp, downsample, *sizes)
-            rules = self.annotation_rules
-            annotation = slide_annotation(slide, self.annotation, rules)
-            lesions = annotation.lesions
-            mask = tissue_mask(slide, **tile.tissue.model_dump())
-            notes = []
-            if lesions:
-                notes = refuse_misplaced(slide, annotation, mask, rules, self.annotation)
-            backend = slide.backend(slide.level_for(grid.downsample)[0])
-        index = build_index(self.slide_id, grid, mask, lesions, self.label, tile.min_tissue)
-        write_whole(self.picture, tissue_figure(mask, lesions, grid.mpp))
+        seen = self.inputs.look()
+        lesions, tissue = seen.annotation.lesions, seen.tissue
+        least = self.inputs.settings.min_tissue
+        index = build_index(self.slide_id, seen.grid, tissue, lesions, self.label, least)
+        write_whole(self.picture, tissue_figure(tissue, lesions, seen.grid.mpp))
         write_index(index, self.out)
         return {
             "patches": index.table.num_rows,
             "positive": int((index.table["label"].to_numpy() == 1).sum()),
             "lesions": len(lesions),
-            "backend": backend.name,
-            "backend_reason": backend.reason,
-            "notes": notes
-            + [
-                f"lesion {lesion} {why}: no patch can find it"
-                for lesion, why in uncovered_lesions(index, lesions, mask).items()
+            "backend": seen.backend.name,
+            "backend_reason": seen.backend.reason,
+            "notes": [
+                *seen.notes,
+                *(
+                    f"lesion {lesion} {why}: no patch can find it"
+                    for lesion, why in uncovered_lesions(index, lesions, tissue).items()
+                ),
             ],
-            "failures": [f"taken for no tissue: {reason}" for reason in mask.unread],
+            "failures": [f"taken for no tissue: {reason}" for reason in tissue.unread],
         }
 
 
@@ -129,12 +115,8 @@ def stale_slides(config: Config, slides: pd.DataFrame) -> list[str]:
 def _unit(slide, config: Config) -> TileSlide:
     return TileSlide(
         slide_id=slide.slide_id,
-        slide=LargeFile.at(slide.path),
-        mpp=float(slide.mpp),
-        annotation=slide.annotation and SmallFile.at(slide.annotation),
+        inputs=TileInputs.of_slide(slide, config),
         label=int(slide.label),
-        annotation_rules=config.catalog.annotation,
-        settings=config.tile,
         out=Output(index_path(config.out, slide.slide_id)),
         picture=Output(_picture(config, slide.slide_id)),
     )
