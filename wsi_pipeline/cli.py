@@ -19,7 +19,7 @@ from wsi_pipeline.config import CatalogConfig, Config
 from wsi_pipeline.config_file import commented_yaml, load_config
 from wsi_pipeline.errors import RunError, WsiError
 
-STAGES = ("tile", "cache", "train", "heatmap", "evaluate")
+STAGES = ("check", "tile", "cache", "train", "heatmap", "evaluate")
 """Of `wsi run`; the cache is one where train.cache is set."""
 
 
@@ -75,11 +75,14 @@ def _stage_verb(name: str, stages: tuple[str, ...], text: str):
 @out_option
 @scheduler_option
 def run(path, out, scheduler):
-    """All stages: tile, cache where train.cache is set, train, heatmap, evaluate."""
+    """All stages: check, tile, cache where train.cache is set, train, heatmap, evaluate."""
     config = _load(path, out, scheduler)
     run_stages(config, _stages(config))
 
 
+_stage_verb(
+    "check", ("check",), "Look at all slides and settings first: what is wrong, and what to do."
+)
 _stage_verb("tile", ("tile",), "Catalog the slides and index their patches with labels.")
 _stage_verb("cache", ("cache",), "Keep the patches that training draws in Zarr: optional.")
 _stage_verb("train", ("train",), "Train the patch classifier.")

@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from wsi_pipeline import __version__
 from wsi_pipeline.config import Config
@@ -57,11 +59,39 @@ def run_stages(
         with connect(jobs.scheduler, workers=jobs.workers) as client:
             for name in stages:
                 stage = import_module(f"wsi_pipeline.stages.{name}")
-                outcomes.append((name, stage.run(config, client, **options)))
+                outcome = stage.run(config, client, **options)
+                if name == "check":
+                    _tell_findings(config.out, goes_on=stages != ("check",))
+                    continue
+                outcomes.append((name, outcome))
                 if name == "train" and not outcomes[-1][1].results:
                     break  # a failed slide stops nothing, but without a model there is no going on
     _tell_results(config, outcomes)
     finish(outcomes, config.out)
+
+
+def _tell_findings(folder: Path, goes_on: bool) -> None:
+    """Show what the check found; leave if it is all that was asked for, or if a run is refused."""
+    from wsi_pipeline.stages.check import read_findings
+    from wsi_pipeline.stages.run_directory import check_path
+
+    findings = read_findings(folder)
+    if findings:
+        table = Table("slide", "kind", "what is wrong", "what to do", show_lines=True)
+        for column in table.columns:
+            column.overflow = "fold"
+        for row in findings:
+            slide = row.slide_id or "(all)"
+            table.add_row(*map(escape, (slide, row.kind, row.what, row.advice)))
+        Console().print(table)
+    found = f"{len(findings)} found: see {check_path(folder)}" if findings else "nothing is wrong"
+    console.print(f"check: {found}", markup=False, soft_wrap=True)
+    if not goes_on:
+        sys.exit(FAILED if findings else 0)
+    if refused := [row for row in findings if row.refuses]:
+        raise RunError(
+            f"the run would end in the middle, or for nothing: {'; '.join(r.what for r in refused)}"
+        )
 
 
 def finish(outcomes: list[tuple], folder: Path) -> NoReturn:

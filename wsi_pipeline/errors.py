@@ -17,6 +17,10 @@ class SlideError(WsiError):
     """A slide cannot be opened, or lacks what a stage needs (a resolution, say)."""
 
 
+class ResolutionError(SlideError):
+    """A slide's resolution is neither stated plausibly nor given."""
+
+
 class SlideReadError(SlideError):
     """A region of an open slide could not be decoded, twice."""
 

@@ -10,7 +10,7 @@ from wsi_pipeline.errors import AnnotationError, CatalogError, SlideError
 from wsi_pipeline.jobs.unit import LargeFile, SmallFile
 from wsi_pipeline.slides.annotations import write_asap_xml
 from wsi_pipeline.stages import catalog
-from wsi_pipeline.stages.catalog import InspectSlide, _listed_slides
+from wsi_pipeline.stages.catalog import InspectSlide, listed_slides
 from wsi_pipeline.stages.status import catalog_notes
 
 RULES = AnnotationConfig(positive=("Tumor",), exclusion=())
@@ -99,7 +99,7 @@ def test_a_table_without_validation_gets_it_from_the_patients_of_train(tmp_path)
             },
         }
     )
-    frame, notes = _listed_slides(config)
+    frame, notes = listed_slides(config)
     assert notes == ["no slide is in the validation split: its patients are drawn from train"]
     assert set(frame.loc[frame["slide_id"].isin([f"s{i}" for i in range(40, 50)]), "split"]) == {
         "test"
@@ -164,8 +164,8 @@ def test_a_patient_known_by_name_may_not_be_in_two_splits_of_a_table(tmp_path):
     table = tmp_path / "slides.csv"
     table.write_text("slide_id,path,split\npatient_001_node_1,a,train\npatient_001_node_2,b,test\n")
     with pytest.raises(CatalogError, match="'patient_001' is in more than one split"):
-        _listed_slides(config_of(tmp_path, csv=table))
-    frame, notes = _listed_slides(config_of(tmp_path, csv=table, patient_from=None))
+        listed_slides(config_of(tmp_path, csv=table))
+    frame, notes = listed_slides(config_of(tmp_path, csv=table, patient_from=None))
     assert frame["patient_id"].tolist() == ["patient_001_node_1", "patient_001_node_2"]
     assert "each of the 2 slides was taken as its own patient" in notes[0]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import openslide
 from PIL import Image
 
-from wsi_pipeline.errors import SlideError, SlideReadError
+from wsi_pipeline.errors import ResolutionError, SlideError, SlideReadError
 from wsi_pipeline.geometry import Bounds
 
 # Decoded tiles of all open slides together: OpenSlide's own default is 32 MB for each.
@@ -147,28 +147,28 @@ def level0_mpp(path: Path, properties: Mapping[str, str], given: float | None = 
 
     Raises
     ------
-    SlideError
+    ResolutionError
         If the resolution is neither stated plausibly nor given, or `given` is not positive.
     """
     remedy = "give its um per level-0 px in the catalog's mpp column or the setting catalog.mpp"
     if given is not None:
         if not 0 < given < math.inf:
-            raise SlideError(f"{path}: mpp is given as {given}: it must be positive")
+            raise ResolutionError(f"{path}: mpp is given as {given}: it must be positive")
         return float(given)
     stated = [
         properties.get(name)
         for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
     ]
     if None in stated:
-        raise SlideError(f"{path}: the slide states no resolution; {remedy}")
+        raise ResolutionError(f"{path}: the slide states no resolution; {remedy}")
     mpp_x, mpp_y = (float(value or 0) for value in stated)
     if not (0 < mpp_x <= COARSEST_STATED_MPP and 0 < mpp_y <= COARSEST_STATED_MPP):
-        raise SlideError(
+        raise ResolutionError(
             f"{path}: the slide states {mpp_x:g} x {mpp_y:g} um per px; a microscope's lies between"
             f" 0 and {COARSEST_STATED_MPP:g}; {remedy}"
         )
     if max(mpp_x, mpp_y) > min(mpp_x, mpp_y) * (1 + MPP_ANISOTROPY):
-        raise SlideError(
+        raise ResolutionError(
             f"{path}: the slide states {mpp_x:g} um per px in x and {mpp_y:g} in y, more than"
             f" {MPP_ANISOTROPY:.0%} apart; {remedy}"
         )

@@ -113,7 +113,7 @@ def find_tissue(
     mask = without_small(mask, min_px)
     mask = ~without_small(~mask, max_hole_um2 / mpp**2) & ~black & ~ink
     left_out = (pixels >= LEFT_OUT).all(-1)
-    ink_share = np.count_nonzero(ink & stained) / max(np.count_nonzero(stained), 1)
+    ink_share = float((ink & stained).sum() / max(stained.sum(), 1))
     return FoundTissue(mask, ~black & ~left_out, ink_share)
 
 

@@ -43,11 +43,11 @@ def run(config: Config, client: Client) -> Outcome:
         If the table or the folders contradict themselves, or hold no slide; once all slides were
         opened, if some of them are copies of one slide.
     """
-    frame, notes = _listed_slides(config)
+    frame, notes = listed_slides(config)
     notes = _keep_notes(config, [], notes)
     outcome = run_units(
         client,
-        (_unit(row, config.catalog) for row in frame.itertuples(index=False)),
+        (inspection(row, config.catalog) for row in frame.itertuples(index=False)),
         total=len(frame),
         run_dir=config.out,
         stage="catalog",
@@ -59,7 +59,7 @@ def run(config: Config, client: Client) -> Outcome:
         [{"slide_id": key, **outcome.results[key]} for key in outcome.results],
         columns=["slide_id", "label", "mpp", "width", "height"],
     )
-    _keep_notes(config, notes, _same_annotations(outcome.results))
+    _keep_notes(config, notes, same_annotations(outcome.results))
     copied = copies({key: of["fingerprint"] for key, of in outcome.results.items()})
     frame = frame.drop(columns=["label", "mpp"]).merge(found, on="slide_id", how="left")
     frame["status"] = frame["width"].notna().map({True: "ok", False: "failed"})
@@ -67,7 +67,7 @@ def run(config: Config, client: Client) -> Outcome:
     frame = frame.astype({"label": "Int8", "width": "Int64", "height": "Int64"})
     with replace_atomically(slides_path(config.out)) as path:
         frame[[*SLIDE_COLUMNS, *MASK_COLUMNS]].to_parquet(path, index=False)
-    _refuse_copies(copied, frame)
+    _refuse_copies(copied_slides(outcome.results, frame))
     return outcome
 
 
@@ -80,7 +80,7 @@ def _keep_notes(config: Config, notes: list[str], new: list[str]) -> list[str]:
     return together
 
 
-def _same_annotations(results: dict[str, dict]) -> list[str]:
+def same_annotations(results: dict[str, dict]) -> list[str]:
     """Note slides whose annotations are copies of one file; those without a lesion may be."""
     drawn = {slide_id: of["annotation"] for slide_id, of in results.items() if of["lesions"]}
     return [
@@ -90,15 +90,22 @@ def _same_annotations(results: dict[str, dict]) -> list[str]:
     ]
 
 
-def _refuse_copies(copied: list[list[str]], frame: pd.DataFrame):
+def copied_slides(results: dict[str, dict], frame: pd.DataFrame) -> list[str]:
+    """A sentence for each group of slides whose files have the same content."""
+    path_of = dict(zip(frame["slide_id"], frame["path"], strict=True))
+    return [
+        f"copies of one slide: {_listed([f'{one} ({path_of[one]})' for one in group])}"
+        for group in copies({key: of["fingerprint"] for key, of in results.items()})
+    ]
+
+
+def _refuse_copies(copied: list[str]):
     if not copied:
         return
-    path_of = dict(zip(frame["slide_id"], frame["path"], strict=True))
-    groups = [_listed([f"{one} ({path_of[one]})" for one in group]) for group in copied]
     raise CatalogError(
-        f"these slides are copies of one slide: {'; and these: '.join(groups[:COPIES_NAMED])}"
-        f" (slides with copies: {len(copied)}). Keep one of each: copies in two splits leak, and"
-        " copies in one split count twice. slides.parquet marks all of them 'copy'"
+        f"{'; '.join(copied[:COPIES_NAMED])} (slides with copies: {len(copied)}). Keep one of"
+        " each: copies in two splits leak, and copies in one split count twice. slides.parquet"
+        " marks all of them 'copy'"
     )
 
 
@@ -180,7 +187,7 @@ def _open(path: str, mpp: float | None, default_mpp: float | None) -> Slide:
         return Slide(path, default_mpp)
 
 
-def _listed_slides(config: Config) -> tuple[pd.DataFrame, list[str]]:
+def listed_slides(config: Config) -> tuple[pd.DataFrame, list[str]]:
     """The slides with their patients and splits, and notes on the catalog as a whole."""
     catalog = config.catalog
     notes: list[str] = []
@@ -212,7 +219,8 @@ def _train_shares(split: dict[str, float]) -> dict[str, float]:
     return {k: v / total for k, v in shares.items()} if all(shares.values()) else {}
 
 
-def _unit(row, catalog: CatalogConfig) -> InspectSlide:
+def inspection(row, catalog: CatalogConfig) -> InspectSlide:
+    """The unit that looks at a row of `listed_slides`."""
     return InspectSlide(
         slide_id=row.slide_id,
         slide=LargeFile.at(row.path),

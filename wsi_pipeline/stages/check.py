@@ -2,26 +2,63 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pandas as pd
 from distributed import Client
 
-from wsi_pipeline.config import Config, TileConfig
-from wsi_pipeline.errors import RunError, WsiError
+from wsi_pipeline.config import Config
+from wsi_pipeline.errors import (
+    AnnotationError,
+    CatalogError,
+    MaskError,
+    ResolutionError,
+    RunError,
+    WsiError,
+)
 from wsi_pipeline.files import write_csv
+from wsi_pipeline.jobs.record import read_failures
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import Unit
-from wsi_pipeline.stages import catalog, tile
+from wsi_pipeline.stages.catalog import (
+    InspectSlide,
+    copied_slides,
+    inspection,
+    listed_slides,
+    same_annotations,
+)
 from wsi_pipeline.stages.leakage import patients_of_weights
-from wsi_pipeline.stages.run_directory import SPLITS, TRAINING_SPLITS, check_path
+from wsi_pipeline.stages.run_directory import TRAINING_SPLITS, check_path
+from wsi_pipeline.stages.tile_inputs import TileInputs
 
 SCHEMA_VERSION = 1
 PLAUSIBLE_MPP = (0.05, 4.0)
-"""Of scanners, um per level-0 px; 42 is a printer's 600 dots per inch."""
+"""Of scanners, um per level-0 px; 42 would be a printer's 600 dots per inch."""
 MAX_MPP_RATIO = 1.2
 """Between the working resolutions of slides that one model is trained on and applied to."""
+BYTES_A_PATCH = 40
+"""Of its index, its heatmap pixel and its scores."""
+
+KINDS = {
+    AnnotationError: "annotation",
+    CatalogError: "label",
+    MaskError: "mask",
+    ResolutionError: "resolution",
+}
+ADVICE = {
+    "slide": "replace the file, or leave the slide out of the table",
+    "resolution": "state the true one: column mpp of the table, or catalog.mpp",
+    "annotation": "see docs/annotations.md",
+    "label": "correct the label of the table, or the annotation",
+    "mask": "see docs/tissue.md",
+    "tissue": "see docs/tissue.md",
+    "copy": "keep one of each",
+    "split": "see catalog.split, and the table's columns split and label",
+    "leakage": "set train.weights to others, or move the patients to another split",
+    "settings": "correct train.weights",
+    "disk": "make room, or set out to another disk",
+}
 
 
 @dataclass(frozen=True)
@@ -33,11 +70,11 @@ class Finding:
     slide_id : str
         '' where it is of the cohort, the settings or the disk.
     kind : str
-        As "annotation" or "resolution".
+        One of `ADVICE`.
     what, advice : str
         What is wrong, and what to do about it.
     refuses : bool
-        Whether `wsi run` does not start: the run would be worth nothing, or end in the middle.
+        Whether `wsi run` does not start: it would end in the middle, or for nothing.
     """
 
     slide_id: str
@@ -46,23 +83,18 @@ class Finding:
     advice: str
     refuses: bool = False
 
-
-ADVICE = {
-    "slide": "replace the file, or leave the slide out",
-    "resolution": "state it: column mpp of the table, or catalog.mpp",
-    "annotation": "see docs/annotations.md",
-    "label": "correct the table's label, or the annotation",
-    "tissue": "see docs/tissue.md",
-}
-"""What to do about a kind of finding where its text does not say so."""
+    @classmethod
+    def of(cls, kind: str, what: str, slide_id: str = "", refuses: bool = False) -> "Finding":
+        """A finding with its kind's advice."""
+        return cls(slide_id, kind, what, ADVICE[kind], refuses)
 
 
 @dataclass(frozen=True)
 class CheckSlide(Unit):
     """Look at one slide as the catalog and the tile stage will."""
 
-    inspect: catalog.InspectSlide
-    tile: TileConfig
+    inspect: InspectSlide
+    inputs: TileInputs
 
     def run(self) -> dict:
         """Open it, its annotation and its tissue.
@@ -70,56 +102,59 @@ class CheckSlide(Unit):
         Returns
         -------
         dict
-            ``findings``: pairs of kind and text; and, of a slide that can be opened, ``label``,
-            ``working_mpp`` and ``patches``, about how many it will give.
+            ``findings``: pairs of kind and text. Of a slide that can be opened also what
+            `InspectSlide` tells; of one that can be tiled, ``working_mpp`` and ``patches``, about
+            how many it will give.
         """
-        seen: dict = {"findings": []}
+        findings: list[tuple[str, str]] = []
+        seen: dict = {"findings": findings}
         try:
-            found = self.inspect.run()
-            seen |= {"label": found["label"], "lesions": found["lesions"]}
-            seen["findings"] += [["annotation", text] for text in found["doubts"]]
-            seen["findings"] += self._implausible(found["mpp"])
-            looked = tile.look_at(
-                self.inspect.slide,
-                found["mpp"],
-                self.inspect.annotation,
-                self.inspect.annotation_rules,
-                self.tile,
-            )
-            seen["findings"] += [["tissue", text] for text in looked.notes]
-            seen["working_mpp"] = looked.grid.working_mpp
-            seen["patches"] = looked.expected_patches
+            seen |= self.inspect.run()
+            findings += [("annotation", text) for text in seen["doubts"]]
+            if implausible := self._implausible(seen["mpp"]):
+                findings.append(("resolution", implausible))  # all else depends on it
+                return seen
+            view = replace(self.inputs, mpp=seen["mpp"]).look()
+            findings += [("annotation", text) for text in view.misplaced]
+            findings += [("tissue", text) for text in view.tissue.notes]
+            if view.tissue.unread:
+                text = f"parts of it cannot be decoded: {view.tissue.unread[0]}"
+                findings.append(("slide", text))
+            seen |= {"working_mpp": view.grid.working_mpp, "patches": view.expected_patches}
         except WsiError as error:
-            seen["findings"].append([error.subject, str(error)])
+            kind = KINDS.get(type(error), "slide")
+            findings.append((kind, str(error)))
         return seen
 
-    def _implausible(self, mpp: float) -> list[list[str]]:
+    def _implausible(self, mpp: float) -> str:
         low, high = PLAUSIBLE_MPP
         if self.inspect.mpp is not None or low <= mpp <= high:
-            return []
-        text = (
+            return ""
+        return (
             f"{self.inspect.slide.path} states {mpp:.4g} um per px at level 0; scanners have"
             f" {low:g} to {high:g}"
         )
-        return [["resolution", text]]
 
 
 def run(config: Config, client: Client) -> Outcome:
     """Write ``RUN/check.csv``: the findings, one row each.
 
-    Every slide and its annotation are opened and its tissue is looked for; then the splits, the
-    start weights and the disk are looked at. Nothing is refused here: see `read_findings`.
+    Every slide and its annotation are opened and its tissue is looked for; then copies, the
+    splits, the start weights and the disk are looked at. Nothing is refused here: see
+    `read_findings`.
 
     Raises
     ------
     CatalogError
         If the table or the folders contradict themselves, or hold no slide.
     """
-    frame = catalog.listed_slides(config)
+    frame, _ = listed_slides(config)
     outcome = run_units(
         client,
         (
-            CheckSlide(row.slide_id, catalog.inspection(row, config.catalog), config.tile)
+            CheckSlide(
+                row.slide_id, inspection(row, config.catalog), TileInputs.of_slide(row, config)
+            )
             for row in frame.itertuples(index=False)
         ),
         total=len(frame),
@@ -129,23 +164,25 @@ def run(config: Config, client: Client) -> Outcome:
         retries=config.jobs.retries,
         window=config.jobs.window,
     )
+    results = {s: outcome.results[s] for s in frame["slide_id"] if s in outcome.results}
     findings = [
-        Finding(slide_id, kind, text, ADVICE.get(kind, ""))
-        for slide_id, result in outcome.results.items()
+        Finding.of(kind, text, slide_id)
+        for slide_id, result in results.items()
         for kind, text in result["findings"]
     ]
-    seen = frame.assign(
-        **{
-            name: [outcome.results.get(s, {}).get(name) for s in frame["slide_id"]]
-            for name in ("label", "lesions", "working_mpp", "patches")
-        }
-    )
-    usable = seen[seen["patches"].notna()]
-    for cohort_check in (_resolutions, _splits, _leakage, _disk):
-        findings += cohort_check(usable, config)
-    rows = pd.DataFrame(
-        [asdict(row) for row in findings], columns=[f.name for f in fields(Finding)]
-    )
+    findings += [
+        Finding.of("slide", f"it could not be looked at: {row.reason}", row.slide_id)
+        for row in read_failures(config.out)
+        if row.stage == "check"
+    ]
+    opened = {key: result for key, result in results.items() if "mpp" in result}
+    findings += [Finding.of("copy", text, refuses=True) for text in copied_slides(opened, frame)]
+    findings += [Finding.of("annotation", text) for text in same_annotations(opened)]
+    seen = frame.drop(columns=["label", "mpp"]).merge(_table(results), on="slide_id")
+    for look_at in (_resolutions, _splits, _leakage, _disk):
+        findings += look_at(seen, config)
+    columns = [field.name for field in fields(Finding)]
+    rows = pd.DataFrame([asdict(finding) for finding in findings], columns=columns)
     write_csv(check_path(config.out), rows)
     return outcome
 
@@ -156,70 +193,73 @@ def read_findings(run_dir: Path) -> list[Finding]:
     return [Finding(**row) for row in rows.to_dict("records")]
 
 
+def _table(results: dict[str, dict]) -> pd.DataFrame:
+    """What was seen of each slide that can be tiled."""
+    names = ("label", "lesions", "working_mpp", "patches")
+    rows = [
+        {"slide_id": slide_id, **{name: result[name] for name in names}}
+        for slide_id, result in results.items()
+        if "patches" in result
+    ]
+    return pd.DataFrame(rows, columns=["slide_id", *names])
+
+
 def _resolutions(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
     """Slides whose working resolution is not that of most."""
     usual = slides["working_mpp"].median()
-    apart = slides["working_mpp"].astype(float).div(usual)
-    for slide in slides[(apart > MAX_MPP_RATIO) | (apart < 1 / MAX_MPP_RATIO)].itertuples():
-        yield Finding(
-            slide.slide_id,
-            "resolution",
+    ratio = slides["working_mpp"] / usual
+    for slide in slides[(ratio > MAX_MPP_RATIO) | (ratio < 1 / MAX_MPP_RATIO)].itertuples():
+        what = (
             f"its patches would have {slide.working_mpp:.4g} um per px, those of most slides"
-            f" {usual:.4g}",
-            "set tile.mpp, and tile.level to null",
+            f" {usual:.4g}"
         )
+        advice = "set tile.mpp, and tile.level to null"
+        yield Finding(slide.slide_id, "resolution", what, advice)
 
 
 def _splits(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
     """Splits that lack what their stage needs."""
-    advice = "see catalog.split, and the table's columns split and label"
-    of_split = {name: slides[slides["split"] == name] for name in SPLITS}
     for name in TRAINING_SPLITS:
-        if not of_split[name]["lesions"].gt(0).any():
+        if not slides.loc[slides["split"] == name, "lesions"].gt(0).any():
             what = f"no slide with lesions is in the {name} split: training needs tumour patches"
-            yield Finding("", "split", what, advice, refuses=True)
-    labels = set(of_split["test"]["label"]) - {-1}
+            yield Finding.of("split", what, refuses=True)
+    labels = set(slides.loc[slides["split"] == "test", "label"]) - {-1}
     if not labels:
         what = "no slide of known label is in the test split: there is nothing to evaluate"
-        yield Finding("", "split", what, advice, refuses=True)
+        yield Finding.of("split", what, refuses=True)
     elif len(labels) == 1:
-        what = (
-            f"all slides of the test split are {'tumour' if labels == {1} else 'normal'}: slide"
-            " accuracy and ROC AUC need both"
-        )
-        yield Finding("", "split", what, advice)
+        only = "tumour" if labels == {1} else "normal"
+        what = f"all slides of the test split are {only}: slide accuracy and ROC AUC need both"
+        yield Finding.of("split", what)
 
 
 def _leakage(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
     """Start weights that are not there, or have seen patients of the test split."""
+    weights = config.train.weights
+    if weights not in ("imagenet", "none") and not Path(weights).is_file():
+        what = f"train.weights is {weights}: there is no such file"
+        yield Finding.of("settings", what, refuses=True)
+        return
     try:
+        test = slides[slides["split"] == "test"]
         patients_of_weights(
-            config.train.weights, test=set(slides.loc[slides["split"] == "test", "patient_id"])
+            weights, test=set(test["patient_id"]), test_slides=set(test["slide_id"])
         )
     except RunError as error:
-        yield Finding("", "leakage", str(error), "", refuses=True)
-    if (
-        config.train.weights not in ("imagenet", "none")
-        and not Path(config.train.weights).is_file()
-    ):
-        what = f"train.weights is {config.train.weights}: there is no such file"
-        yield Finding("", "settings", what, "correct train.weights", refuses=True)
+        yield Finding.of("leakage", str(error), refuses=True)
 
 
 def _disk(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
     """Less room than the cache and the heatmaps may take."""
-    patches = slides["patches"]
-    needed = HEATMAP_BYTES * patches[slides["split"].isin(config.heatmap.splits)].sum()
+    needed = BYTES_A_PATCH * slides["patches"].sum()
     if config.train.cache:
-        trained = slides["split"].isin(TRAINING_SPLITS) & slides["label"].ge(0)
-        needed += 3 * config.tile.patch_px**2 * patches[trained].sum()
+        kept = slides["split"].isin(TRAINING_SPLITS) & slides["label"].ge(0)
+        needed += 3 * config.tile.patch_px**2 * slides.loc[kept, "patches"].sum()
     free = shutil.disk_usage(config.out).free
     if needed > free:
         what = (
-            f"{config.out}: {needed / 1e9:,.1f} GB may be written (some"
-            f" {patches.sum():,.0f} patches), {free / 1e9:,.1f} GB are free"
+            f"{config.out}: up to {needed / 1e9:,.1f} GB may be written, of some"
+            f" {slides['patches'].sum():,.0f} patches; {free / 1e9:,.1f} GB are free"
+            + (" (train.cache takes the most)" if config.train.cache else "")
         )
-        advice = (
-            "make room, set out to another disk" + ", or train.cache to false" * config.train.cache
-        )
-        yield Finding("", "disk", what, advice, refuses=True)
+        yield Finding.of("disk", what, refuses=True)

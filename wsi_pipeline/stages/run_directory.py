@@ -43,6 +43,11 @@ def notes_path(run_dir: Path) -> Path:
     return Path(run_dir) / "notes.txt"
 
 
+def check_path(run_dir: Path) -> Path:
+    """Where what the check found lies."""
+    return Path(run_dir) / "check.csv"
+
+
 def index_path(run_dir: Path, slide_id: str) -> Path:
     """Where a slide's patch index lies."""
     return Path(run_dir) / "patches" / f"{slide_id}.parquet"

@@ -88,7 +88,8 @@ class TileSlide(Unit):
             "backend": seen.backend.name,
             "backend_reason": seen.backend.reason,
             "notes": [
-                *seen.notes,
+                *seen.misplaced,
+                *tissue.notes,
                 *(
                     f"lesion {lesion} {why}: no patch can find it"
                     for lesion, why in uncovered_lesions(index, lesions, tissue).items()

@@ -25,15 +25,15 @@ class SlideView:
     tissue : TissueMask
     backend : BackendSelection
         What reads the working level.
-    notes : list of str
-        What to check of the mask and of where the lesions lie.
+    misplaced : list of str
+        What to check of where the lesions lie.
     """
 
     grid: PatchGrid
     annotation: Annotation
     tissue: TissueMask
     backend: BackendSelection
-    notes: list[str]
+    misplaced: list[str]
 
     @property
     def expected_patches(self) -> int:
@@ -91,12 +91,12 @@ class TileInputs:
             grid = PatchGrid(slide.bounds, slide.mpp, downsample, *sizes)
             annotation = slide_annotation(slide, self.annotation, self.annotation_rules)
             tissue = tissue_mask(slide, **tile.tissue.model_dump(), given=self._masks())
-            notes = [*tissue.notes]
+            misplaced = []
             if self.annotation and annotation.lesions:
                 rules, file = self.annotation_rules, self.annotation
-                notes += misplacement_notes(slide, annotation, tissue, rules, file)
+                misplaced = misplacement_notes(slide, annotation, tissue, rules, file)
             backend = slide.backend(slide.level_for(downsample)[0])
-        return SlideView(grid, annotation, tissue, backend, notes)
+        return SlideView(grid, annotation, tissue, backend, misplaced)
 
     def _masks(self) -> GivenMasks:
         return GivenMasks(
