@@ -111,7 +111,8 @@ def find_tissue(
     ink = _ink(balanced, stained, min_px) if drop_ink else np.zeros_like(stained)
     mask = closed(stained & ~ink, closing_um / mpp)
     mask = without_small(mask, min_px)
-    mask = ~without_small(~mask, max_hole_um2 / mpp**2) & ~black & ~ink
+    if mask.any():  # else all of a tiny picture would be a hole
+        mask = ~without_small(~mask, max_hole_um2 / mpp**2) & ~black & ~ink
     left_out = (pixels >= LEFT_OUT).all(-1)
     ink_share = np.count_nonzero(ink & stained) / max(np.count_nonzero(stained), 1)
     return FoundTissue(mask, ~black & ~left_out, ink_share)
