@@ -44,6 +44,12 @@ def test_an_empty_slide_of_tinted_glass_has_no_tissue():
     assert not tissue(CASES["empty warm glass"]).any()
 
 
+@pytest.mark.parametrize("colour", [0, 255, 240])
+def test_a_picture_smaller_than_a_hole_is_not_filled(colour):
+    pixels = np.full((5, 7, 3), colour, np.uint8)
+    assert not tissue(Case(pixels, np.zeros((5, 7), bool))).any()
+
+
 def test_red_ink_is_not_told_from_blood_and_eosin():
     """Known: better some ink than a lost haemorrhage. Exclude it by a mask."""
     _, wrong = lost_and_wrong(tissue(CASES["red pen"]), CASES["red pen"])

@@ -102,7 +102,8 @@ def _read_image(path: Path, grid: MaskGrid) -> np.ndarray:
         else:
             with tifffile.TiffFile(path) as file:
                 levels = file.series[0].levels
-                fine = [level for level in levels if min(level.shape[:2]) >= min(grid.shape_px)]
+                least_px = min(grid.size) / grid.downsample
+                fine = [level for level in levels if min(level.shape[:2]) >= least_px]
                 level = fine[-1] if fine else levels[0]
                 if np.prod(level.shape, dtype=float) > LARGEST_PX:
                     raise MaskError(

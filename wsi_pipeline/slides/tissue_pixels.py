@@ -22,11 +22,11 @@ LEAST_GLASS = 0.002  # share of the pixels; with less, the glass is not known
 UNKNOWN_GLASS = (245, 245, 245)
 # A slide may have a second glass: tinted, beside a filling or bare glass that is brighter. It is
 # even, as tissue never is over so large a share of the pixels, and not pink.
-GREEN = 1
 EVEN_SHARE = 0.2
 EVEN_SPREAD = 4  # in each channel
 OTHER_GLASS = 0.02  # chroma relative to the brightest
-SAMPLE_PX = 250_000
+GREEN = 1  # the channel
+SAMPLE_PX = 250_000  # of which the glass is estimated
 LEFT_OUT = 254  # all channels: white that the scanner filled in, or saturated
 # What glass becomes in the balanced picture; brighter pixels have room up to 255.
 GLASS_LEVEL = 240
@@ -111,7 +111,8 @@ def find_tissue(
     ink = _ink(balanced, stained, min_px) if drop_ink else np.zeros_like(stained)
     mask = closed(stained & ~ink, closing_um / mpp)
     mask = without_small(mask, min_px)
-    mask = ~without_small(~mask, max_hole_um2 / mpp**2) & ~black & ~ink
+    if mask.any():  # else all of a tiny picture would be a hole
+        mask = ~without_small(~mask, max_hole_um2 / mpp**2) & ~black & ~ink
     left_out = (pixels >= LEFT_OUT).all(-1)
     ink_share = float((ink & stained).sum() / max(stained.sum(), 1))
     return FoundTissue(mask, ~black & ~left_out, ink_share)
