@@ -33,9 +33,10 @@ format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: $(STAMP)  ## style and lint, nothing is changed
+check: $(STAMP)  ## style, lint and types, nothing is changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(STAMP)  ## the benchmarks, written to docs/benchmarks.md (QUICK=1: small sizes, in minutes)
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
