@@ -133,7 +133,7 @@ class InspectSlide(Unit):
         -------
         dict
             ``width, height`` (level-0 px), ``mpp``, ``label``, ``lesions`` (their number),
-            ``notes`` (what was repaired or passed over in the annotation), ``doubts`` (why the
+            ``notes`` (what was repaired or passed over in the annotation, and ``doubts``: why the
             label may not be what its author meant), and what is the same for copies:
             ``fingerprint`` of the slide, ``annotation`` (None without one).
         """
@@ -147,7 +147,7 @@ class InspectSlide(Unit):
                 "mpp": slide.mpp,
                 "label": label,
                 "lesions": len(found.lesions),
-                "notes": found.notes,
+                "notes": [*found.notes, *doubts],
                 "doubts": doubts,
                 "fingerprint": slide_fingerprint(slide),
                 "annotation": self.annotation.state if self.annotation else None,

@@ -83,7 +83,7 @@ def notes_by_slide(run_dir: Path, model: str) -> dict[str, list[str]]:
     notes: defaultdict[str, list[str]] = defaultdict(list)
     for stage in ("catalog", "tile", *(of_model(stage, model) for stage in ("heatmap", "fine"))):
         for slide_id, line in read_done(run_dir, stage).items():
-            notes[slide_id] += line["result"].get("notes", []) + line["result"].get("doubts", [])
+            notes[slide_id] += line["result"].get("notes", [])
     return {slide_id: list(dict.fromkeys(found)) for slide_id, found in notes.items() if found}
 
 

@@ -133,8 +133,7 @@ def _write_page(config: Config, slides: pd.DataFrame, opened: Outcome, tiled: Ou
     for slide_id in slides["slide_id"]:
         if result := tiled.results.get(slide_id):
             lost = ("parts of it cannot be decoded",) if result.get("failures") else ()
-            of_catalog = opened.results[slide_id]
-            notes = (*lost, *of_catalog["notes"], *of_catalog["doubts"], *result["notes"])
+            notes = (*lost, *opened.results[slide_id]["notes"], *result["notes"])
             counts = result["patches"], result["positive"]
             drawn = _picture(config, slide_id).is_file()
             found.append(TiledSlide(slide_id, *counts, notes, drawn))
