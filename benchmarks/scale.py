@@ -41,7 +41,7 @@ from wsi_pipeline.phantom.layout import draw_layout
 from wsi_pipeline.phantom.pyramid import TILE_PX, write_slide_pyramid
 from wsi_pipeline.phantom.slide import GLASS
 from wsi_pipeline.report.curves import precision_recall_figure, roc_figure
-from wsi_pipeline.slides.annotations import write_asap_xml
+from wsi_pipeline.slides.annotation_xml import write_asap_xml
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.run_directory import index_path, read_slides
 from wsi_pipeline.stages.status import stage_status

@@ -8,7 +8,7 @@ from slide_files import write_pyramid_tiff
 from wsi_pipeline.config import AnnotationConfig, Config
 from wsi_pipeline.errors import AnnotationError, CatalogError, SlideError
 from wsi_pipeline.jobs.unit import LargeFile, SmallFile
-from wsi_pipeline.slides.annotations import write_asap_xml
+from wsi_pipeline.slides.annotation_xml import write_asap_xml
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.catalog import InspectSlide, listed_slides
 from wsi_pipeline.stages.status import catalog_notes

@@ -30,7 +30,7 @@ from wsi_pipeline.models.checkpoint import ModelCard, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.patches.slabs import slabs
-from wsi_pipeline.slides.annotations import write_asap_xml
+from wsi_pipeline.slides.annotation_xml import write_asap_xml
 from wsi_pipeline.stages import fine
 from wsi_pipeline.stages.run_directory import (
     SLIDE_COLUMNS,

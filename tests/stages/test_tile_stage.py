@@ -13,7 +13,7 @@ from slide_files import damage_tile, write_mrxs, write_pyramid_tiff
 from wsi_pipeline.config import AnnotationConfig, CatalogConfig, Config, TileConfig
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.patches.index import SCHEMA_VERSION, read_index
-from wsi_pipeline.slides.annotations import write_asap_xml
+from wsi_pipeline.slides.annotation_xml import write_asap_xml
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.run_directory import SLIDE_COLUMNS, tissue_folder
 from wsi_pipeline.stages.tile import _unit, stale_slides

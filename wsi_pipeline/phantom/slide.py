@@ -15,7 +15,7 @@ from wsi_pipeline.phantom.mosaic import Mosaic
 from wsi_pipeline.phantom.plan import SlidePlan
 from wsi_pipeline.phantom.pyramid import TILE_PX, write_mask, write_slide_pyramid
 from wsi_pipeline.raster import fill
-from wsi_pipeline.slides.annotations import write_asap_xml
+from wsi_pipeline.slides.annotation_xml import write_asap_xml
 
 GLASS = 243  # grey of the empty slide
 LESION = 255  # in masks

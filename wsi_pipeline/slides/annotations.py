@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from xml.etree import ElementTree
 
 import numpy as np
 import shapely
@@ -20,13 +19,9 @@ from shapely.validation import explain_validity
 
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Bounds
-from wsi_pipeline.slides.annotation_files import (
-    Shape,
-    drawn_in_qupath,
-    geojson_shapes,
-    ncrf_shapes,
-    recognise,
-)
+from wsi_pipeline.slides.annotation_files import ncrf_shapes, recognise
+from wsi_pipeline.slides.annotation_geojson import drawn_in_qupath, geojson_shapes
+from wsi_pipeline.slides.annotation_shapes import Shape
 
 MIN_LESION_PX = 1.0  # less than a level-0 pixel is a sliver between two outlines, not a lesion
 TOUCH_RADIUS_PX = 0.5
@@ -134,8 +129,9 @@ def read_annotation(
     - GeoJSON: a FeatureCollection, a Feature, a geometry, or a list of these, and what lies in
       ``childObjects``. The class is QuPath's ``classification``; its derived class "Tumor:
       Necrosis" derives from "Tumor". Other programs have it in ``label`` (Digital Slide Archive)
-      or another of `CLASS_KEYS`. What QuPath found (cells, detections, tiles, TMA cores) is no
-      annotation. An object's name counts where no shape has a class and the settings name it.
+      or another key, see `annotation_geojson.CLASS_KEYS`. What QuPath found (cells, detections,
+      tiles, TMA cores) is no annotation. An object's name counts where no shape has a class and
+      the settings name it.
     - ImageScope and HALO XML: the class is the layer's name, else the region's text or
       attribute, else the value or the name of the layer's attribute. ``NegativeROA`` is an
       exclusion from its own layer.
@@ -248,51 +244,6 @@ def uses_bounds_origin(path: str | Path) -> bool:
         return parse is geojson_shapes and drawn_in_qupath(document)
     except AnnotationError as error:
         raise AnnotationError(f"{path}: {error}") from error
-
-
-def write_asap_xml(
-    path: str | Path, polygons: Sequence[shapely.Polygon], group: str = "Tumor"
-) -> None:
-    """Write polygons as ASAP XML: outer rings in `group`, holes in the group "Exclusion".
-
-    Parameters
-    ----------
-    path : path-like
-    polygons : sequence of shapely.Polygon
-        Level-0 px.
-    group : str
-
-    Raises
-    ------
-    AnnotationError
-        If a polygon lies in a hole of another: exclusions cut everything, so it would be lost.
-    """
-    holes = [shapely.Polygon(ring) for polygon in polygons for ring in polygon.interiors]
-    if shapely.union_all(polygons).intersection(shapely.union_all(holes)).area > 0:
-        raise AnnotationError(
-            f"{path}: a polygon lies in a hole of another, which ASAP's exclusions cannot say"
-        )
-    root = ElementTree.Element("ASAP_Annotations")
-    annotations = ElementTree.SubElement(root, "Annotations")
-    groups = ElementTree.SubElement(root, "AnnotationGroups")
-    for name, members in ((group, polygons), ("Exclusion", holes)):
-        ElementTree.SubElement(groups, "Group", Name=name, PartOfGroup="None", Color="#64FE2E")
-        for polygon in members:
-            shape = ElementTree.SubElement(
-                annotations,
-                "Annotation",
-                Name=f"Annotation {len(annotations)}",
-                Type="Polygon",
-                PartOfGroup=name,
-                Color="#F4FA58",
-            )
-            points = ElementTree.SubElement(shape, "Coordinates")
-            for order, (x, y) in enumerate(polygon.exterior.coords[:-1]):
-                ElementTree.SubElement(
-                    points, "Coordinate", Order=str(order), X=repr(float(x)), Y=repr(float(y))
-                )
-    ElementTree.indent(root)
-    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
 
 
 def _number(n: int, kind: str) -> str:
