@@ -24,6 +24,7 @@ class Call(Unit):
     function: Unhashed[Callable]
     arguments: Unhashed[dict] = field(default_factory=dict)
     out: Output | None = None
+    picture: Output | None = None
 
     @property
     def key(self):

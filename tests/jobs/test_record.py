@@ -34,10 +34,12 @@ def test_a_unit_is_done_under_the_same_inputs_and_schema_version_only(tmp_path):
 
 
 def test_a_unit_whose_output_is_gone_is_not_done(tmp_path):
-    unit = changed(UNIT, out=Output(tmp_path / "a.parquet"))
+    unit = changed(UNIT, out=Output(tmp_path / "a.parquet"), picture=Output(tmp_path / "a.jpg"))
     record_done(tmp_path, unit)
     assert not Record(tmp_path, "tile").is_done(unit, 1)
-    unit.output.touch()
+    for output in unit.outputs:
+        assert not Record(tmp_path, "tile").is_done(unit, 1)
+        output.touch()
     assert Record(tmp_path, "tile").is_done(unit, 1)
 
 

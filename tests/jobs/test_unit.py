@@ -106,9 +106,9 @@ def test_a_path_in_place_of_a_file_is_refused(unit):
         replace(unit, slide=unit.annotation).hash(1)
 
 
-def test_the_output_is_the_first_that_a_unit_names(unit, tmp_path):
-    assert str(unit.output) == "s.zarr"
-    assert Unit("s").output is None
+def test_a_units_outputs_are_those_that_it_names(unit, tmp_path):
+    assert [str(path) for path in unit.outputs] == ["s.zarr"]
+    assert Unit("s").outputs == ()
     assert Unit("s").key == "s"
 
 

@@ -118,6 +118,12 @@ def test_a_shard_that_was_cut_off_is_named(path, cut):
             open_cache(path).read(*corner(cell))
 
 
+def test_a_shard_shorter_than_its_index_is_named(path):
+    shard_file(path, (0, 0)).write_bytes(b"short")
+    with pytest.raises(RunError, match=r"c/0/0/0/0/0: the patch .* the shard is cut off"):
+        open_cache(path).read(*corner((0, 0)))
+
+
 def test_a_shard_that_lacks_its_beginning_is_named(path):
     file = shard_file(path, (1, 0))
     file.write_bytes(file.read_bytes()[-4100:])  # the index

@@ -31,7 +31,7 @@ def test_a_damaged_tile_costs_the_patches_in_it_and_is_told_and_shown(tmp_path):
     (unit,) = (_unit(slide, config) for slide in slides.itertuples(index=False))
 
     result = unit.run()
-    table = read_index(unit.output).table
+    table = read_index(unit.outputs[0]).table
     corners = set(zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True))
     everywhere = {(256 * (i % 4), 256 * (i // 4)) for i in range(16)}
     assert corners == everywhere - {(256, 256)}

@@ -20,6 +20,7 @@ from wsi_pipeline.training.processes import distributed, gather
 def adds_up(job, report):
     with distributed() as process:
         if process.rank == 0:
+            print("{'loss': 1}", flush=True)  # as a library might
             report({"of": process.count})
         return {"sum": sum(gather([job["number"] + process.rank]))}
 

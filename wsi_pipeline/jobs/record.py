@@ -86,11 +86,11 @@ class Record:
         return row.unit in self._keep and (line is None or line["finished"] <= row.time)
 
     def is_done(self, unit: Unit, schema_version) -> bool:
-        """Whether the unit is recorded under the same hash and its output still exists."""
+        """Whether the unit is recorded under the same hash and its outputs still exist."""
         line = self._done.get(unit.key)
         if line is None or line["hash"] != unit.hash(schema_version):
             return False
-        return unit.output is None or Path(unit.output).exists()
+        return all(output.exists() for output in unit.outputs)
 
     def result(self, key: str) -> dict:
         """What the unit of this key returned when it was last done."""

@@ -167,8 +167,8 @@ def _undone(
             if _take(unit, record.result(unit.key), record, outcome):
                 outcome.skipped += 1
         else:
-            if unit.output is not None:
-                _remove(unit.output)
+            for output in unit.outputs:
+                _remove(output)
             yield unit
 
 

@@ -88,10 +88,10 @@ class Unit:
         return self.slide_id
 
     @property
-    def output(self) -> Path | None:
-        """What must exist for the unit to be done: the first `Output` among its fields."""
+    def outputs(self) -> tuple[Path, ...]:
+        """What must exist for the unit to be done: each `Output` among its fields."""
         values = (getattr(self, of.name) for of in fields(self))
-        return next((Path(value) for value in values if isinstance(value, Output)), None)
+        return tuple(Path(value) for value in values if isinstance(value, Output))
 
     def run(self) -> dict:
         """Do the work.

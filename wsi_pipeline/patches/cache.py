@@ -5,10 +5,9 @@ the patch of a cell, and a shard `SHARD` x `SHARD` cells, written once and by on
 without a patch take no room. Any Zarr library reads it, and `zarr` makes its metadata; shards are
 written and read here, after the Zarr 3 specification ("sharding_indexed", version 1.0):
 
-- a library that is handed pixels leaves out chunks that equal the fill value, and a black patch
-  would look like a missing one;
 - zarr-python reads some 200 patches of 512 px a second, whatever the codec, which is slower than
-  decoding the tiles of a JPEG slide (docs/training.md).
+  decoding the tiles of a JPEG slide (docs/training.md);
+- a shard stays compressed in memory while it is written, patch by patch.
 """
 
 import os
@@ -101,6 +100,8 @@ class PatchCache:
         entry = _ENTRY_BYTES * (row % SHARD * SHARD + col % SHARD)
         with shard_file(self.path, (row // SHARD, col // SHARD)).open("rb", buffering=0) as file:
             # The whole index: where a file was cut off, an entry alone might be that of another.
+            if file.seek(0, os.SEEK_END) < _INDEX_BYTES:
+                raise ValueError("the shard is cut off")
             file.seek(-_INDEX_BYTES, os.SEEK_END)
             index = _checked(file.read(_INDEX_BYTES), "the shard's index")
             start, count = np.frombuffer(index, _ENTRY, 2, entry).tolist()

@@ -190,9 +190,9 @@ class ScoreSlide(Unit):
     folder: Output
 
     @property
-    def output(self) -> Path:
+    def outputs(self) -> tuple[Path, ...]:
         """The slide's picture, which is written last."""
-        return _picture_path(Path(self.folder), self.slide_id)
+        return (_picture_path(Path(self.folder), self.slide_id),)
 
     def run(self) -> dict:
         """Score the slide.
@@ -223,7 +223,8 @@ class ScoreSlide(Unit):
             size=self.size, mpp=self.mpp, labels=self.labels, truth=lesions,
         )  # fmt: skip
         panel = HeatmapPanel("heatmap", values, grid)
-        write_whole(self.output, heatmap_figure(thumbnail, grid.bounds, lesions, [panel]))
+        (picture,) = self.outputs
+        write_whole(picture, heatmap_figure(thumbnail, grid.bounds, lesions, [panel]))
         return {"lesions": len(lesions), "precision": probabilities.precision}
 
 

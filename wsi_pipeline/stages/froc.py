@@ -146,9 +146,9 @@ class SlideHits(Unit):
     folder: Output
 
     @property
-    def output(self) -> Path:
+    def outputs(self) -> tuple[Path, ...]:
         """The lesions' table, which is written last."""
-        return Path(self.folder) / f"{self.slide_id}.lesions.parquet"
+        return (Path(self.folder) / f"{self.slide_id}.lesions.parquet",)
 
     def run(self) -> dict:
         """Write the slide's hits.

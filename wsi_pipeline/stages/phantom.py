@@ -69,9 +69,9 @@ class DrawSlide(Unit):
     folder: Output
 
     @property
-    def output(self) -> Path:
+    def outputs(self) -> tuple[Path, ...]:
         """The slide."""
-        return Path(self.folder) / "slides" / f"{self.slide_id}.tif"
+        return (Path(self.folder) / "slides" / f"{self.slide_id}.tif",)
 
     def run(self) -> dict:
         """As `write_slide`."""
@@ -84,9 +84,10 @@ def _refuse_another_cohort(units: list[Unit], out: Path) -> None:
     drawn = json.loads(path.read_bytes()) if path.exists() else {}
     plans = {unit.key: unit.hash(SCHEMA_VERSION) for unit in units}
     for unit in units:
-        if unit.output.exists() and drawn.get(unit.key) != plans[unit.key]:
+        (slide,) = unit.outputs
+        if slide.exists() and drawn.get(unit.key) != plans[unit.key]:
             raise RunError(
-                f"{unit.output}: it was drawn to another plan (seed, size, mpp, tiles, naevi or"
+                f"{slide}: it was drawn to another plan (seed, size, mpp, tiles, naevi or"
                 " version of the program), and runs may use it: choose another folder, or delete"
                 " this cohort first"
             )

@@ -151,9 +151,9 @@ class FillSlab(Unit):
         return f"{self.slide_id}/{self.slab.chunk[0]}.{self.slab.chunk[1]}"
 
     @property
-    def output(self) -> Path:
+    def outputs(self) -> tuple[Path, ...]:
         """The chunk."""
-        return self.store.chunk_file(self.slab)
+        return (self.store.chunk_file(self.slab),)
 
     def run(self) -> dict:
         """As `SlabStore.fill`."""
@@ -170,9 +170,9 @@ class FinishStore(Unit):
     unread: Unhashed[list[list]]
 
     @property
-    def output(self) -> Path:
+    def outputs(self) -> tuple[Path, ...]:
         """The finished store."""
-        return self.store.out
+        return (self.store.out,)
 
     def run(self) -> dict:
         """As `SlabStore.finish`."""

@@ -85,7 +85,6 @@ class TileSlide(Unit):
             indexed, cannot be decoded.
         """
         tile = self.settings
-        Path(self.picture).unlink(missing_ok=True)  # of other inputs
         with Slide(self.slide.path, self.mpp) as slide:
             downsample = slide.downsample(tile.level, tile.mpp)
             sizes = tile.patch_px, tile.stride_px, tile.inner_px

@@ -22,6 +22,8 @@ Work = Callable[[object, Report], dict]
 
 RESULT, ERROR = "result.json", "error.txt"
 """How the work ended, beside the file of its job."""
+REPORT = "\x1e"
+"""Before JSON on standard output, on which libraries print as well (RFC 7464)."""
 
 
 def in_processes(
@@ -78,8 +80,8 @@ def in_processes(
             subprocess.Popen(command, stderr=log, env=environment, **pipes) as torchrun,
         ):
             for line in torchrun.stdout:
-                if line.startswith("{"):
-                    report(json.loads(line))
+                if line.startswith(REPORT):
+                    report(json.loads(line.removeprefix(REPORT)))
         result, error = (job_file.with_name(name) for name in (RESULT, ERROR))
         result = json.loads(result.read_text()) if result.is_file() else None
         error = error.read_text(encoding="utf-8") if error.is_file() else ""
@@ -97,8 +99,8 @@ def process(job_file: str) -> None:
     """What each process of `in_processes` does.
 
     Beside the job's file the first rank leaves its result, or the first to fail its error; the
-    first rank prints what it reports, JSON in a line. Standard input, which ends with the process
-    that started torchrun, ends it too.
+    first rank prints what it reports, in lines of JSON after a mark. Standard input, which ends
+    with the process that started torchrun, ends it too.
     """
 
     def end_with_it() -> None:
@@ -131,4 +133,4 @@ def _tell_first(path: Path, reason: str) -> None:
 
 
 def _say(event: dict) -> None:
-    print(json.dumps(event), flush=True)
+    print(REPORT + json.dumps(event), flush=True)
