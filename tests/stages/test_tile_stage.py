@@ -143,7 +143,7 @@ def test_patches_are_of_masks_made_elsewhere(tmp_path):
     background[:, 4:], exclude[:2] = 1, 7
     unit = slide_with_masks(tmp_path, tissue=background, exclude=exclude)
     result = unit.run()
-    table = read_index(unit.output).table
+    table = read_index(unit.out).table
     corners = set(zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True))
     assert corners == {(x, y) for x in (0, 256) for y in (256, 512, 768)}
     assert result["notes"] == []
