@@ -47,7 +47,7 @@ package: $(STAMP)  ## sdist and wheel; the wheel is installed elsewhere and runs
 test-minimum:  ## the tests with the oldest versions that setup.cfg allows, in an environment of their own
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install --quiet --editable '.[dev,cluster]' --constraint tests/minimum-versions.txt
-	.venv-minimum/bin/python -m pytest -m 'not gpu'
+	.venv-minimum/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not gpu'
 
 peers:  ## other readers, in an environment of their own, for the benchmarks to compare with
 	$(PYTHON) -m venv .venv-peers
