@@ -15,5 +15,5 @@ def test_a_run_makes_the_cache_that_its_training_reads(tmp_path, monkeypatch, ca
     monkeypatch.setattr(cli, "run_stages", lambda config, stages: asked.append(stages))
     done = CliRunner().invoke(cli.main, ["run", "-c", str(tmp_path / "my.yaml")])
     assert done.exit_code == 0, done.output
-    before_training = ("tile", "cache") if cache else ("tile",)
+    before_training = ("check", "tile", "cache") if cache else ("check", "tile")
     assert asked == [(*before_training, "train", "heatmap", "evaluate")]

@@ -104,7 +104,7 @@ def test_lesions_that_lie_off_tissue_refuse_the_slide_and_name_the_setting(
     )
     for folder in (tmp_path / "patches", tissue_folder(tmp_path)):
         folder.mkdir()
-    slides = pd.DataFrame([row], columns=SLIDE_COLUMNS)
+    slides = pd.DataFrame([row], columns=SLIDE_COLUMNS).assign(tissue=None, exclude=None)
     (unit,) = (_unit(slide, config) for slide in slides.itertuples(index=False))
     if advice is None:
         assert unit.run()["positive"] == 4  # of 64 px, over 200 to 300
