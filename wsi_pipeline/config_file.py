@@ -66,7 +66,7 @@ def read_yaml(path: Path) -> object:
         return yaml.safe_load(path.read_text())
     except yaml.MarkedYAMLError as error:
         at, why = error.problem_mark, ": ".join(filter(None, (error.context, error.problem)))
-        place = f"{path}, line {at.line + 1}, column {at.column + 1}"
+        place = f"{path}, line {at.line + 1}, column {at.column + 1}" if at else str(path)
         raise ConfigError(f"{place}: cannot be read as YAML: {why}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())

@@ -212,3 +212,18 @@ def test_pairs_slides_and_masks_by_name(folder):
     assert frame["exclude"].tolist() == [str(exclude / "a.geojson"), str(exclude / "b.tif")]
     with pytest.raises(CatalogError, match=r"c\.png: no slide of this name .*1 such tissue masks"):
         scan_folders(slides, tissue=folder("tissue", "c.png"))
+
+
+def test_a_packed_or_unknown_file_named_as_a_slide_is_its_annotation_where_there_is_no_other(
+    folder,
+):
+    """Passed over, it would make the slide one on which nothing was drawn."""
+    slides = folder("slides", "a.svs", "b.svs", "c.svs", "d.svs")
+    files = ("a.xml", "a.qpdata", "b.geojson.gz", "c.ndpa", "notes.zip", "d.txt")
+    xml = folder("xml", *files)
+    frame, notes = scan_folders(slides, xml)
+    found = dict(zip(frame["slide_id"], frame["annotation"].fillna("none"), strict=True))
+    expected = {"a": "a.xml", "b": "b.geojson.gz", "c": "c.ndpa"}
+    assert found == {s: str(xml / file) for s, file in expected.items()} | {"d": "none"}
+    assert "notes.zip" in notes[0]
+    assert "b.geojson.gz" not in notes[0]

@@ -21,6 +21,11 @@ SLIDE_SUFFIXES = frozenset([
     ".mrxs", ".svslide", ".bif", ".czi", ".avs", ".dcm",
 ])  # fmt: skip
 ANNOTATION_SUFFIXES = frozenset((".xml", ".json", ".geojson"))
+# A slide's annotation where there is no other: packed, or of a form that reading refuses by name.
+# Passed over, it would make the slide one without annotation.
+OTHER_ANNOTATION_SUFFIXES = frozenset((
+    ".gz", ".bz2", ".xz", ".zip", ".7z", ".annotations", ".annotation", ".qpdata", ".ndpa",
+))  # fmt: skip
 PARTIAL_SUFFIXES = frozenset((".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp"))
 SYSTEM_NAMES = re.compile(r"\..*|~\$.*|\$.*|@eadir|__macosx|thumbs\.db|desktop\.ini", re.IGNORECASE)
 
@@ -83,6 +88,9 @@ def scan_folders(
             files = find_files(folder, suffixes, what)
             found[what] = Path(folder), files
             of_slides[column] = _pair(files.by_name, slide_files.by_name, slides, what)
+            if column == "annotation":
+                others = _other_annotations(files.passed_over, slide_files.by_name)
+                of_slides[column] = others | of_slides[column]
     rows, places = [], []
     for stem, file in slide_files.by_name.items():
         cells = {"slide_id": stem, "path": str(file.absolute())}
@@ -93,6 +101,7 @@ def scan_folders(
         places.append(str(file.relative_to(slides)))
     frame = catalog_frame(rows, Path(slides), str(slides), places, patient_from)
     used = {file for _, files in found.values() for file in files.by_name.values()}
+    used |= {file for paired in of_slides.values() for file in paired.values()}
     notes = [
         passed_over_note(folder, {p: k for p, k in files.passed_over.items() if p not in used})
         for folder, files in found.values()
@@ -114,6 +123,21 @@ def _pair(
         if slide_id and (other := paired.setdefault(slide_id, file)) != file:
             raise CatalogError(f"{other} and {file}: two {what} of the slide {slide_id}")
     return paired
+
+
+def _other_annotations(
+    passed_over: Collection[Path], slides: Mapping[str, Path]
+) -> dict[str, Path]:
+    """Files of `OTHER_ANNOTATION_SUFFIXES` that are named as slides are."""
+    slide_ids = {slide_id.casefold(): slide_id for slide_id in slides}
+    found = {}
+    for file in sorted(passed_over):
+        if file.suffix.lower() in OTHER_ANNOTATION_SUFFIXES:
+            inner = Path(file.stem)
+            bare = inner.stem if inner.suffix.lower() in ANNOTATION_SUFFIXES else file.stem
+            if slide_id := slide_named(bare, slide_ids):
+                found[slide_id] = file
+    return found
 
 
 def slide_named(stem: str, slide_ids: Mapping[str, str]) -> str | None:
