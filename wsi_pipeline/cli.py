@@ -338,8 +338,8 @@ def mine(path, out):
 def status(run_dir):
     """What of a run is done, what failed, what is left."""
     from wsi_pipeline.jobs.record import read_failures
+    from wsi_pipeline.stages.run_directory import catalog_notes
     from wsi_pipeline.stages.status import (
-        catalog_notes,
         heatmap_reading,
         notes_by_slide,
         precision_summary,

@@ -61,6 +61,16 @@ class AnnotationConfig(Section):
         " they count from elsewhere, or are another slide's; 0 refuses none",
     )
 
+    @model_validator(mode="after")
+    def _one_meaning(self):
+        lists = {"positive": self.positive, "exclusion": self.exclusion, "ignored": self.ignored}
+        meant: dict[str, str] = {}
+        for of, names in lists.items():
+            for name in names:
+                if (other := meant.setdefault(name.casefold(), of)) != of:
+                    raise ValueError(f"the class {name!r} is both in {other} and in {of}")
+        return self
+
 
 class CatalogConfig(Section):
     """The slides, their annotations and patients."""

@@ -155,7 +155,7 @@ def test_areas_of_other_classes_only_are_no_lesions_and_named(tmp_path):
     path = asap(tmp_path / "a.xml", ("Polygon", "malignant", SQUARE), ("Polygon", "_2", INNER))
     found = read(path)
     assert (found.lesions, found.state) == ((), "unknown classes")
-    for part in ("malignant", "_2", "catalog.annotation.positive", "catalog.annotation.ignored"):
+    for part in ("malignant", "catalog.annotation.positive", "catalog.annotation.ignored"):
         assert part in found.unknown_classes
 
 
@@ -515,7 +515,6 @@ def test_bad_vertices_are_a_named_error(tmp_path, ring, message):
         ('X="100"', 'X="nan"', "not finite"),
         ('Order="1"', 'Order="b"', "not numeric"),
         ('Type="Polygon"', 'Type="Circle"', "its Type is 'Circle', not one of Polygon, Spline"),
-        ("Coordinates>", "Points>", "has no coordinates"),
     ],
 )
 def test_bad_xml_shape_is_a_named_error(tmp_path, old, new, message):
@@ -624,7 +623,7 @@ def test_qupath_features_without_a_class(test_data):
     found = read(test_data / "dlup/qupath05.geojson")
     assert len(found.lesions) == 3
     assert left_out(found) == {}
-    assert found.repairs == ("no shape has a class; their names ['I', 'UT'] are not read",)
+    assert found.doubts == ("no shape has a class; their names ['I', 'UT'] are not read",)
     found = read(test_data / "dlup/qupath05.geojson", positive=("Tumor",))
     assert (found.state, left_out(found)) == ("unknown classes", {"": 3})
     assert len(read(test_data / "dlup/qupath05.geojson", positive=("UT",)).lesions) == 1

@@ -214,16 +214,25 @@ def test_pairs_slides_and_masks_by_name(folder):
         scan_folders(slides, tissue=folder("tissue", "c.png"))
 
 
-def test_a_packed_or_unknown_file_named_as_a_slide_is_its_annotation_where_there_is_no_other(
-    folder,
-):
+def test_packed_annotations_pair_as_plain_ones_do(folder):
+    slides = folder("slides", "a.svs", "b.svs", "c.svs")
+    xml = folder("xml", "a.geojson.gz", "b.svs.xml.zip", "c.annotations")
+    frame, _ = scan_folders(slides, xml)
+    expected = [str(xml / file) for file in ("a.geojson.gz", "b.svs.xml.zip", "c.annotations")]
+    assert frame["annotation"].tolist() == expected
+    with pytest.raises(CatalogError, match="two annotations"):
+        scan_folders(slides, folder("xml", "a.geojson"))
+    with pytest.raises(CatalogError, match=r"other\.geojson\.gz: no slide of this name"):
+        scan_folders(slides, folder("orphan", "other.geojson.gz"))
+
+
+def test_an_unknown_file_named_as_a_slide_is_its_annotation_if_the_only_one(folder):
     """Passed over, it would make the slide one on which nothing was drawn."""
     slides = folder("slides", "a.svs", "b.svs", "c.svs", "d.svs")
-    files = ("a.xml", "a.qpdata", "b.geojson.gz", "c.ndpa", "notes.zip", "d.txt")
-    xml = folder("xml", *files)
+    xml = folder("xml", "a.xml", "a.qpdata", "b.csv", "c.ndpa", "notes.zip", "d.jpg")
     frame, notes = scan_folders(slides, xml)
     found = dict(zip(frame["slide_id"], frame["annotation"].fillna("none"), strict=True))
-    expected = {"a": "a.xml", "b": "b.geojson.gz", "c": "c.ndpa"}
+    expected = {"a": "a.xml", "b": "b.csv", "c": "c.ndpa"}
     assert found == {s: str(xml / file) for s, file in expected.items()} | {"d": "none"}
     assert "notes.zip" in notes[0]
-    assert "b.geojson.gz" not in notes[0]
+    assert "b.csv" not in notes[0]

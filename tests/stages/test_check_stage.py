@@ -1,6 +1,7 @@
 """What the check says of a cohort before anything starts: each fault once, and nothing else."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -203,11 +204,46 @@ def test_start_weights_that_know_a_test_patient_are_named(cohort, client, tmp_pa
 
 
 def test_too_little_room_on_disk_is_named(cohort, client, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 1000))
-    [(_, kind, text)] = look(client, cohort, train=TrainConfig(weights="none", cache=True))
-    assert kind == "disk"
-    # 4 slides of 49 squares of 32 px (200 px of tissue and its closing), 3 bytes a px
-    assert "train.cache takes the most" in text
+    # 6 slides of some 40 squares of 32 px (200 px of tissue): 40 bytes each, and 3 bytes a px in the
+    # cache, which the 4 slides of train and validation have.
+    cached = 4 * 40 * 3 * 32**2
+    free = {"bytes": cached * 1.3}
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free["bytes"])
+    )
+    train = TrainConfig(weights="none", cache=True)
+    assert look(client, cohort, train=train) == []
+    free["bytes"] = cached * 0.8
+    [(_, kind, text)] = look(client, cohort, train=train)
+    assert (kind, "train.cache takes the most" in text) == ("disk", True)
+    assert look(client, cohort) == []
+    for slide in ("s0", "s1"):  # what is there takes no more room
+        (cohort[0] / f"run/cache/{slide}.zarr").mkdir(parents=True)
+    assert look(client, cohort, train=train) == []
+
+
+def test_what_failed_is_looked_at_again(cohort, client):
+    """A file that was out of reach comes back with the same size and time."""
+    path = cohort[0] / "s3.tif"
+    data, stat = path.read_bytes(), path.stat()
+    path.write_bytes(bytes(len(data)))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert [slide for slide, *_ in look(client, cohort)] == ["s3"]
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert look(client, cohort) == []
+
+
+def test_slide_ids_of_digits_stay_text(cohort, client):
+    cohort[1][3][:2] = ["007", "none.tif"]
+    [(slide, kind, _)] = look(client, cohort)
+    assert (slide, kind) == ("007", "slide")
+
+
+def test_hard_negatives_that_cannot_be_used_are_named(cohort, client, tmp_path):
+    train = TrainConfig(weights="none", hard_negatives=tmp_path / "none.parquet")
+    [(_, kind, text)] = look(client, cohort, train=train)
+    assert (kind, "no table of hard negatives" in text) == ("settings", True)
 
 
 def test_a_run_that_would_end_in_the_middle_is_refused_before_it_starts(cohort):

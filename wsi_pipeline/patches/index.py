@@ -141,16 +141,21 @@ def uncovered_lesions(
     """Why no indexed patch's inner square intersects a lesion, by the ids of such lesions."""
     found = pc.unique(pc.list_flatten(index.table["lesions"]))
     ids = np.setdiff1d(np.arange(1, len(lesions) + 1), found.to_numpy()).tolist()
-    return {i: _why_uncovered(lesions[i - 1], index.grid, tissue) for i in ids}
-
-
-def _why_uncovered(lesion: shapely.Polygon, grid: PatchGrid, tissue: TissueMask) -> str:
+    if not ids:
+        return {}
+    grid = index.grid
     rows, cols = np.indices(grid.shape).reshape(2, -1)
-    cell, _, _ = _overlaps(grid, rows, cols, [lesion])
-    if not len(cell):
+    cell, lesion, _ = _overlaps(grid, rows, cols, [lesions[i - 1] for i in ids])
+    squares = {i: cell[lesion == number] for number, i in enumerate(ids, 1)}
+    return {i: _why_uncovered(rows[at], cols[at], grid, tissue) for i, at in squares.items()}
+
+
+def _why_uncovered(rows, cols, grid: PatchGrid, tissue: TissueMask) -> str:
+    """Why no patch finds a lesion that intersects these inner squares."""
+    if not len(rows):
         gaps = grid.stride_px > grid.inner_px
         return "lies between the inner squares" if gaps else "lies outside what was scanned"
-    share = tissue.fraction(grid.inner_boxes(rows[cell], cols[cell])).max()
+    share = tissue.fraction(grid.inner_boxes(rows, cols)).max()
     if share == 0:
         return "has no tissue in the mask"
     return f"is in inner squares with {share:.1%} tissue at most, too little for tile.min_tissue"

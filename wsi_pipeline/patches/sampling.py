@@ -25,6 +25,8 @@ from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.patches.index import PatchIndex
 
 LABELS = (0, 1)
+MAX_MPP_RATIO = 1.2
+"""Working resolutions further apart than this factor do not train or validate one model."""
 HARD_COLUMNS = pa.schema({"slide_id": pa.string(), "x": pa.int32(), "y": pa.int32()})
 LISTED = 5
 """As many rows stand in a message."""

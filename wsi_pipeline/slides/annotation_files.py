@@ -40,7 +40,12 @@ def _unpacked(data: bytes) -> bytes:
             return gzip.decompress(data)
         if data.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                if len(names := archive.namelist()) != 1:
+                names = [
+                    name
+                    for name in archive.namelist()
+                    if not name.endswith("/") and not name.startswith("__MACOSX/")
+                ]
+                if len(names) != 1:
                     raise AnnotationError(
                         f"is a zip archive of {len(names)} files, not of one annotation:"
                         f" {', '.join(names[:4])}"

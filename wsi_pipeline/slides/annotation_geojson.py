@@ -1,5 +1,6 @@
 """GeoJSON of QuPath, the Digital Slide Archive and others, parsed to shapes."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,11 +21,12 @@ QUPATH_FOUND = {
     "root": "root", "pathrootobject": "root",
 }  # fmt: skip
 QUPATH_KEYS = frozenset(("objectType", "object_type", "classification", "isLocked", "measurements"))
-# Where programs other than QuPath put an object's class, the most telling first: label and group
-# of the Digital Slide Archive, the terms of Cytomine, and what exports to GeoJSON are wont to say.
+# Where programs other than QuPath put an object's class, the most telling first, case ignored:
+# label and group of the Digital Slide Archive, the terms of Cytomine, what exports are wont to say.
 CLASS_KEYS = (
-    "label", "class", "class_name", "className", "classname", "Classification", "Class",
-    "annotation_type", "term", "terms", "category", "title", "text", "group",
+    "label", "labels", "class", "class_name", "classname", "pathclass", "annotation_class",
+    "annotationclass", "annotation_type", "term", "terms", "category", "layer", "title", "text",
+    "group", "annotation", "type",
 )  # fmt: skip
 
 
@@ -66,9 +68,10 @@ def _found_by_qupath(feature: dict, properties: dict) -> str:
 
 def _geojson_classes(properties: dict, name: str) -> tuple[str, ...]:
     """The class of an object and those that it derives from, under the first key that has one."""
-    classification = properties.get("classification")
+    by_key = {str(key).casefold(): value for key, value in properties.items()}
+    classification = by_key.get("classification")
     if isinstance(classification, dict):
-        classification = classification.get("names") or classification.get("name")
+        classification = classification.get("names") or _class_name(classification)
     elif classification is not None and not isinstance(classification, (str, list)):
         raise AnnotationError(
             f"{name}: 'classification' is {short(classification)}, not an object or a name"
@@ -76,10 +79,10 @@ def _geojson_classes(properties: dict, name: str) -> tuple[str, ...]:
     if isinstance(classification, list):
         classification = ": ".join(map(str, classification))
     if classification:
-        parts = str(classification).split(": ")
+        parts = re.split(r":\s*", str(classification))
         return tuple(": ".join(parts[:n]) for n in range(len(parts), 0, -1))
     for key in CLASS_KEYS:
-        value = properties.get(key)
+        value = by_key.get(key)
         if isinstance(value, list):
             value = ": ".join(_class_name(item) for item in value)
         if own := _class_name(value):

@@ -23,8 +23,20 @@ REGION_NO_AREAS = {"3": "arrow", "4": "ruler", "Ruler": "ruler", "Pin": "point"}
 ELLIPSE_POINTS = 256
 
 
+def refuse_unread(root, path: str, program: str) -> None:
+    """Refuse XML that has coordinates elsewhere than where its program writes them."""
+    read = len(root.findall(path))
+    there = sum("X" in element.attrib or "x" in element.attrib for element in root.iter())
+    if there > read:
+        raise AnnotationError(
+            f"has {there} points, of which {read} lie where {program} writes them ({path}): it is"
+            " of another form"
+        )
+
+
 def asap_shapes(root) -> Iterator[Shape]:
     """Shapes of ASAP's XML, in the file's order; an `AnnotationError` names a malformed one."""
+    refuse_unread(root, "Annotations/Annotation/Coordinates/Coordinate", "ASAP")
     parents = {
         group.get("Name", ""): group.get("PartOfGroup", "None")
         for group in root.iterfind("AnnotationGroups/Group")
@@ -55,6 +67,7 @@ def _asap_classes(group: str, parents: dict[str, str]) -> tuple[str, ...]:
 
 def layered_shapes(root) -> Iterator[Shape]:
     """Shapes of ImageScope's layers, and of HALO's."""
+    refuse_unread(root, "Annotation/Regions/Region/Vertices/*", "ImageScope")
     regions = [
         (str(number), layer, region)
         for number, layer in enumerate(root.iterfind("Annotation"))
@@ -63,7 +76,8 @@ def layered_shapes(root) -> Iterator[Shape]:
     for number, (layer_id, layer, region) in enumerate(regions, 1):
         name = named(number, f"layer {layer.get('Id', layer_id)} region {region.get('Id', number)}")
         classes = _layer_classes(layer, region)
-        role: Role | None = "exclusion" if region.get("NegativeROA") == "1" else None
+        negative = region.get("NegativeROA", "").lower() in ("1", "true")
+        role: Role | None = "exclusion" if negative else None
         kind = region.get("Type", "0")
         if kind in REGION_NO_AREAS:
             yield Shape(name, classes, kind=REGION_NO_AREAS[kind])
@@ -89,19 +103,16 @@ def _outline(area: str, points: list[list[float]]) -> list[list[float]] | np.nda
 
 
 def _layer_classes(layer, region) -> tuple[str, ...]:
-    """The layer's name, else the region's text or attribute, else the layer's attribute."""
-    if own := layer.get("Name") or region.get("Text"):
+    """The layer's name, else the region's text and attributes, then the layer's attributes."""
+    if own := layer.get("Name"):
         return (own,)
-    values = [a.get("Value", "") for a in region.iterfind("Attributes/Attribute")]
-    if own := next(filter(None, values), ""):
-        return (own,)
+    found = [region.get("Text", "")]
+    found += [a.get("Value", "") for a in region.iterfind("Attributes/Attribute")]
     for attribute in layer.iterfind("Attributes/Attribute"):
         # ImageScope's own attribute is called Description; the name of another may be the class.
         name = attribute.get("Name", "")
-        found = (attribute.get("Value", ""), "" if name == "Description" else name)
-        if classes := tuple(filter(None, found)):
-            return classes
-    return ()
+        found += [attribute.get("Value", ""), "" if name == "Description" else name]
+    return tuple(filter(None, found))
 
 
 def _xml_points(elements, name: str) -> list[list[float]]:

@@ -64,22 +64,26 @@ class Annotation:
         "unknown classes" (areas of classes that the settings do not name) or "unusable" (shapes
         without area: points, lines, cells that QuPath found).
     repairs : tuple of str
-        What was mended, clipped or read in a way that its author may not have meant.
+        What was mended or clipped, and classes that count as those that they are part of.
+    doubts : tuple of str
+        What may be read in another way than its author meant.
     left_out : dict of (str, str) to int
         Number of shapes left out, by kind ("area", "point", "cell" ...) and class: areas of
         classes that the settings do not name, and whatever has no area. '' is no class.
     marks_tumour : int
         How many of those are of a class that is tumour.
-    drawn : shapely.Geometry, optional
-        The tumour in the file's own coordinates, before it was moved to the slide's and clipped.
+    drawn, placed : shapely.Geometry, optional
+        The tumour in the file's own coordinates, and in level-0 px before it was clipped.
     """
 
     lesions: tuple[shapely.Polygon, ...] = ()
     state: State = "nothing"
     repairs: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     left_out: Mapping[tuple[str, str], int] = field(default_factory=dict)
     marks_tumour: int = 0
     drawn: shapely.Geometry | None = None
+    placed: shapely.Geometry | None = None
 
     @property
     def met(self) -> str:
@@ -165,7 +169,9 @@ def read_annotation(
         parse, document = recognise(path)
         shapes = list(parse(document))
         repairs: list[str] = []
-        roles = _roles(shapes, [*positive], [*exclusion], [*ignored], repairs)
+        doubts: list[str] = []
+        positive = [*positive]
+        roles = _roles(shapes, positive, [*exclusion], [*ignored], repairs, doubts)
         tumour = _tumour(shapes, roles, repairs)
         placed = affine_transform(tumour, to_level0)
         lesions = _lesions(_clip(placed, size, repairs, tumour), repairs)
@@ -178,8 +184,7 @@ def read_annotation(
         raise OffSlideError(f"{path}: {error}", error.drawn) from error
     except (AnnotationError, shapely.errors.GEOSException, RecursionError) as error:
         raise AnnotationError(f"{path}: {error}") from error
-    # Without tumour, exclusions cut nothing: they are left out too.
-    used = ("tumour", "exclusion", "ignored") if lesions else ("ignored",)
+    used = ("tumour", "exclusion", "ignored")
     others = [s for s, role in zip(shapes, roles, strict=True) if role not in used]
     normal = parse is ncrf_shapes and shapes
     return Annotation(
@@ -187,8 +192,10 @@ def read_annotation(
         state="normal" if normal and not lesions else _state(shapes, roles, lesions),
         repairs=tuple(repairs),
         left_out=dict(Counter((shape.kind, shape.group) for shape in others)),
+        doubts=(*doubts, *_nearly_tumour(others, positive)),
         marks_tumour=roles.count("marks tumour"),
         drawn=tumour,
+        placed=placed,
     )
 
 
@@ -246,40 +253,64 @@ def uses_bounds_origin(path: str | Path) -> bool:
         raise AnnotationError(f"{path}: {error}") from error
 
 
+def _spelling(name: str) -> str:
+    """A class's name without what does not tell it from another: case and spaces."""
+    return " ".join(name.casefold().split())
+
+
 def _number(n: int, kind: str) -> str:
     """So many of a kind: "2 areas", "2 sets of points"."""
     noun, *rest = kind.split(" of ")
     return " of ".join([f"{n} {noun}{'s' * (n > 1)}", *rest])
 
 
-def _roles(shapes: list[Shape], positive, exclusion, ignored, repairs) -> list[str | None]:
+def _roles(shapes: list[Shape], positive, exclusion, ignored, repairs, doubts) -> list[str | None]:
     """Tell of each shape what it is: tumour, exclusion, a mark of tumour, ignored, or None."""
-    by_class = {name.casefold(): "ignored" for name in ignored}
-    by_class |= {name.casefold(): "exclusion" for name in exclusion}
-    by_class |= {name.casefold(): "tumour" for name in positive}
+    by_class = {_spelling(name): "ignored" for name in ignored}
+    by_class |= {_spelling(name): "exclusion" for name in exclusion}
+    by_class |= {_spelling(name): "tumour" for name in positive}
     classes = [shape.classes for shape in shapes]
     if not any(classes):  # then objects may be told apart by their names
-        classes = [(s.label,) if s.label and s.label.casefold() in by_class else () for s in shapes]
+        classes = [(s.label,) if s.label and _spelling(s.label) in by_class else () for s in shapes]
         if labels := sorted({s.label for s in shapes if s.label}):
             read = "read as such where the settings name them" if any(classes) else "not read"
-            repairs.append(f"no shape has a class; their names {labels} are {read}")
-    with_class = [of for s, of in zip(shapes, classes, strict=True) if s.rings and s.role is None]
-    if len(set(positive)) > 1 and any(with_class):
+            doubts.append(f"no shape has a class; their names {labels} are {read}")
+    if len(set(positive)) > 1 and any(classes):
         by_class.pop("", None)  # where others have classes, a shape without one says nothing
     roles: list[str | None] = []
+    counts_as: Counter[tuple[str, str]] = Counter()
     for shape, of_shape in zip(shapes, classes, strict=True):
-        known = [name.casefold() for name in of_shape or ("",) if name.casefold() in by_class]
+        known = [_spelling(name) for name in of_shape or ("",) if _spelling(name) in by_class]
         role = by_class[known[0]] if known else None
+        if known and of_shape and known[0] != _spelling(of_shape[0]):
+            counts_as[of_shape[0], known[0]] += 1
         if not shape.rings and role != "ignored":
             role = "marks tumour" if role == "tumour" else None
         roles.append(shape.role or role)
+    repairs += [f"{n} of class {own!r} count as {other!r}" for (own, other), n in counts_as.items()]
     return roles
+
+
+def _nearly_tumour(others: list[Shape], positive: list[str]) -> list[str]:
+    """Classes that are left out although they hold the name of one that is tumour."""
+    names = {_spelling(name) for name in positive} - {""}
+    found = dict.fromkeys(
+        shape.group
+        for shape in others
+        if shape.rings and any(name in _spelling(shape.group) for name in names)
+    )
+    return [
+        f"class {group!r} is left out: name it in catalog.annotation.positive if it is tumour, else"
+        " in catalog.annotation.ignored"
+        for group in found
+    ]
 
 
 def _state(shapes: list[Shape], roles: list[str | None], lesions) -> State:
     if lesions:
         return "lesions"
-    met = [shape for shape, role in zip(shapes, roles, strict=True) if role != "ignored"]
+    known = ("ignored", "exclusion")  # without tumour, exclusions cut nothing
+    met = [shape for shape, role in zip(shapes, roles, strict=True) if role not in known]
     if not met:
         return "nothing"
     return "unknown classes" if any(shape.rings for shape in met) else "unusable"

@@ -11,7 +11,13 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wsi_pipeline.errors import CatalogError
-from wsi_pipeline.slides.patients import AUTO, NO_PATIENT, refuse_several_for_a_name, with_patients
+from wsi_pipeline.slides.patients import (
+    AUTO,
+    KNOWN_NAMES,
+    NO_PATIENT,
+    refuse_several_for_a_name,
+    with_patients,
+)
 from wsi_pipeline.slides.same_slide import existing_form, refuse_same_files
 
 FILE_COLUMNS = ("path", "annotation", "tissue", "exclude")
@@ -142,7 +148,9 @@ def read_measured_slides(path) -> pd.DataFrame:
     lines, rows = _read_rows(path, _MeasuredRow)
     places = _refuse_repeated_ids(rows, path, lines)
     frame = pd.DataFrame([row.model_dump() for row in rows])
-    return with_patients(frame, AUTO, str(path), places)
+    frame = with_patients(frame, AUTO, str(path), places)
+    refuse_several_for_a_name(frame, str(path), places)
+    return frame
 
 
 def _read_rows(path: Path, kind: type[R]) -> tuple[list[int], list[R]]:
@@ -205,7 +213,7 @@ def catalog_frame(
     for column in FILE_COLUMNS:
         refuse_same_files(frame, column, source, places)
     frame = with_patients(frame, patient_from, source, places)
-    if patient_from == AUTO:
+    if patient_from == AUTO or patient_from in KNOWN_NAMES:
         refuse_several_for_a_name(frame, source, places)
     return frame
 

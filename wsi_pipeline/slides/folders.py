@@ -20,11 +20,16 @@ SLIDE_SUFFIXES = frozenset([
     ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn",
     ".mrxs", ".svslide", ".bif", ".czi", ".avs", ".dcm",
 ])  # fmt: skip
-ANNOTATION_SUFFIXES = frozenset((".xml", ".json", ".geojson"))
-# A slide's annotation where there is no other: packed, or of a form that reading refuses by name.
-# Passed over, it would make the slide one without annotation.
+PLAIN_ANNOTATION_SUFFIXES = (".xml", ".json", ".geojson", ".annotations")
+PACKED = (".gz", ".zip")
+ANNOTATION_SUFFIXES = frozenset([
+    plain + packed for plain in PLAIN_ANNOTATION_SUFFIXES for packed in ("", *PACKED)
+])  # fmt: skip
+# Of files named as a slide without annotation: passed over, they would make it one on which nothing
+# was drawn. Reading tells what they are.
 OTHER_ANNOTATION_SUFFIXES = frozenset((
-    ".gz", ".bz2", ".xz", ".zip", ".7z", ".annotations", ".annotation", ".qpdata", ".ndpa",
+    ".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz", ".annotation", ".qpdata",
+    ".ndpa", ".roi", ".wkt", ".csv", ".tsv", ".txt", ".jsonl", ".sqlite", ".db", ".bak", ".xlsx",
 ))  # fmt: skip
 PARTIAL_SUFFIXES = frozenset((".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp"))
 SYSTEM_NAMES = re.compile(r"\..*|~\$.*|\$.*|@eadir|__macosx|thumbs\.db|desktop\.ini", re.IGNORECASE)
@@ -130,14 +135,23 @@ def _other_annotations(
 ) -> dict[str, Path]:
     """Files of `OTHER_ANNOTATION_SUFFIXES` that are named as slides are."""
     slide_ids = {slide_id.casefold(): slide_id for slide_id in slides}
-    found = {}
+    found: dict[str, Path] = {}
     for file in sorted(passed_over):
-        if file.suffix.lower() in OTHER_ANNOTATION_SUFFIXES:
-            inner = Path(file.stem)
-            bare = inner.stem if inner.suffix.lower() in ANNOTATION_SUFFIXES else file.stem
-            if slide_id := slide_named(bare, slide_ids):
-                found[slide_id] = file
+        slide_id = slide_named(file.stem, slide_ids)
+        if slide_id and file.suffix.lower() in OTHER_ANNOTATION_SUFFIXES:
+            found.setdefault(slide_id, file)
     return found
+
+
+def _suffix(name: str, suffixes: Collection[str]) -> str:
+    """The longest of the suffixes that a file's name ends in, case ignored; else its own."""
+    name = name.lower()
+    known = [suffix for suffix in suffixes if name.endswith(suffix)]
+    return max(known, key=len) if known else Path(name).suffix
+
+
+def _stem(file: Path, suffixes: Collection[str]) -> str:
+    return file.name[: len(file.name) - len(_suffix(file.name, suffixes))]
 
 
 def slide_named(stem: str, slide_ids: Mapping[str, str]) -> str | None:
@@ -191,7 +205,7 @@ def find_files(folder, suffixes: Collection[str], what: str) -> FoundFiles:
                 f"{file.parent}: holds several DICOM files, which may be one slide; list the"
                 " slides in a table, one file of each"
             )
-        if (other := by_name.setdefault(file.stem.casefold(), file)) == file:
+        if (other := by_name.setdefault(_stem(file, suffixes).casefold(), file)) == file:
             continue
         if file_identity(file) != file_identity(other):
             raise CatalogError(
@@ -204,7 +218,7 @@ def find_files(folder, suffixes: Collection[str], what: str) -> FoundFiles:
         raise CatalogError(
             f"{folder}: holds no {what} ({' '.join(sorted(suffixes))})" + (note and f"; {note}")
         )
-    by_name = {file.stem: file for file in by_name.values()}
+    by_name = {_stem(file, suffixes): file for file in by_name.values()}
     return FoundFiles(dict(sorted(by_name.items())), passed_over)
 
 
@@ -246,7 +260,7 @@ def _passed_over_kind(entry: Path, is_folder: bool, names: set[str], suffixes) -
         if f"{entry.name.casefold()}.mrxs" in names:
             return "data folders of MIRAX slides"
         return "Zarr stores" if suffix == ".zarr" else ""
-    if suffix in suffixes:
+    if _suffix(entry.name, suffixes) in suffixes:
         return ""
     if suffix in PARTIAL_SUFFIXES:
         return "unfinished downloads"

@@ -86,19 +86,20 @@ def read_mask(
     """
     path = Path(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        image = _read_image(path, grid)
+        image = _read_image(path, grid, classes=values is not None)
         frame, notes = _frame_of_image(path, image.shape[::-1], grid)
         inside = image != 0 if values is None else np.isin(image, values)
         return _resampled(inside, frame, grid), notes
     return _polygons(path, grid, origin), ()
 
 
-def _read_image(path: Path, grid: MaskGrid) -> np.ndarray:
+def _read_image(path: Path, grid: MaskGrid, *, classes: bool) -> np.ndarray:
     """Pixels as a 2-D array: of the coarsest level of a pyramid that is as fine as the grid."""
     try:
         if path.suffix.lower() == ".png":
             with Image.open(path) as file:
-                image = np.asarray(file)
+                # Indices of a palette are classes; without these, its colours count.
+                image = np.asarray(file if classes or file.mode != "P" else file.convert("L"))
         else:
             with tifffile.TiffFile(path) as file:
                 levels = file.series[0].levels
@@ -111,11 +112,22 @@ def _read_image(path: Path, grid: MaskGrid) -> np.ndarray:
                         f" {LARGEST_PX:,}. Give a coarser one, or a pyramidal TIFF."
                     )
                 image = level.asarray()
+                if file.pages[0].aspage().photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+                    # Of one bit, tifffile writes True so unless told otherwise.
+                    image = image if image.dtype == bool else image.max() - image
     except (
         OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError,
         tifffile.TiffFileError,
     ) as error:  # fmt: skip
         raise MaskError(f"{path}: cannot be read as an image: {error}") from error
+    if image.ndim == 3 and image.shape[2] in (2, 4):  # the last is opacity
+        if np.ptp(image[..., -1]):
+            raise MaskError(
+                f"{path}: its opacity varies, so what it means is not clear. Save it without alpha."
+            )
+        image = image[..., :-1] if image.shape[2] == 4 else image[..., 0]
+    if image.dtype.kind == "f" and not np.isin(image, (0, 1)).all():
+        raise MaskError(f"{path}: has values between 0 and 1. A mask says yes or no.")
     if image.ndim == 3 and (image[..., :3] == image[..., :1]).all():
         image = image[..., 0]
     if image.ndim != 2:
@@ -180,8 +192,17 @@ def _polygons(path: Path, grid: MaskGrid, origin: Origin) -> np.ndarray:
         raise MaskError(f"{path}: {error}") from error
     if not shapes:
         raise MaskError(f"{path}: holds no polygon. A mask needs areas.")
-    polygons = [shapely.Polygon(shape.rings[0], shape.rings[1:]) for shape in shapes]
-    union = shapely.union_all(shapely.make_valid(polygons))
+    drawn = {
+        cut: shapely.union_all(
+            [
+                shapely.make_valid(shapely.Polygon(shape.rings[0], shape.rings[1:]))
+                for shape in shapes
+                if (shape.role == "exclusion") == cut
+            ]
+        )
+        for cut in (False, True)
+    }
+    union = drawn[False].difference(drawn[True])
     counts_from = stated_origin(path, origin)
     to_level0 = file_to_level0(counts_from, 1.0, bounds=grid.bounds, size=grid.size)
     union = translate(affine_transform(union, to_level0), -grid.bounds.x, -grid.bounds.y)

@@ -17,7 +17,10 @@ KNOWN_NAMES = {
     "gtex": r"(GTEX-[A-Z0-9]{4,5})-\d{4}.*",  # GTEX-1117F-0126
     "camelyon17": r"(patient_\d+)_node_\d+.*",  # patient_010_node_4
 }
-NO_PATIENT = frozenset(("na", "n/a", "nan", "null", "none", "unknown", "-", "?"))
+NO_PATIENT = frozenset((
+    "na", "n/a", "n.a.", "#n/a", "#ref!", "nan", "null", "none", "unknown", "missing",
+    "[not available]", "-", "--", "?",
+))  # fmt: skip
 """What tables write where they know no patient; case ignored."""
 AUTO, FROM_TABLE, FROM_SETTING, ITSELF = "auto", "table", "setting", "slide"
 PATIENTS_NAMED = 5

@@ -28,7 +28,8 @@ def assign_splits(frame: pd.DataFrame, shares: Mapping[str, float], seed: int) -
     pandas.DataFrame
         A copy with the column ``split`` filled.
     """
-    tumour = (frame["label"].eq(1) | frame["annotation"].notna()).fillna(False)
+    normal = frame["label"].eq(0).fillna(False)
+    tumour = (frame["label"].eq(1) | (frame["annotation"].notna() & ~normal)).fillna(False)
     has_tumour = tumour.astype(bool).groupby(frame["patient_id"]).any()
     order = sorted(has_tumour.index, key=lambda patient: _draw(seed, patient))
     with_tumour = [patient for patient in order if has_tumour[patient]]

@@ -76,7 +76,10 @@ def _keep_notes(config: Config, notes: list[str], new: list[str]) -> list[str]:
     for note in new:
         logger.info("note: %s", note)
     together = [*notes, *new]
-    write_whole(notes_path(config.out), "".join(f"{note}\n" for note in together).encode())
+    write_whole(
+        notes_path(config.out),
+        "".join(f"{note}\n" for note in together).encode(errors="backslashreplace"),
+    )
     return together
 
 
@@ -100,13 +103,12 @@ def copied_slides(results: dict[str, dict], frame: pd.DataFrame) -> list[str]:
 
 
 def _refuse_copies(copied: list[str]):
-    if not copied:
-        return
-    raise CatalogError(
-        f"{'; '.join(copied[:COPIES_NAMED])} (slides with copies: {len(copied)}). Keep one of"
-        " each: copies in two splits leak, and copies in one split count twice. slides.parquet"
-        " marks all of them 'copy'"
-    )
+    if copied:
+        raise CatalogError(
+            f"{'; '.join(copied[:COPIES_NAMED])} (slides that have copies: {len(copied)}). Keep one"
+            " of each: copies in two splits leak, and copies in one split count twice."
+            " slides.parquet marks all of them 'copy'"
+        )
 
 
 def _listed(names: list[str]) -> str:
@@ -141,13 +143,17 @@ class InspectSlide(Unit):
             found = slide_annotation(slide, self.annotation, self.annotation_rules)
             width, height = slide.size
             label, doubts = self._label(found)
+            doubts = [*found.doubts, *doubts]
+            notes = [*found.notes, *doubts]
+            if label == 0 and self.label is None and self.annotation and found.state == "nothing":
+                notes.append("nothing is drawn in its annotation: normal, by catalog.unannotated")
             return {
                 "width": width,
                 "height": height,
                 "mpp": slide.mpp,
                 "label": label,
                 "lesions": len(found.lesions),
-                "notes": [*found.notes, *doubts],
+                "notes": notes,
                 "doubts": doubts,
                 "fingerprint": slide_fingerprint(slide),
                 "annotation": self.annotation.state if self.annotation else None,
@@ -172,9 +178,10 @@ class InspectSlide(Unit):
             return 0, []
         if found.state == "unusable":
             return -1, ["nothing that is drawn has an area: its label is unknown"]
-        label = 0 if self.unannotated == "normal" else -1
-        as_told = f"nothing is drawn in its annotation: {self.unannotated}, by catalog.unannotated"
-        return label, [as_told] if file else []
+        if self.unannotated == "normal":
+            return 0, []
+        as_told = "nothing is drawn in its annotation: unknown, by catalog.unannotated"
+        return -1, [as_told] if file else []
 
 
 def _open(path: str, mpp: float | None, default_mpp: float | None) -> Slide:

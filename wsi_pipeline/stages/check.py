@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from distributed import Client
 
@@ -18,9 +19,12 @@ from wsi_pipeline.errors import (
     WsiError,
 )
 from wsi_pipeline.files import write_csv
-from wsi_pipeline.jobs.record import read_failures
+from wsi_pipeline.jobs.record import read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import Unit
+from wsi_pipeline.patches.index import SCHEMA_VERSION as INDEX_VERSION
+from wsi_pipeline.patches.sampling import MAX_MPP_RATIO, read_hard_negatives
+from wsi_pipeline.stages.catalog import SCHEMA_VERSION as CATALOG_VERSION
 from wsi_pipeline.stages.catalog import (
     InspectSlide,
     copied_slides,
@@ -28,15 +32,13 @@ from wsi_pipeline.stages.catalog import (
     listed_slides,
     same_annotations,
 )
-from wsi_pipeline.stages.leakage import patients_of_weights
-from wsi_pipeline.stages.run_directory import TRAINING_SPLITS, check_path
+from wsi_pipeline.stages.leakage import patients_of_weights, shared_patients
+from wsi_pipeline.stages.run_directory import TRAINING_SPLITS, cache_path, check_path
 from wsi_pipeline.stages.tile_inputs import TileInputs
 
 SCHEMA_VERSION = 1
 PLAUSIBLE_MPP = (0.05, 4.0)
 """Of scanners, um per level-0 px; 42 would be a printer's 600 dots per inch."""
-MAX_MPP_RATIO = 1.2
-"""Between the working resolutions of slides that one model is trained on and applied to."""
 BYTES_A_PATCH = 40
 """Of its index, its heatmap pixel and its scores."""
 
@@ -48,7 +50,7 @@ KINDS = {
 }
 ADVICE = {
     "slide": "replace the file, or leave the slide out of the table",
-    "resolution": "state the true one: column mpp of the table, or catalog.mpp",
+    "resolution": "state the true one in the table's column mpp",
     "annotation": "see docs/annotations.md",
     "label": "correct the label of the table, or the annotation",
     "mask": "see docs/tissue.md",
@@ -56,7 +58,7 @@ ADVICE = {
     "copy": "keep one of each",
     "split": "see catalog.split, and the table's columns split and label",
     "leakage": "set train.weights to others, or move the patients to another split",
-    "settings": "correct train.weights",
+    "settings": "correct the setting",
     "disk": "make room, or set out to another disk",
 }
 
@@ -95,6 +97,7 @@ class CheckSlide(Unit):
 
     inspect: InspectSlide
     inputs: TileInputs
+    attempt: int  # what failed is looked at again: a file may be whose time did not change
 
     def run(self) -> dict:
         """Open it, its annotation and its tissue.
@@ -104,36 +107,36 @@ class CheckSlide(Unit):
         dict
             ``findings``: pairs of kind and text. Of a slide that can be opened also what
             `InspectSlide` tells; of one that can be tiled, ``working_mpp`` and ``patches``, about
-            how many it will give.
+            how many it will give. ``failed``: whether something could not be read or used.
         """
         findings: list[tuple[str, str]] = []
-        seen: dict = {"findings": findings}
+        seen: dict = {"findings": findings, "attempt": self.attempt, "failed": False}
+        implausible = ""
         try:
             seen |= self.inspect.run()
             findings += [("annotation", text) for text in seen["doubts"]]
             if implausible := self._implausible(seen["mpp"]):
-                findings.append(("resolution", implausible))  # all else depends on it
-                return seen
+                findings.append(("resolution", implausible))
             view = replace(self.inputs, mpp=seen["mpp"]).look()
             findings += [("annotation", text) for text in view.misplaced]
             findings += [("tissue", text) for text in view.tissue.notes]
             if view.tissue.unread:
                 text = f"parts of it cannot be decoded: {view.tissue.unread[0]}"
                 findings.append(("slide", text))
-            seen |= {"working_mpp": view.grid.working_mpp, "patches": view.expected_patches}
+            working_mpp = None if implausible else view.grid.working_mpp
+            seen |= {"working_mpp": working_mpp, "patches": view.expected_patches}
         except WsiError as error:
-            kind = KINDS.get(type(error), "slide")
-            findings.append((kind, str(error)))
+            seen["failed"] = True
+            if not implausible:  # else this follows from it
+                findings.append((KINDS.get(type(error), "slide"), str(error)))
         return seen
 
     def _implausible(self, mpp: float) -> str:
         low, high = PLAUSIBLE_MPP
-        if self.inspect.mpp is not None or low <= mpp <= high:
+        if low <= mpp <= high:
             return ""
-        return (
-            f"{self.inspect.slide.path} states {mpp:.4g} um per px at level 0; scanners have"
-            f" {low:g} to {high:g}"
-        )
+        source = self.inspect.slide.path if self.inspect.mpp is None else "the table"
+        return f"{source} states {mpp:.4g} um per px at level 0; scanners have {low:g} to {high:g}"
 
 
 def run(config: Config, client: Client) -> Outcome:
@@ -149,18 +152,23 @@ def run(config: Config, client: Client) -> Outcome:
         If the table or the folders contradict themselves, or hold no slide.
     """
     frame, _ = listed_slides(config)
+    before = {key: line["result"] for key, line in read_done(config.out, "check").items()}
+    attempts = {key: of.get("attempt", 0) + of.get("failed", 0) for key, of in before.items()}
     outcome = run_units(
         client,
         (
             CheckSlide(
-                row.slide_id, inspection(row, config.catalog), TileInputs.of_slide(row, config)
+                row.slide_id,
+                inspection(row, config.catalog),
+                TileInputs.of_slide(row, config),
+                attempts.get(row.slide_id, 0),
             )
             for row in frame.itertuples(index=False)
         ),
         total=len(frame),
         run_dir=config.out,
         stage="check",
-        schema_version=SCHEMA_VERSION,
+        schema_version=[SCHEMA_VERSION, CATALOG_VERSION, INDEX_VERSION],
         retries=config.jobs.retries,
         window=config.jobs.window,
     )
@@ -189,7 +197,8 @@ def run(config: Config, client: Client) -> Outcome:
 
 def read_findings(run_dir: Path) -> list[Finding]:
     """Read what `run` wrote."""
-    rows = pd.read_csv(check_path(run_dir), keep_default_na=False)
+    text = dict.fromkeys(("slide_id", "kind", "what", "advice"), str)
+    rows = pd.read_csv(check_path(run_dir), dtype=text, keep_default_na=False)
     return [Finding(**row) for row in rows.to_dict("records")]
 
 
@@ -205,16 +214,24 @@ def _table(results: dict[str, dict]) -> pd.DataFrame:
 
 
 def _resolutions(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
-    """Slides whose working resolution is not that of most."""
-    usual = slides["working_mpp"].median()
-    ratio = slides["working_mpp"] / usual
-    for slide in slides[(ratio > MAX_MPP_RATIO) | (ratio < 1 / MAX_MPP_RATIO)].itertuples():
+    """Slides whose working resolution is not that of most; training refuses to mix them."""
+    slides = slides[slides["working_mpp"].notna()]  # of plausible slides
+    mpp = slides["working_mpp"].to_numpy(float)
+    if not len(mpp):
+        return
+    alike = np.abs(np.log(mpp[:, np.newaxis] / np.unique(mpp))) <= np.log(MAX_MPP_RATIO) / 2
+    usual = np.unique(mpp)[alike.sum(axis=0).argmax()]
+    apart = slides[np.abs(np.log(mpp / usual)) > np.log(MAX_MPP_RATIO) / 2]
+    trained = slides.loc[slides["split"].isin(TRAINING_SPLITS), "working_mpp"]
+    mixed = trained.max() > MAX_MPP_RATIO * trained.min()
+    for slide in apart.itertuples():
         what = (
             f"its patches would have {slide.working_mpp:.4g} um per px, those of most slides"
             f" {usual:.4g}"
         )
+        refuses = bool(mixed and slide.split in TRAINING_SPLITS)
         advice = "set tile.mpp, and tile.level to null"
-        yield Finding(slide.slide_id, "resolution", what, advice)
+        yield Finding(slide.slide_id, "resolution", what, advice, refuses)
 
 
 def _splits(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
@@ -223,6 +240,9 @@ def _splits(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
         if not slides.loc[slides["split"] == name, "lesions"].gt(0).any():
             what = f"no slide with lesions is in the {name} split: training needs tumour patches"
             yield Finding.of("split", what, refuses=True)
+    if "test" not in config.heatmap.splits:
+        what = f"heatmap.splits is {[*config.heatmap.splits]}: evaluation needs the test split"
+        yield Finding.of("settings", what, refuses=True)
     labels = set(slides.loc[slides["split"] == "test", "label"]) - {-1}
     if not labels:
         what = "no slide of known label is in the test split: there is nothing to evaluate"
@@ -234,26 +254,39 @@ def _splits(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
 
 
 def _leakage(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
-    """Start weights that are not there, or have seen patients of the test split."""
-    weights = config.train.weights
-    if weights not in ("imagenet", "none") and not Path(weights).is_file():
-        what = f"train.weights is {weights}: there is no such file"
+    """What training starts from: missing files, and slides or patients that it must not know."""
+    train, of_split = (
+        config.train,
+        {s: slides[slides["split"] == s] for s in ("validation", "test")},
+    )
+    if train.weights not in ("imagenet", "none") and not Path(train.weights).is_file():
+        what = f"train.weights is {train.weights}: there is no such file"
         yield Finding.of("settings", what, refuses=True)
         return
+    test, validation = (set(of_split[s]["patient_id"]) for s in ("test", "validation"))
+    test_slides = set(of_split["test"]["slide_id"])
     try:
-        test = slides[slides["split"] == "test"]
-        patients_of_weights(
-            weights, test=set(test["patient_id"]), test_slides=set(test["slide_id"])
-        )
+        known = patients_of_weights(train.weights, test=test, test_slides=test_slides)
+        if validation and not validation - set(shared_patients(validation, {*known["earlier"]})):
+            what = f"{train.weights}: all patients of the validation split trained these weights"
+            yield Finding.of("leakage", what, refuses=True)
     except RunError as error:
         yield Finding.of("leakage", str(error), refuses=True)
+    if train.hard_negatives is not None:
+        try:
+            read_hard_negatives(train.hard_negatives, test_slides)
+        except RunError as error:
+            yield Finding.of("settings", str(error), refuses=True)
 
 
 def _disk(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
     """Less room than the cache and the heatmaps may take."""
     needed = BYTES_A_PATCH * slides["patches"].sum()
     if config.train.cache:
-        kept = slides["split"].isin(TRAINING_SPLITS) & slides["label"].ge(0)
+        there = [cache_path(config.out, slide_id).exists() for slide_id in slides["slide_id"]]
+        kept = (
+            slides["split"].isin(TRAINING_SPLITS) & slides["label"].ge(0) & ~np.array(there, bool)
+        )
         needed += 3 * config.tile.patch_px**2 * slides.loc[kept, "patches"].sum()
     free = shutil.disk_usage(config.out).free
     if needed > free:

@@ -51,6 +51,7 @@ from wsi_pipeline.stages import tile
 from wsi_pipeline.stages.leakage import learned_patients, of_patients, refuse_leakage
 from wsi_pipeline.stages.lesion_pictures import picture_units, read_pictures
 from wsi_pipeline.stages.run_directory import (
+    catalog_notes,
     evaluation_folder,
     explanation_folder,
     explanations_link,
@@ -63,7 +64,6 @@ from wsi_pipeline.stages.run_directory import (
 )
 from wsi_pipeline.stages.slide_annotation import slide_annotation
 from wsi_pipeline.stages.status import (
-    catalog_notes,
     failures_on_the_way,
     notes_by_slide,
     precision_difference,
@@ -96,7 +96,8 @@ def run(config: Config, client: Client) -> Outcome:
             f"the patches of slides {', '.join(stale[:5])} ({len(stale)} in all) were made of other"
             " annotations or settings than today's: run the tile stage, and those after it, again"
         )
-    refuse_leakage(card, test=set(slides.loc[slides["split"] == "test", "patient_id"]))
+    test = slides[slides["split"] == "test"]
+    refuse_leakage(card, test=set(test["patient_id"]), test_slides=set(test["slide_id"]))
     slides = slides[~of_patients(slides, learned_patients(card))]
     official: dict[str, int] = {}
     for _, of_split in slides.groupby("split"):

@@ -40,14 +40,21 @@ def shared_patients(some: Set[str], others: Set[str]) -> list[str]:
     return sorted(patient for patient in some if same_patient_key(patient) in keys)
 
 
-def refuse_leakage(card: dict, *, test: Set[str]) -> None:
+def refuse_leakage(card: dict, *, test: Set[str], test_slides: Set[str] = frozenset()) -> None:
     """Refuse to test a model on patients that it has seen, however they were spelled then.
+
+    Slides that it has seen count too: one whose patient is known only now was its own patient.
 
     Raises
     ------
     RunError
         If there are any; the message names the first five.
     """
+    if shared := sorted(seen_slides(card) & test_slides):
+        raise RunError(
+            f"slides {shared[:5]} of the test split were trained or validated on: the splits have"
+            " changed since, so train again"
+        )
     if shared := shared_patients(test, seen_patients(card)):
         raise RunError(
             f"patients {shared[:5]} of the test split were trained or validated on: the splits have"

@@ -43,6 +43,12 @@ def notes_path(run_dir: Path) -> Path:
     return Path(run_dir) / "notes.txt"
 
 
+def catalog_notes(run_dir: Path) -> list[str]:
+    """What the catalog stage noted of all slides together; none where it has not run."""
+    path = notes_path(run_dir)
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
 def check_path(run_dir: Path) -> Path:
     """Where what the check found lies."""
     return Path(run_dir) / "check.csv"

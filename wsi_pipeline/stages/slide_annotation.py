@@ -2,8 +2,6 @@
 
 from functools import partial
 
-import shapely
-
 from wsi_pipeline.config import AnnotationConfig
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.jobs.unit import SmallFile
@@ -62,7 +60,7 @@ def misplacement_notes(
     AnnotationError
         If less of them than ``rules.min_on_tissue`` lies on tissue.
     """
-    share = share_on_tissue(shapely.MultiPolygon(annotation.lesions), mask)
+    share = share_on_tissue(annotation.placed, mask)
     if share >= GOOD:
         return []
     better = better_ways(annotation.drawn, slide, partial(share_on_tissue, mask=mask))
@@ -73,13 +71,11 @@ def misplacement_notes(
             f" catalog.annotation.min_on_tissue, {rules.min_on_tissue:g}"
             f"{_advice(better, 'on tissue')}"
         )
-    if not better:
-        return []
     return [f"{share:.0%} of the lesions' area is tissue{_advice(better, 'on tissue')}"]
 
 
 def _advice(better: dict[str, float], where: str) -> str:
     if not better:
-        return ": is it another slide's annotation?"
+        return ": is it another slide's annotation, or drawn at another scale?"
     ways = " or ".join(f"{way} ({share:.0%})" for way, share in [*better.items()][:3])
     return f": more would lie {where} with {ways}"

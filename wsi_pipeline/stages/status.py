@@ -25,7 +25,6 @@ from wsi_pipeline.stages.run_directory import (
     index_path,
     model_folder,
     model_id,
-    notes_path,
     of_model,
     read_model_card,
     read_slides,
@@ -85,12 +84,6 @@ def notes_by_slide(run_dir: Path, model: str) -> dict[str, list[str]]:
         for slide_id, line in read_done(run_dir, stage).items():
             notes[slide_id] += line["result"].get("notes", [])
     return {slide_id: list(dict.fromkeys(found)) for slide_id, found in notes.items() if found}
-
-
-def catalog_notes(run_dir: Path) -> list[str]:
-    """What the catalog stage noted of all slides together; none where it has not run."""
-    path = notes_path(run_dir)
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def reading_summary(results: Iterable[dict]) -> str:

@@ -18,11 +18,11 @@ from wsi_pipeline.report.tissue_page import TiledSlide, write_tissue_page
 from wsi_pipeline.stages import catalog
 from wsi_pipeline.stages.run_directory import (
     TISSUE_PAGE,
+    catalog_notes,
     index_path,
     read_slides,
     tissue_folder,
 )
-from wsi_pipeline.stages.status import catalog_notes
 from wsi_pipeline.stages.tile_inputs import TileInputs
 
 

@@ -92,7 +92,8 @@ class TileInputs:
             annotation = slide_annotation(slide, self.annotation, self.annotation_rules)
             tissue = tissue_mask(slide, **tile.tissue.model_dump(), given=self._masks())
             misplaced = []
-            if self.annotation and annotation.lesions:
+            known = tissue.mask.any() and not tissue.unread  # else the mask cannot tell
+            if self.annotation and annotation.lesions and known:
                 rules, file = self.annotation_rules, self.annotation
                 misplaced = misplacement_notes(slide, annotation, tissue, rules, file)
             backend = slide.backend(slide.level_for(downsample)[0])

@@ -25,7 +25,12 @@ from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.index import read_index
-from wsi_pipeline.patches.sampling import PatchPool, add_hard_negatives, read_hard_negatives
+from wsi_pipeline.patches.sampling import (
+    MAX_MPP_RATIO,
+    PatchPool,
+    add_hard_negatives,
+    read_hard_negatives,
+)
 from wsi_pipeline.slides.threads import decoding_in
 from wsi_pipeline.stages.cache import CacheStore, cache_of
 from wsi_pipeline.stages.leakage import patients_of_weights, shared_patients
@@ -53,8 +58,6 @@ DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "pr
 CORES_LEFT = 2
 """For training itself, where loader processes follow the machine."""
 MOST_LOADER_WORKERS = 16
-MAX_MPP_RATIO = 1.2
-"""Working resolutions further apart than this factor do not train or validate one model."""
 
 logger = logging.getLogger(__name__)
 
