@@ -204,8 +204,8 @@ def test_start_weights_that_know_a_test_patient_are_named(cohort, client, tmp_pa
 
 
 def test_too_little_room_on_disk_is_named(cohort, client, monkeypatch):
-    # 6 slides of some 40 squares of 32 px (200 px of tissue): 40 bytes each, and 3 bytes a px in the
-    # cache, which the 4 slides of train and validation have.
+    # 6 slides of some 40 squares of 32 px (200 px of tissue): 40 bytes each, and 3 bytes a px in
+    # the cache, which the 4 slides of train and validation have.
     cached = 4 * 40 * 3 * 32**2
     free = {"bytes": cached * 1.3}
     monkeypatch.setattr(
