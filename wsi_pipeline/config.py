@@ -113,8 +113,9 @@ class CatalogConfig(Section):
     )
     unannotated: Literal["unknown", "normal"] = Field(
         "unknown",
-        description="a slide with neither annotation nor label: 'unknown' is predicted but never"
-        " trained on or evaluated, 'normal' holds no tumour (the CAMELYON convention)",
+        description="a slide without label, and without annotation or with an empty one:"
+        " 'unknown' is predicted but never trained on or evaluated, 'normal' holds no tumour"
+        " (CAMELYON's way)",
     )
     mpp: float | None = Field(
         None,

@@ -84,7 +84,7 @@ class GivenMasks:
         What is tissue, in place of what `tissue_mask` finds; what is no tissue.
     tissue_values, exclude_values : sequence of int, optional
         Pixel values of an image file that count; all but 0 by default.
-    origin : "auto", "slide" or "bounds"
+    origin : "auto", "slide", "bounds" or "lower left"
         What coordinates of polygons count from, see `read_mask`.
     """
 
