@@ -40,6 +40,9 @@ class Predict(Unit):
     chunk: Unhashed[int]
     out: Output
 
+    def run(self):
+        return {}
+
 
 @pytest.fixture
 def unit(tmp_path):
@@ -106,10 +109,22 @@ def test_a_path_in_place_of_a_file_is_refused(unit):
         replace(unit, slide=unit.annotation).hash(1)
 
 
+class Idle(Unit):
+    """A unit without outputs."""
+
+    def run(self):
+        return {}
+
+
+def test_a_unit_that_does_no_work_cannot_be_made():
+    with pytest.raises(TypeError, match="abstract"):
+        Unit("s")
+
+
 def test_a_units_outputs_are_those_that_it_names(unit, tmp_path):
     assert [str(path) for path in unit.outputs] == ["s.zarr"]
-    assert Unit("s").outputs == ()
-    assert Unit("s").key == "s"
+    assert Idle("s").outputs == ()
+    assert Idle("s").key == "s"
 
 
 def test_the_hash_ignores_the_order_of_keys_and_nothing_else():

@@ -14,7 +14,7 @@ from wsi_pipeline.slides.annotation_frame import (
     share_on_tissue,
     share_scanned,
 )
-from wsi_pipeline.slides.annotations import file_to_level0
+from wsi_pipeline.slides.annotation_origin import file_to_level0
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import TissueMask
 

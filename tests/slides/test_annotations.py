@@ -12,8 +12,9 @@ from scipy.sparse.csgraph import connected_components
 from skimage.draw import polygon2mask
 
 from wsi_pipeline.errors import AnnotationError
+from wsi_pipeline.slides.annotation_origin import uses_bounds_origin
 from wsi_pipeline.slides.annotation_xml import write_asap_xml
-from wsi_pipeline.slides.annotations import read_annotation, uses_bounds_origin
+from wsi_pipeline.slides.annotations import read_annotation
 
 POSITIVE = ("_0", "_1", "Tumor", "Tumour", "")
 EXCLUSION = ("_2", "Exclusion")

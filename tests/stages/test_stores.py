@@ -21,9 +21,10 @@ from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.slides import threads
 from wsi_pipeline.stages import worker_model as worker_model_module
+from wsi_pipeline.stages.cache import CacheStore
 from wsi_pipeline.stages.fine import FineStore
 from wsi_pipeline.stages.heatmap import HeatmapStore
-from wsi_pipeline.stages.stores import FillSlab, SlabStore, _slab_units
+from wsi_pipeline.stages.stores import FillSlab, _slab_units
 from wsi_pipeline.stages.worker_model import TrainedModel, worker_model
 
 GRID = PatchGrid(Bounds(0, 0, 2048, 2048), 0.25, 2.0, 64, 32, 32)
@@ -93,16 +94,16 @@ def test_units_on_a_local_gpu_decode_with_its_share_of_the_cores(
 SLAB = Slab((0, 0), np.array([0]), np.array([0]))
 
 
-class Threads(SlabStore):
+class Threads(CacheStore):
     """A store whose work is to say how many threads may decode."""
 
     def fill(self, slide, grid, slab):
         return {"threads": threads.decoding_threads()}
 
 
-def store(folder) -> SlabStore:
+def store(folder) -> CacheStore:
     files = LargeFile.at(folder / "s.tif"), 0.5, SmallFile.at(folder / "s.parquet")
-    return SlabStore("s", *files, Output(folder))
+    return CacheStore("s", *files, Output(folder))
 
 
 def vars_of(a_store) -> dict:
@@ -120,7 +121,7 @@ def heatmap_store(folder, patch_px=64, mpp=0.5) -> HeatmapStore:
 
 
 def test_stores_of_other_inputs_make_room_and_a_begun_one_stays(tmp_path):
-    class Empty(SlabStore):
+    class Empty(CacheStore):
         def begin(self):
             return GRID, [SLAB]
 
@@ -153,7 +154,7 @@ def test_a_store_that_was_killed_while_it_was_made_is_made_anew(tmp_path):
 
 @pytest.mark.parametrize("error", [RunError("the index is damaged"), OSError(28, "No space left")])
 def test_a_slide_whose_units_cannot_be_told_is_one_unit_that_fails(tmp_path, error):
-    class Damaged(SlabStore):
+    class Damaged(CacheStore):
         def begin(self):
             def slabs():
                 yield SLAB

@@ -13,6 +13,7 @@ The type of a field says how it enters the unit's hash:
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -68,7 +69,7 @@ class SmallFile(File):
 
 
 @dataclass(frozen=True)
-class Unit:
+class Unit(ABC):
     """A piece of work that is done or not done: the smallest thing that a restart repeats.
 
     A stage's units are frozen dataclasses derived from this one, picklable and small: paths and
@@ -93,6 +94,7 @@ class Unit:
         values = (getattr(self, of.name) for of in fields(self))
         return tuple(Path(value) for value in values if isinstance(value, Output))
 
+    @abstractmethod
     def run(self) -> dict:
         """Do the work.
 
@@ -105,7 +107,6 @@ class Unit:
         The output is written to a temporary place and renamed, so that a kill leaves no half of a
         file.
         """
-        raise NotImplementedError
 
     def hash(self, schema_version) -> str:
         """Hash of all that the result depends on, and of the version of the code that makes it."""

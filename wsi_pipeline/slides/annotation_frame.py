@@ -6,7 +6,7 @@ import numpy as np
 import shapely
 from shapely.affinity import affine_transform
 
-from wsi_pipeline.slides.annotations import FrameOrigin, Matrix, file_to_level0
+from wsi_pipeline.slides.annotation_origin import FrameOrigin, Matrix, file_to_level0
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import TissueMask
 

@@ -18,16 +18,12 @@ from shapely.affinity import affine_transform
 from shapely.validation import explain_validity
 
 from wsi_pipeline.errors import AnnotationError
-from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.slides.annotation_files import ncrf_shapes, recognise
-from wsi_pipeline.slides.annotation_geojson import drawn_in_qupath, geojson_shapes
 from wsi_pipeline.slides.annotation_shapes import Shape
 
 MIN_LESION_PX = 1.0  # less than a level-0 pixel is a sliver between two outlines, not a lesion
 TOUCH_RADIUS_PX = 0.5
 
-FrameOrigin = Literal["slide", "bounds", "lower left"]
-Matrix = tuple[float, float, float, float, float, float]
 State = Literal["lesions", "normal", "nothing", "unusable", "unknown classes"]
 
 
@@ -153,7 +149,7 @@ def read_annotation(
     to_level0 : sequence of 6 floats
         From the file's coordinates to level-0 px, as `shapely.affinity.affine_transform` has it:
         ``(1, 0, 0, 1, x, y)`` where the file counts from the bounds' corner (x, y), see
-        `uses_bounds_origin`.
+        `wsi_pipeline.slides.annotation_origin`.
     size : (int, int), optional
         Width and height of the slide, level-0 px: lesions are clipped to it.
 
@@ -197,60 +193,6 @@ def read_annotation(
         drawn=tumour,
         placed=placed,
     )
-
-
-def file_to_level0(
-    origin: FrameOrigin, scale: float, *, bounds: Bounds, size: tuple[int, int]
-) -> Matrix:
-    """From a file's coordinates to level-0 px.
-
-    Parameters
-    ----------
-    origin : "slide", "bounds" or "lower left"
-        What the file counts from: the level-0 frame, the corner of the scanned bounds, or the
-        frame's lower left corner, with y upwards.
-    scale : float
-        Level-0 px of a unit of the file.
-    bounds : Bounds
-    size : (int, int)
-        Width and height of the frame, level-0 px.
-
-    Returns
-    -------
-    tuple of 6 floats
-        ``a, b, d, e, x, y``: level-0 px are (a x + b y + x, d x + e y + y), see
-        `shapely.affinity.affine_transform`.
-    """
-    if origin == "lower left":
-        return scale, 0, 0, -scale, 0, size[1]
-    corner = (bounds.x, bounds.y) if origin == "bounds" else (0, 0)
-    return scale, 0, 0, scale, *corner
-
-
-def stated_origin(path: str | Path, origin: FrameOrigin | Literal["auto"]) -> FrameOrigin:
-    """What a file counts from; "auto" is told from its form, see `uses_bounds_origin`."""
-    if origin != "auto":
-        return origin
-    return "bounds" if uses_bounds_origin(path) else "slide"
-
-
-def uses_bounds_origin(path: str | Path) -> bool:
-    """Whether the file counts from the scanned bounds, not from the level-0 frame.
-
-    QuPath crops a slide to its bounds before anything is drawn, so its GeoJSON counts from there.
-    That of other programs, known by where they put the class, counts from the frame.
-
-    Raises
-    ------
-    AnnotationError
-        If the file is in none of the five formats.
-    """
-    path = Path(path)
-    try:
-        parse, document = recognise(path)
-        return parse is geojson_shapes and drawn_in_qupath(document)
-    except AnnotationError as error:
-        raise AnnotationError(f"{path}: {error}") from error
 
 
 def _spelling(name: str) -> str:

@@ -61,8 +61,8 @@ def scan_folders(
     slides : path-like
         A folder, searched as `find_files` does. A slide's id is its file name without the suffix.
     annotations : path-like, optional
-        A folder of ``.xml``, ``.json`` and ``.geojson`` files, searched the same way. A file
-        belongs to the slide of its name without the suffix, see `slide_named`.
+        A folder of files of `ANNOTATION_SUFFIXES`, searched the same way. A file belongs to the
+        slide of its name without the suffix, see `slide_named`.
     tissue, exclude : path-like, optional
         Folders of masks made elsewhere, searched the same way.
     patient_from : str or None

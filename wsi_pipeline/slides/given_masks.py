@@ -16,7 +16,7 @@ from wsi_pipeline.errors import AnnotationError, MaskError
 from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.raster import fill
 from wsi_pipeline.slides.annotation_files import recognise
-from wsi_pipeline.slides.annotations import FrameOrigin, file_to_level0, stated_origin
+from wsi_pipeline.slides.annotation_origin import FrameOrigin, file_to_level0, stated_origin
 
 IMAGE_SUFFIXES = frozenset((".png", ".tif", ".tiff"))
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".geojson", ".json", ".xml"}
@@ -71,7 +71,7 @@ def read_mask(
         Pixel values of an image that are in the mask; all but 0 by default.
     origin : "auto", "slide", "bounds" or "lower left"
         What coordinates of polygons count from, see `file_to_level0` and `stated_origin` of
-        `wsi_pipeline.slides.annotations`.
+        `wsi_pipeline.slides.annotation_origin`.
 
     Returns
     -------

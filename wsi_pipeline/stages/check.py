@@ -255,18 +255,18 @@ def _splits(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
 
 def _leakage(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
     """What training starts from: missing files, and slides or patients that it must not know."""
-    train, of_split = (
-        config.train,
-        {s: slides[slides["split"] == s] for s in ("validation", "test")},
-    )
+    train = config.train
+    validation = set(slides.loc[slides["split"] == "validation", "patient_id"])
+    test = slides[slides["split"] == "test"]
+    test_slides = set(test["slide_id"])
     if train.weights not in ("imagenet", "none") and not Path(train.weights).is_file():
         what = f"train.weights is {train.weights}: there is no such file"
         yield Finding.of("settings", what, refuses=True)
         return
-    test, validation = (set(of_split[s]["patient_id"]) for s in ("test", "validation"))
-    test_slides = set(of_split["test"]["slide_id"])
     try:
-        known = patients_of_weights(train.weights, test=test, test_slides=test_slides)
+        known = patients_of_weights(
+            train.weights, test=set(test["patient_id"]), test_slides=test_slides
+        )
         if validation and not validation - set(shared_patients(validation, {*known["earlier"]})):
             what = f"{train.weights}: all patients of the validation split trained these weights"
             yield Finding.of("leakage", what, refuses=True)
@@ -283,11 +283,9 @@ def _disk(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
     """Less room than the cache and the heatmaps may take."""
     needed = BYTES_A_PATCH * slides["patches"].sum()
     if config.train.cache:
-        there = [cache_path(config.out, slide_id).exists() for slide_id in slides["slide_id"]]
-        kept = (
-            slides["split"].isin(TRAINING_SPLITS) & slides["label"].ge(0) & ~np.array(there, bool)
-        )
-        needed += 3 * config.tile.patch_px**2 * slides.loc[kept, "patches"].sum()
+        kept = slides[slides["split"].isin(TRAINING_SPLITS) & slides["label"].ge(0)]
+        to_make = [not cache_path(config.out, slide_id).exists() for slide_id in kept["slide_id"]]
+        needed += 3 * config.tile.patch_px**2 * kept.loc[to_make, "patches"].sum()
     free = shutil.disk_usage(config.out).free
     if needed > free:
         what = (

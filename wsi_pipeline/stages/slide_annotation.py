@@ -11,13 +11,8 @@ from wsi_pipeline.slides.annotation_frame import (
     share_on_tissue,
     share_scanned,
 )
-from wsi_pipeline.slides.annotations import (
-    Annotation,
-    OffSlideError,
-    file_to_level0,
-    read_annotation,
-    stated_origin,
-)
+from wsi_pipeline.slides.annotation_origin import file_to_level0, stated_origin
+from wsi_pipeline.slides.annotations import Annotation, OffSlideError, read_annotation
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.slides.tissue import TissueMask
 

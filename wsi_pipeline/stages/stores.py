@@ -8,6 +8,7 @@ all of its slabs are there.
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ HASH_DIGITS = 12
 
 
 @dataclass(frozen=True)
-class SlabStore:
+class SlabStore(ABC):
     """One slide's store, and all that it depends on.
 
     Parameters
@@ -91,6 +92,7 @@ class SlabStore:
         """The store when it is finished."""
         return Path(self.folder) / f"{self.slide_id}.zarr"
 
+    @abstractmethod
     def begin(self) -> tuple[PatchGrid, Iterable[Slab]]:
         """Make an empty store, unless an earlier run has begun it.
 
@@ -106,12 +108,12 @@ class SlabStore:
         RunError, OSError
             If the index is damaged or the disk is full.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def chunk_file(self, slab: Slab) -> Path:
         """What must exist for a slab to be filled."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fill(self, slide: Slide, grid: PatchGrid, slab: Slab) -> dict:
         """Do the work on a slab, on a worker.
 
@@ -120,8 +122,8 @@ class SlabStore:
         dict
             ``unread``: x, y (level-0 px), reason of what cannot be decoded.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, unread: list[list]) -> dict:
         """Complete the store and give it its name, on a worker.
 
@@ -130,7 +132,6 @@ class SlabStore:
         dict
             ``failures``: what cannot be decoded, a sentence each; and what the stage records.
         """
-        raise NotImplementedError
 
     def older(self) -> list[Path]:
         """The slide's stores that give way to this one; one that is finished is among them."""
