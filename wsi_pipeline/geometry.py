@@ -377,6 +377,22 @@ class PatchGrid:
         x, y = self.bounds.x + margin + col * step, self.bounds.y + margin + row * step
         return x, y, x + cols * step, y + rows * step
 
+    def heatmap_points(self, points) -> np.ndarray:
+        """Level-0 px of points in the heatmap, whose pixel (row, col) covers col to col + 1 in x.
+
+        Parameters
+        ----------
+        points : array_like, shape (..., 2)
+            x, y in heatmap px from the corner of its first pixel.
+
+        Returns
+        -------
+        float64 array, shape (..., 2)
+            Not rounded: see `heatmap_box`.
+        """
+        corner = np.array(self.heatmap_box((0, 0), (0, 0))[:2])
+        return corner + np.asarray(points) * (self.stride_px * self.downsample)
+
     def pixel_spacing_um(self, reduction: int = 1) -> float:
         """Micrometres between neighbouring heatmap pixels, `reduction` cells to a pixel."""
         return reduction * self.stride_px * self.downsample * self.mpp

@@ -1,0 +1,1 @@
+"""Heatmaps, regions and detections in the formats of other people's software."""
