@@ -80,7 +80,7 @@ def test_the_rows_are_read_from_the_document():
     where = places()
     assert where["errors"] == where["geometry"] == (7, 0)
     assert [where[room] for room in ("stages", "config", "jobs", "patches")] == [
-        (1, 0), (3, 0), (3, 1), (4, 1),
+        (1, 0), (4, 0), (4, 1), (5, 1),
     ]  # fmt: skip
 
 
