@@ -20,7 +20,8 @@ from torch import nn
 from benchmarks.measure import Row, busy_share, busy_text, compare, watched_gpu
 from wsi_pipeline.config import CatalogConfig, Config, HeatmapConfig, TileConfig
 from wsi_pipeline.jobs.cluster import GPU, GPU_THREADS, connect, has_resource, worker_threads
-from wsi_pipeline.models.checkpoint import ModelCard, save_model
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.checkpoint import save_model
 from wsi_pipeline.models.inference import predictor, use_batch_size
 from wsi_pipeline.models.precision import native_precision
 from wsi_pipeline.models.start import start_model

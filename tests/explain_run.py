@@ -15,7 +15,8 @@ from slide_files import write_pyramid_tiff
 from wsi_pipeline.config import Config
 from wsi_pipeline.evaluation.patch_scores import write_scores
 from wsi_pipeline.geometry import Bounds, PatchGrid
-from wsi_pipeline.models.checkpoint import ModelCard, read_card, save_model
+from wsi_pipeline.models.card import ModelCard, read_card
+from wsi_pipeline.models.checkpoint import save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.stages import explain

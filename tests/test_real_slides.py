@@ -13,7 +13,8 @@ import zarr
 from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.jobs.record import read_failures
-from wsi_pipeline.models.checkpoint import ModelCard, save_model
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.checkpoint import save_model
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.index import read_index

@@ -35,7 +35,8 @@ from wsi_pipeline.geometry import Bounds
 from wsi_pipeline.jobs.cluster import connect
 from wsi_pipeline.jobs.progress import progress_bar
 from wsi_pipeline.jobs.unit import hash_inputs
-from wsi_pipeline.models.checkpoint import ModelCard, load_model, save_model
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.checkpoint import load_model, save_model
 from wsi_pipeline.models.inference import normalise, predictor
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
 from wsi_pipeline.models.precision import native_precision

@@ -8,7 +8,8 @@ import torch
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.baselines import CAMNet
-from wsi_pipeline.models.checkpoint import ModelCard, load_model, read_card, save_model
+from wsi_pipeline.models.card import ModelCard, read_card
+from wsi_pipeline.models.checkpoint import load_model, save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD, VGG16
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models import inference
-from wsi_pipeline.models.checkpoint import ModelCard
+from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.inference import dense_predictor, normalise, predictor, use_batch_size
 from wsi_pipeline.models.patchnet import Subnet, cut_patches
 

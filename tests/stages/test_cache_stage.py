@@ -14,7 +14,8 @@ from wsi_pipeline.config_file import dump_config
 from wsi_pipeline.errors import RunError, SlideReadError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.jobs.record import read_done, read_failures
-from wsi_pipeline.models.checkpoint import load_model, read_card
+from wsi_pipeline.models.card import read_card
+from wsi_pipeline.models.checkpoint import load_model
 from wsi_pipeline.patches.cache import open_cache, shard_file
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.patches.overlapping_reads import read_patch

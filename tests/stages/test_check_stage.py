@@ -12,7 +12,8 @@ from slide_files import write_pyramid_tiff
 
 from wsi_pipeline.cli import main
 from wsi_pipeline.config import CatalogConfig, Config, TileConfig, TrainConfig
-from wsi_pipeline.models.checkpoint import ModelCard, save_model
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.checkpoint import save_model
 from wsi_pipeline.slides.annotation_xml import write_asap_xml
 from wsi_pipeline.stages import check
 

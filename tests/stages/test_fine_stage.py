@@ -26,7 +26,8 @@ from wsi_pipeline.errors import ModelError, RunError
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, finish_heatmap, open_heatmap, write_chunk
 from wsi_pipeline.jobs.record import read_done, read_failures
-from wsi_pipeline.models.checkpoint import ModelCard, save_model
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.checkpoint import save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.patches.slabs import slabs

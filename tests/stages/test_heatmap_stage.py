@@ -12,7 +12,8 @@ from wsi_pipeline.config import CatalogConfig, Config, HeatmapConfig, TrainConfi
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.record import read_done
-from wsi_pipeline.models.checkpoint import ModelCard, save_model
+from wsi_pipeline.models.card import ModelCard
+from wsi_pipeline.models.checkpoint import save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.index import SCHEMA, PatchIndex, write_index
 from wsi_pipeline.slides import reader

@@ -16,7 +16,8 @@ from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.store import create_heatmap, open_heatmap
 from wsi_pipeline.jobs.cluster import GPU_CORES
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile
-from wsi_pipeline.models.checkpoint import ModelCard, save_model, write_card
+from wsi_pipeline.models.card import ModelCard, write_card
+from wsi_pipeline.models.checkpoint import save_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.patches.slabs import Slab
 from wsi_pipeline.slides import threads

@@ -16,7 +16,7 @@ from wsi_pipeline.heatmaps.fine import DensePredict, coarse_slabs, predict_pixel
 from wsi_pipeline.heatmaps.store import SCHEMA, Heatmap, open_heatmap, write_chunk
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
-from wsi_pipeline.models.checkpoint import ModelCard, read_card
+from wsi_pipeline.models.card import ModelCard, read_card
 from wsi_pipeline.models.inference import dense_predictor
 from wsi_pipeline.models.patchnet import subnet_of
 from wsi_pipeline.models.precision import Precision

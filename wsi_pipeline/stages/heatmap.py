@@ -20,7 +20,7 @@ from wsi_pipeline.heatmaps.store import (
 )
 from wsi_pipeline.jobs.cluster import GPU, GPU_THREADS, has_resource
 from wsi_pipeline.jobs.run import Outcome
-from wsi_pipeline.models.checkpoint import read_card
+from wsi_pipeline.models.card import read_card
 from wsi_pipeline.models.inference import predictor, use_batch_size
 from wsi_pipeline.models.precision import Precision
 from wsi_pipeline.patches.index import read_index

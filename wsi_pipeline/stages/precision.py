@@ -18,7 +18,7 @@ from wsi_pipeline.files import write_json
 from wsi_pipeline.jobs.cluster import GPU, has_resource, worker_addresses
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import Unit
-from wsi_pipeline.models.checkpoint import ModelCard
+from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.inference import dense_predictor, predictor
 from wsi_pipeline.models.patchnet import subnet_of
 from wsi_pipeline.models.precision import Precision, native_precision

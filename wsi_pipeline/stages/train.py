@@ -20,7 +20,8 @@ from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
 from wsi_pipeline.jobs.progress import step_progress
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import Output, SmallFile, Unhashed, Unit, hash_inputs, state_of
-from wsi_pipeline.models.checkpoint import ModelCard, read_card, save_model, write_card
+from wsi_pipeline.models.card import ModelCard, read_card, write_card
+from wsi_pipeline.models.checkpoint import save_model
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD

@@ -12,7 +12,8 @@ from torch import nn
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.jobs.unit import Unhashed
-from wsi_pipeline.models.checkpoint import ModelCard, load_model, read_card
+from wsi_pipeline.models.card import ModelCard, read_card
+from wsi_pipeline.models.checkpoint import load_model
 from wsi_pipeline.models.inference import in_channels_last
 from wsi_pipeline.models.precision import computing_in
 from wsi_pipeline.stages.run_directory import model_folder, model_id

@@ -13,7 +13,7 @@ from explain_run import run_stage, settings
 
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.unit import LargeFile, Output
-from wsi_pipeline.models.checkpoint import read_card
+from wsi_pipeline.models.card import read_card
 from wsi_pipeline.stages.explain import checks, maps_and_panels
 from wsi_pipeline.stages.explain.maps_and_panels import map_grid
 from wsi_pipeline.stages.explain.methods import ALL_METHODS

@@ -9,7 +9,7 @@ from explain_run import METHODS, run_stage, settings, write_lesions
 
 from wsi_pipeline.errors import ModelError, RunError
 from wsi_pipeline.jobs.record import read_failures
-from wsi_pipeline.models.checkpoint import read_card
+from wsi_pipeline.models.card import read_card
 from wsi_pipeline.stages import explain
 from wsi_pipeline.stages.explain import checks
 from wsi_pipeline.stages.explain.methods import ALL_METHODS

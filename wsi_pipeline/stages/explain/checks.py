@@ -18,7 +18,7 @@ from wsi_pipeline.evaluation.overlap import STATISTICS, average_overlap, overlap
 from wsi_pipeline.explain.methods import unit_maps
 from wsi_pipeline.explain.trust import deletion_and_insertion, randomised, similarity
 from wsi_pipeline.jobs.unit import LargeFile, SmallFile, Unit
-from wsi_pipeline.models.checkpoint import ModelCard
+from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide

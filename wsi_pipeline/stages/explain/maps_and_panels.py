@@ -24,7 +24,7 @@ from wsi_pipeline.jobs.unit import (
     hash_inputs,
     state_of,
 )
-from wsi_pipeline.models.checkpoint import ModelCard
+from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.report.explanation_panels import MethodPanel, panels_figure
 from wsi_pipeline.seeds import derived_seed

@@ -10,7 +10,8 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ConfigError, ModelError, RunError
 from wsi_pipeline.explain.explained_model import find_layer
 from wsi_pipeline.jobs.unit import Unit
-from wsi_pipeline.models.checkpoint import ARCHITECTURES, ModelCard, read_card
+from wsi_pipeline.models.card import ModelCard, read_card
+from wsi_pipeline.models.checkpoint import ARCHITECTURES
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.explain.checks import rank_units, trust_units
 from wsi_pipeline.stages.explain.maps_and_panels import MapPlace, map_units
