@@ -31,7 +31,10 @@ console = Console(stderr=True)
 
 
 def run_stages(
-    config: Config, stages: tuple[str, ...], plan: Callable[[], object] | None = None
+    config: Config,
+    stages: tuple[str, ...],
+    plan: Callable[[], object] | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> NoReturn:
     """Run stages with one Dask client and leave with the status that their failures call for.
 
@@ -43,6 +46,8 @@ def run_stages(
     plan : callable, optional
         What it returns is handed to each stage. What it refuses is refused before any worker is
         there and any file but the lock is written.
+    prepare : callable, optional
+        Called before the settings are written and any worker is there.
 
     Raises
     ------
@@ -55,6 +60,8 @@ def run_stages(
     jobs = config.jobs
     with alone_in(config.out):
         options = {} if plan is None else {"plan": plan()}
+        if prepare is not None:
+            prepare()
         write_settings(config)
         with connect(jobs.scheduler, workers=jobs.workers) as client:
             for name in stages:
@@ -189,9 +196,11 @@ def _tell_results(config: Config, outcomes: list[tuple]):
     """Say how slides were read and predicted, and where the last stage's page is."""
     from wsi_pipeline.stages.run_directory import (
         EXPLANATIONS_PAGE,
+        PREDICTIONS_PAGE,
         TISSUE_PAGE,
         evaluation_folder,
         explanation_folder,
+        prediction_folder,
         tissue_folder,
     )
     from wsi_pipeline.stages.status import precision_summary, reading_summary
@@ -206,6 +215,8 @@ def _tell_results(config: Config, outcomes: list[tuple]):
         "tile": tissue_folder(config.out) / TISSUE_PAGE,
         "evaluate": evaluation_folder(config.out, config.train.name) / "report.html",
         "explain": explanation_folder(config.out, config.train.name) / EXPLANATIONS_PAGE,
+        "predictions": prediction_folder(config.out, config.train.name) / PREDICTIONS_PAGE,
     }
-    if outcomes[-1][0] in pages:
-        console.print(f"report: {pages[outcomes[-1][0]]}", markup=False, soft_wrap=True)
+    made = [pages[name] for name, _ in outcomes if name in pages]
+    if made:
+        console.print(f"report: {made[-1]}", markup=False, soft_wrap=True)

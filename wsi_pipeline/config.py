@@ -123,6 +123,11 @@ class CatalogConfig(Section):
         description="um per level-0 px of slides that do not state their own (a value in the"
         " table's mpp column wins over what a slide states)",
     )
+    copies: Literal["refuse", "keep"] = Field(
+        "refuse",
+        description="slide files with the same content: refuse, since copies leak between splits"
+        " and count twice; keep, where nothing is trained or evaluated",
+    )
     split: dict[SplitName, Fraction] = Field(
         {"train": 0.7, "validation": 0.1, "test": 0.2},
         description="shares of the patients when the table has no split column; where it has one"

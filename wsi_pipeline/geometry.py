@@ -35,6 +35,11 @@ def level0_to_um(length_level0, mpp: float):
     return length_level0 * mpp
 
 
+def level0_area_to_mm2(area_level0, mpp: float):
+    """Square millimetres of areas in square level-0 px."""
+    return area_level0 * (mpp / 1000) ** 2
+
+
 def um_to_level0(length_um, mpp: float):
     """Level-0 px of lengths in micrometres: the inverse of `level0_to_um`."""
     return length_um / mpp

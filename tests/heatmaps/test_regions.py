@@ -21,7 +21,7 @@ def test_a_ring_of_pixels_is_one_polygon_with_a_hole():
     expected = shapely.box(0, 0, 300, 300) - shapely.box(100, 100, 200, 200)
     assert found.polygon.equals(expected) and len(found.polygon.interiors) == 1
     assert len(found.polygon.exterior.coords) == 5  # no corner on a straight line
-    assert found.area_um2 == 80_000 * 0.25
+    assert found.area_mm2 == pytest.approx(80_000 * 0.25e-6)
     assert (found.highest, found.mean, found.threshold) == (0.9, pytest.approx(0.9), 0.5)
 
 

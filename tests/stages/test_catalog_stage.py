@@ -165,7 +165,7 @@ def test_a_patient_known_by_name_may_not_be_in_two_splits_of_a_table(tmp_path):
         listed_slides(config_of(tmp_path, csv=table))
     frame, notes = listed_slides(config_of(tmp_path, csv=table, patient_from=None))
     assert frame["patient_id"].tolist() == ["patient_001_node_1", "patient_001_node_2"]
-    assert "each of the 2 slides was taken as its own patient" in notes[0]
+    assert not any("own patient" in note for note in notes)  # it was asked for
 
 
 @pytest.mark.parametrize(("drawn", "noted"), [(True, 1), (False, 0)])

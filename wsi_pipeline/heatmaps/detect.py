@@ -5,6 +5,8 @@ of a cell's inner square, so every detection lies on the slide and in whole px, 
 organisers' script reads them.
 """
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from scipy import ndimage
@@ -16,6 +18,32 @@ FIRST_NEIGHBOURS = 4
 """The nearest cells are compared first: they tell most cells that they are no peak."""
 RADIUS_TOLERANCE = 1e-9
 """Relative: a radius that is a whole number of cells reaches the last one in spite of rounding."""
+
+
+def find_detections(
+    values: np.ndarray,
+    grid: PatchGrid,
+    *,
+    method: Literal["peaks", "components"],
+    radius_um: float,
+    min_probability: float,
+) -> pd.DataFrame:
+    """Detections by one of the two methods; reports and exports both take them from here.
+
+    Parameters
+    ----------
+    values, grid, radius_um, min_probability
+        As for `peak_detections`; components need no radius.
+    method : {"peaks", "components"}
+
+    Returns
+    -------
+    DataFrame
+        As `peak_detections` or `component_detections` gives it.
+    """
+    if method == "components":
+        return component_detections(values, grid, min_probability=min_probability)
+    return peak_detections(values, grid, radius_um=radius_um, min_probability=min_probability)
 
 
 def peak_detections(

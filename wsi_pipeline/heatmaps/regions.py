@@ -10,7 +10,7 @@ import shapely
 from scipy import ndimage
 
 from wsi_pipeline.errors import RunError
-from wsi_pipeline.geometry import PatchGrid, level0_to_um
+from wsi_pipeline.geometry import PatchGrid, level0_area_to_mm2
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +24,15 @@ class Region:
     threshold : float
     highest, mean : float
         Largest and mean probability of its heatmap pixels.
-    area_um2 : float
-        Area of the polygon, square micrometres.
+    area_mm2 : float
+        Area of the polygon, square millimetres.
     """
 
     polygon: shapely.Polygon
     threshold: float
     highest: float
     mean: float
-    area_um2: float
+    area_mm2: float
 
 
 def heatmap_regions(values: np.ndarray, grid: PatchGrid, threshold: float) -> list[Region]:
@@ -70,7 +70,7 @@ def heatmap_regions(values: np.ndarray, grid: PatchGrid, threshold: float) -> li
         outline = shapely.transform(_outline(inside, window), grid.heatmap_points)
         found = values[window][inside]
         for polygon in shapely.get_parts(shapely.intersection(outline, slide)):
-            area = float(level0_to_um(level0_to_um(polygon.area, grid.mpp), grid.mpp))
+            area = float(level0_area_to_mm2(polygon.area, grid.mpp))
             stated = threshold, float(found.max()), float(found.mean()), area
             if polygon.geom_type == "Polygon":
                 regions.append(Region(polygon, *stated))

@@ -1,6 +1,7 @@
 """A trained model on disk: its weights and its card, in a folder that can be copied."""
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,34 @@ def load_model(
     except (OSError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be loaded as {card.architecture}: {error}") from error
     return module.eval(), card
+
+
+def copy_model(folder: str | Path, out: str | Path) -> ModelCard:
+    """Copy a model, its weights and its card and nothing else; a model in `out` is replaced.
+
+    Parameters
+    ----------
+    folder, out : path-like
+        `out` is made when missing.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing, or the weights are not those that the card describes.
+    """
+    folder, out = Path(folder), Path(out)
+    card = read_card(folder)
+    weights = folder / card.weights_file
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(out / card.weights_file) as part:
+            shutil.copyfile(weights, part)
+            if _sha256(part) != card.weights_sha256:
+                raise ModelError(f"{weights}: not the weights that {folder / CARD_FILE} describes")
+    except OSError as error:
+        raise ModelError(f"{weights}: cannot be copied to {out}: {error}") from error
+    write_card(out, card)
+    return card
 
 
 def _sha256(path: Path) -> str:

@@ -57,6 +57,7 @@ def heatmap_figure(
     lesions: Sequence[Polygon],
     heatmaps: Sequence[HeatmapPanel],
     *,
+    outlined: str = "annotation",
     marks: Sequence[tuple[float, float]] = (),
     width_inches: float = 10.0,
 ) -> bytes:
@@ -75,6 +76,8 @@ def heatmap_figure(
         Level-0 px; may be empty, or lie outside the part.
     heatmaps : sequence of HeatmapPanel
         One or more of the slide, from left to right.
+    outlined : str
+        What `lesions` are.
     marks : sequence of (x, y)
         Places to mark with a circle, level-0 px.
     width_inches : float
@@ -94,7 +97,7 @@ def heatmap_figure(
     for axes in panels:
         axes.imshow(image, extent=frame, interpolation="antialiased")
     _outline(left, rings(lesions), "yellow")
-    left.set_title("annotation" if lesions else "no annotation")
+    left.set_title(outlined if lesions else f"no {outlined}")
     for axes, heatmap in zip(others, heatmaps, strict=True):
         axes.imshow(
             np.ma.masked_invalid(heatmap.values), cmap=COLORMAP, norm=SCALE, alpha=OPACITY,

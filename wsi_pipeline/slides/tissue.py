@@ -45,6 +45,11 @@ class TissueMask:
     unread: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def area_level0(self) -> float:
+        """Area of the tissue, square level-0 px."""
+        return float(self.mask.sum()) * self.downsample**2
+
     def fraction(self, boxes) -> np.ndarray:
         """Share of each box that is tissue; outside the mask there is none.
 

@@ -59,15 +59,20 @@ def run(config: Config, client: Client) -> Outcome:
         [{"slide_id": key, **outcome.results[key]} for key in outcome.results],
         columns=["slide_id", "label", "mpp", "width", "height"],
     )
-    _keep_notes(config, notes, same_annotations(outcome.results))
+    notes = _keep_notes(config, notes, same_annotations(outcome.results))
     copied = copies({key: of["fingerprint"] for key, of in outcome.results.items()})
+    kept = config.catalog.copies == "keep"
     frame = frame.drop(columns=["label", "mpp"]).merge(found, on="slide_id", how="left")
     frame["status"] = frame["width"].notna().map({True: "ok", False: "failed"})
-    frame.loc[frame["slide_id"].isin(list(chain(*copied))), "status"] = "copy"
+    if not kept:
+        frame.loc[frame["slide_id"].isin(list(chain(*copied))), "status"] = "copy"
     frame = frame.astype({"label": "Int8", "width": "Int64", "height": "Int64"})
     with replace_atomically(slides_path(config.out)) as path:
         frame[[*SLIDE_COLUMNS, *MASK_COLUMNS]].to_parquet(path, index=False)
-    _refuse_copies(copied_slides(outcome.results, frame))
+    if kept:
+        _keep_notes(config, notes, copied_slides(outcome.results, frame))
+    else:
+        _refuse_copies(copied_slides(outcome.results, frame))
     return outcome
 
 
@@ -205,7 +210,8 @@ def listed_slides(config: Config) -> tuple[pd.DataFrame, list[str]]:
             catalog.slides, catalog.annotations, catalog.tissue, catalog.exclude,
             patient_from=catalog.patient_from,
         )  # fmt: skip
-    notes += patient_notes(frame)
+    if catalog.patient_from is not None:  # null: each slide is its own patient, as told
+        notes += patient_notes(frame)
     shares: dict[str, float] = dict(catalog.split.items())
     if frame["split"].isna().all():
         return assign_splits(frame, shares, config.seed), notes

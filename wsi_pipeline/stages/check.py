@@ -184,7 +184,8 @@ def run(config: Config, client: Client) -> Outcome:
         if row.stage == "check"
     ]
     opened = {key: result for key, result in results.items() if "mpp" in result}
-    findings += [Finding.of("copy", text, refuses=True) for text in copied_slides(opened, frame)]
+    refuses = config.catalog.copies == "refuse"
+    findings += [Finding.of("copy", text, refuses=refuses) for text in copied_slides(opened, frame)]
     findings += [Finding.of("annotation", text) for text in same_annotations(opened)]
     seen = frame.drop(columns=["label", "mpp"]).merge(_table(results), on="slide_id")
     for look_at in (_resolutions, _splits, _leakage, _disk):

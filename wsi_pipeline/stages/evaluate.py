@@ -37,8 +37,7 @@ from wsi_pipeline.evaluation.slide_level import accuracy_curve, slide_metrics
 from wsi_pipeline.evaluation.uncertainty import froc_band, froc_intervals, intervals
 from wsi_pipeline.evaluation.weighted_metrics import binary_statistic
 from wsi_pipeline.files import write_whole
-from wsi_pipeline.geometry import PatchGrid
-from wsi_pipeline.heatmaps.detect import component_detections, peak_detections
+from wsi_pipeline.heatmaps.detect import find_detections
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import LargeFile, Output, SmallFile, Unit
@@ -48,6 +47,7 @@ from wsi_pipeline.report.explanations_page import read_summary
 from wsi_pipeline.report.slide_pictures import HeatmapPanel, heatmap_figure
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages import tile
+from wsi_pipeline.stages.card_evaluation import record_evaluation
 from wsi_pipeline.stages.leakage import learned_patients, of_patients, refuse_leakage
 from wsi_pipeline.stages.lesion_pictures import picture_units, read_pictures
 from wsi_pipeline.stages.run_directory import (
@@ -57,6 +57,7 @@ from wsi_pipeline.stages.run_directory import (
     explanations_link,
     heatmap_folder,
     index_path,
+    model_folder,
     model_id,
     of_model,
     read_model_card,
@@ -97,6 +98,7 @@ def run(config: Config, client: Client) -> Outcome:
             " annotations or settings than today's: run the tile stage, and those after it, again"
         )
     test = slides[slides["split"] == "test"]
+    _refuse_unlabelled(config, test)
     refuse_leakage(card, test=set(test["patient_id"]), test_slides=set(test["slide_id"]))
     slides = slides[~of_patients(slides, learned_patients(card))]
     official: dict[str, int] = {}
@@ -123,13 +125,10 @@ def run(config: Config, client: Client) -> Outcome:
     slides = slides[slides["slide_id"].isin(outcome.results)].reset_index(drop=True)
     slides["lesions"] = [outcome.results[s]["lesions"] for s in slides["slide_id"]]
     test = slides[slides["split"] == "test"]
-    if test.empty:
+    if not (test["label"] >= 0).any():
         raise RunError(
-            f"{config.out}: no slide of the test split could be evaluated: see"
+            f"{config.out}: no labelled slide of the test split could be evaluated. See"
             f" {config.out / 'failures.csv'}"
-            if outcome.failed
-            else f"{config.out}: no slide of a known label is in the test split: see catalog.split"
-            " and the table's columns split and label"
         )
     precision = _precision(config, card, [outcome.results[s] for s in slides["slide_id"]])
     judged = _judge(config, folder, test)
@@ -148,6 +147,22 @@ def run(config: Config, client: Client) -> Outcome:
     )
     _report(config, folder, slides, judged, card, precision)
     return outcome + pictures
+
+
+def _refuse_unlabelled(config: Config, test: pd.DataFrame) -> None:
+    """Refuse a test split in which no slide has a known label."""
+    if (test["label"] >= 0).any():
+        return
+    if test.empty:
+        raise RunError(
+            f"{config.out} has no slide in the test split. See catalog.split and the table's column"
+            " split"
+        )
+    raise RunError(
+        f"None of the {len(test)} test slides of {config.out} has a label, so there is nothing to"
+        " evaluate them against. Give labels or annotations in the catalog. `wsi predict` applies"
+        " a model to slides without labels"
+    )
 
 
 def _precision(config: Config, card: dict, results: list[dict]) -> dict:
@@ -218,7 +233,7 @@ class ScoreSlide(Unit):
             )
         scores = probabilities.at(patches.table["x"].to_numpy(), patches.table["y"].to_numpy())
         write_scores(folder, self.slide_id, patches.table, scores)
-        found = _detect(values, grid, self.detections)
+        found = find_detections(values, grid, **self.detections.model_dump())
         write_detections(_detections_path(folder, self.slide_id), found)
         with Slide(self.slide.path, self.mpp) as slide:
             thumbnail, _ = slide.thumbnail(self.thumbnail_px)
@@ -231,13 +246,6 @@ class ScoreSlide(Unit):
         (picture,) = self.outputs
         write_whole(picture, heatmap_figure(thumbnail, grid.bounds, lesions, [panel]))
         return {"lesions": len(lesions), "precision": probabilities.precision}
-
-
-def _detect(values: np.ndarray, grid: PatchGrid, settings: DetectionConfig) -> pd.DataFrame:
-    least = settings.min_probability
-    if settings.method == "components":
-        return component_detections(values, grid, min_probability=least)
-    return peak_detections(values, grid, radius_um=settings.radius_um, min_probability=least)
 
 
 def _unit(slide, config: Config, card: dict, folder: Path, official_label: int) -> ScoreSlide:
@@ -354,6 +362,7 @@ def _report(
         explained=read_summary(explanation_folder(config.out, config.train.name), model),
         notes=catalog_notes(config.out),
     )
+    record_evaluation(model_folder(config.out, config.train.name), folder, config.out.name)
 
 
 def _settings(config: Config, precision: dict) -> dict:

@@ -27,6 +27,9 @@ TISSUE_PAGE = "index.html"
 
 EXPLANATIONS_PAGE = "index.html"
 """In the folder of a model's explanations."""
+
+PREDICTIONS_PAGE = "index.html"
+"""In the folder of a model's predictions."""
 PRECISION_STAGES = ("precision", "fine_precision")
 """The same of the comparison of bfloat16 with float32, of heatmaps and of fine heatmaps."""
 EXPLAIN_STAGES = ("explain", "panels", "rank", "trust")
@@ -124,6 +127,16 @@ def mined_path(run_dir: Path, name: str) -> Path:
 def evaluation_folder(run_dir: Path, name: str) -> Path:
     """Where the report on a model lies."""
     return Path(run_dir) / "evaluation" / name
+
+
+def prediction_folder(run_dir: Path, name: str) -> Path:
+    """Where the table and the page of a model's predictions lie."""
+    return Path(run_dir) / "predictions" / name
+
+
+def export_folder(run_dir: Path, name: str) -> Path:
+    """Where the exports of a model's heatmaps lie, unless another folder is given."""
+    return Path(run_dir) / "export" / name
 
 
 def explanation_folder(run_dir: Path, name: str) -> Path:

@@ -162,7 +162,8 @@ def precision_summary(run_dir: Path, model: str, stage: str = "precision") -> st
 def failures_on_the_way(run_dir: Path, model: str) -> list[Failure]:
     """The failures of the stages that lead to one model's evaluation."""
     shared = ("catalog", "tile", "train")
-    own = {of_model(stage, model) for stage in ("predict", "heatmap", "evaluate", "pictures")}
+    stages = ("predict", "heatmap", "predictions", "evaluate", "pictures")
+    own = {of_model(stage, model) for stage in stages}
     return [row for row in read_failures(run_dir) if row.stage in shared or row.stage in own]
 
 

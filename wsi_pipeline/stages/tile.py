@@ -8,6 +8,7 @@ from distributed import Client
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.files import write_whole
+from wsi_pipeline.geometry import level0_area_to_mm2
 from wsi_pipeline.jobs.record import read_done, read_failures
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import Output, Unit
@@ -69,11 +70,11 @@ class TileSlide(Unit):
         Returns
         -------
         dict
-            Numbers of ``patches``, ``positive`` patches and ``lesions``; ``backend`` and
-            ``backend_reason``: what reads the working level, see `Slide.backend`; ``notes``:
-            lesions that no indexed patch reaches, since the tissue mask misses them, and what to
-            check of the mask; and ``failures``: why parts of the slide, of which nothing is
-            indexed, cannot be decoded.
+            Numbers of ``patches``, ``positive`` patches and ``lesions``; ``tissue_mm2``, the area
+            of the tissue; ``backend`` and ``backend_reason``: what reads the working level, see
+            `Slide.backend`; ``notes``: lesions that no indexed patch reaches, since the tissue mask
+            misses them, and what to check of the mask; and ``failures``: why parts of the slide, of
+            which nothing is indexed, cannot be decoded.
         """
         seen = self.inputs.look()
         lesions, tissue = seen.annotation.lesions, seen.tissue
@@ -85,6 +86,7 @@ class TileSlide(Unit):
             "patches": index.table.num_rows,
             "positive": int((index.table["label"].to_numpy() == 1).sum()),
             "lesions": len(lesions),
+            "tissue_mm2": level0_area_to_mm2(tissue.area_level0, seen.grid.mpp),
             "backend": seen.backend.name,
             "backend_reason": seen.backend.reason,
             "notes": [

@@ -38,8 +38,7 @@ class SlideView:
     @property
     def expected_patches(self) -> int:
         """About how many patches hold tissue."""
-        tissue_px = self.tissue.mask.sum() * self.tissue.downsample**2  # level 0
-        return round(tissue_px / self.grid.level0_length(self.grid.stride_px) ** 2)
+        return round(self.tissue.area_level0 / self.grid.level0_length(self.grid.stride_px) ** 2)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ SECONDS_BETWEEN_EVENTS = 0.5
 RECIPE = {of.name for of in fields(Recipe)}
 DOES_NOT_CHANGE_THE_STEPS = {"max_epochs", "stop_after", "stop_at_accuracy", "processes"}
 """With other values of these a training goes on where it was, unless it would have ended before."""
+TILING = {"stride_px", "inner_px", "min_tissue", "tissue"}
+"""Settings of ``tile`` that the card states, besides patch size and resolution."""
 CORES_LEFT = 2
 """For training itself, where loader processes follow the machine."""
 MOST_LOADER_WORKERS = 16
@@ -111,6 +113,8 @@ class TrainModel(Unit):
     earlier_patients : dict
         Patients that the start weights have seen, as parts of a card.
     weights_file, hard_negatives_file : SmallFile or None
+    tiling : dict
+        Settings of the patch indices that the card states, see `ModelCard`.
     gpus : tuple of str
         Those of this machine, where its own worker trains; else empty.
     card : Output
@@ -123,6 +127,7 @@ class TrainModel(Unit):
     earlier_patients: dict[str, list[str]]
     weights_file: SmallFile | None
     hard_negatives_file: SmallFile | None
+    tiling: Unhashed[dict]
     gpus: Unhashed[tuple[str, ...]]
     card: Output
 
@@ -347,6 +352,7 @@ def _card(job: TrainModel, pool: PatchPool) -> ModelCard:
     patients = {part: sorted({of.patient_id for of in job.slides[part]}) for part in job.slides}
     return ModelCard(
         architecture=settings.model,
+        name=settings.name,
         arguments=dumped.get("patchnet", {}),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -355,6 +361,7 @@ def _card(job: TrainModel, pool: PatchPool) -> ModelCard:
         precision=settings.precision,
         patch_px=pool.grids[0].patch_px,
         mpp=spacings[len(spacings) // 2],
+        tiling=job.tiling,
         training={
             "seed": job.seed,
             "settings": dumped,
@@ -409,6 +416,7 @@ def _unit(config: Config) -> TrainModel:
         earlier_patients=earlier,
         weights_file=SmallFile.at(settings.weights) if own_weights else None,
         hard_negatives_file=None if hard is None else SmallFile.at(hard),
+        tiling=config.tile.model_dump(mode="json", include=TILING),
         gpus=tuple(visible_gpus()) if config.jobs.scheduler is None else (),
         card=Output(model_folder(config.out, settings.name) / "model.json"),
     )
