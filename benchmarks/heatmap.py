@@ -73,7 +73,7 @@ def model_speed(quick: bool) -> list[Row]:
 
 def batch_sizes(run: Predict) -> Row:
     """The batch size that heatmaps take by default against another one."""
-    size, other = use_batch_size(DEVICE, None), 32 if DEVICE == "cpu" else 8
+    size, other = use_batch_size(DEVICE, None, 128), 32 if DEVICE == "cpu" else 8
     work = [partial(predicted, run, random_patches(32, 128), n) for n in (size, other)]
     return timed(f"VGG16 ({DEVICE}), 128 px, batches of {size}", f"batches of {other}", *work)
 
@@ -126,7 +126,7 @@ def heatmap_stage(quick: bool) -> Row:
 def alone(model: TrainedModel, patches: int) -> int:
     """Predict as many patches as that, all of them the same batch, on a worker."""
     module, _ = worker_model(model)
-    run, batch = predictor(module, **as_heatmaps()), use_batch_size(DEVICE, None)
+    run, batch = predictor(module, **as_heatmaps()), use_batch_size(DEVICE, None, PATCH_PX)
     images = random_patches(batch, PATCH_PX)
     for start in range(0, patches, batch):
         run(images[: patches - start])

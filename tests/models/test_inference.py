@@ -156,10 +156,15 @@ def test_images_of_many_sizes_are_evaluated_in_few(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "setting", "size"), [("cpu", None, 4), ("cuda:1", None, 32), ("cpu", 7, 7)]
-)
-def test_the_batch_size_is_the_settings_else_the_devices(device, setting, size):
-    assert use_batch_size(device, setting) == size
+    ("device", "setting", "patch_px", "size"),
+    [
+        ("cpu", None, 512, 4), ("cpu", None, 128, 8), ("cpu", None, 32, 64),
+        ("cuda:1", None, 512, 32), ("cuda:1", None, 256, 128), ("cuda:1", None, 32, 512),
+        ("cpu", 7, 32, 7),
+    ],
+)  # fmt: skip
+def test_the_batch_size_is_the_settings_else_the_devices(device, setting, patch_px, size):
+    assert use_batch_size(device, setting, patch_px) == size
 
 
 @pytest.mark.gpu

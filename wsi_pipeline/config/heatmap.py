@@ -27,7 +27,7 @@ class HeatmapConfig(Section):
         None,
         gt=0,
         description="patches a forward pass; null: 32 on a GPU; 4 on a CPU, where more are no"
-        " faster and take 150 MB each at 512 px",
+        " faster and take 150 MB each at 512 px; more where patches are smaller",
         json_schema_extra=KEEPS_RESULT,
     )
     precision: Precision | None = Field(

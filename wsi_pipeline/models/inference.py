@@ -17,7 +17,10 @@ from wsi_pipeline.models.patchnet import Subnet, check_holds_a_patch
 from wsi_pipeline.models.precision import Precision, computing_in
 
 GPU_BATCH, CPU_BATCH = 32, 4
-"""Patches that a model is given at once, unless a setting says otherwise."""
+"""Large patches that a model is given at once, unless a setting says otherwise."""
+GPU_BATCH_PX, CPU_BATCH_PX = 2**23, 2**17
+"""Of small patches there are more in a batch: as many as have about so many px, up to a limit."""
+GPU_LARGEST_BATCH, CPU_LARGEST_BATCH = 512, 64
 LATTICE_STEP = 8
 """Patches along each axis of a dense evaluation are rounded up to a multiple of this."""
 
@@ -211,17 +214,25 @@ def _rounded_up(count: int) -> int:
     return -(-count // LATTICE_STEP) * LATTICE_STEP
 
 
-def use_batch_size(device: torch.device | str, setting: int | None) -> int:
+def use_batch_size(device: torch.device | str, setting: int | None, patch_px: int) -> int:
     """How many patches to give a model at once.
 
     Parameters
     ----------
     device : torch.device or str
     setting : int or None
-        A number is obeyed; None: `GPU_BATCH` or `CPU_BATCH`. On a core with AVX2 VGG16 does 1 to
-        8 patches of 128 px as fast as each other and 32 up to a quarter slower; of 512 px 1, 2 and
-        4 alike, and each takes 150 MB.
+        A number is obeyed; None: `GPU_BATCH` or `CPU_BATCH`, more of small patches. On a core
+        with AVX2 VGG16 does 1 to 8 patches of 128 px as fast as each other and 32 up to a quarter
+        slower; of 512 px 1, 2 and 4 alike, and each takes 150 MB.
+    patch_px : int
+        Side of a patch.
     """
     if setting is not None:
         return setting
-    return GPU_BATCH if torch.device(device).type == "cuda" else CPU_BATCH
+    on_gpu = torch.device(device).type == "cuda"
+    least, px, most = (
+        (GPU_BATCH, GPU_BATCH_PX, GPU_LARGEST_BATCH)
+        if on_gpu
+        else (CPU_BATCH, CPU_BATCH_PX, CPU_LARGEST_BATCH)
+    )
+    return min(max(least, px // patch_px**2), most)

@@ -123,7 +123,7 @@ class HeatmapStore(SlabStore):
     def fill(self, slide: Slide, grid: PatchGrid, slab: Slab) -> dict:
         """Predict the slab's patches; ``patches`` is their number."""
         predict, batch_size = _predictor(
-            self.model, self.settings.precision, self.settings.batch_size
+            self.model, self.settings.precision, self.settings.batch_size, grid.patch_px
         )
         values, unread = predict_slab(slide, grid, slab, predict, batch_size=batch_size)
         write_chunk(self.part, slab, values)
@@ -168,10 +168,10 @@ class HeatmapStore(SlabStore):
 
 @lru_cache(maxsize=1)
 def _predictor(
-    model: TrainedModel, precision: Precision, batch_size: int | None
+    model: TrainedModel, precision: Precision, batch_size: int | None, patch_px: int
 ) -> tuple[Predict, int]:
     """The worker's model as a function of patches, and how many it is given at once."""
     module, card = worker_model(model)
     device = next(module.parameters()).device
     predict = predictor(module, **card.normalisation, device=device, precision=precision)
-    return predict, use_batch_size(device, batch_size)
+    return predict, use_batch_size(device, batch_size, patch_px)

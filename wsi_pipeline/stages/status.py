@@ -26,6 +26,7 @@ from wsi_pipeline.stages.run_directory import (
     model_folder,
     model_id,
     of_model,
+    prediction_folder,
     read_model_card,
     read_slides,
     slides_path,
@@ -202,7 +203,7 @@ def _outputs(run_dir: Path, model: str) -> dict[str, Callable[[str], Path]]:
 
 def _made_of(model: str) -> dict[str, str]:
     """Which stage's heatmaps a stage reads, slide by slide."""
-    made_of = {"evaluate": "heatmap", "fine_pictures": "fine"}
+    made_of = {"evaluate": "heatmap", "predictions": "heatmap", "fine_pictures": "fine"}
     return {of_model(stage, model): of_model(source, model) for stage, source in made_of.items()}
 
 
@@ -237,6 +238,11 @@ def _expected_units(run_dir: Path, config: Config) -> dict[str, set[str] | None]
     if fine_folder(run_dir, config.train.name).is_dir():  # a stage that only some runs have
         slabs, fine, pictures = (of_model(stage, config.train.name) for stage in FINE_STAGES)
         found |= {slabs: None, fine: predicted, pictures: predicted}
+    if prediction_folder(run_dir, config.train.name).is_dir():
+        for unneeded in ("train", evaluate):  # where a model was brought in and there are no labels
+            if not read_done(run_dir, unneeded):
+                del found[unneeded]
+        found[of_model("predictions", config.train.name)] = predicted
     if cache_path(run_dir, "any").parent.is_dir():  # another
         shards, cache = CACHE_STAGES
         found |= {shards: None, cache: set(slides["slide_id"][in_split(TRAINING_SPLITS)])}
