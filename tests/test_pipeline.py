@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +14,10 @@ import pandas as pd
 import pytest
 import yaml
 import zarr
+from command_line import WSI, wait_until, wsi
 
 from wsi_pipeline.config_file import load_config
 from wsi_pipeline.jobs.record import read_done
-
-WSI = (sys.executable, "-c", "from wsi_pipeline.cli import main; main()")
-
-
-def wsi(*arguments, check=True):
-    """Run the command line in a process of its own."""
-    done = subprocess.run([*WSI, *map(str, arguments)], capture_output=True, text=True)
-    if check and done.returncode:
-        pytest.fail(f"wsi {arguments} left with {done.returncode}:\n{done.stderr}")
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +148,6 @@ def scheduler(tmp_path, worker_options):
         for process in processes:
             process.kill()
             process.wait()
-
-
-def wait_until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"{condition} did not come true in {seconds} s")
-        time.sleep(0.05)
 
 
 def copy_before_heatmaps(finished: Path, out: Path) -> Path:

@@ -24,10 +24,15 @@ PREDICTING = ("tile", "heatmap", "predictions")
     type=click.FloatRange(0, min_open=True),
     help="um per level-0 px of slides that do not state their own.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Default: bfloat16 if all workers support it, else float32.",
+)
 @click.option("--export", "formats", metavar="A,B", help="Formats to export, see `wsi export`.")
 @click.option("--workers", type=click.IntRange(1), help="Local processes. Default: one per core.")
 @scheduler_option
-def predict(model, slides, out, stride_px, mpp, formats, workers, scheduler):
+def predict(model, slides, out, stride_px, mpp, precision, formats, workers, scheduler):
     """Apply a trained model to new slides: heatmaps, detections, a table and a page.
 
     MODEL is a model folder. SLIDES are slide files, a folder, or a table (.csv).
@@ -44,6 +49,7 @@ def predict(model, slides, out, stride_px, mpp, formats, workers, scheduler):
         (out or Path("predictions") / name).absolute(),
         stride_px=stride_px,
         mpp=mpp,
+        precision=precision,
         jobs={"scheduler": scheduler, "workers": workers},
     )
     run_stages(config, PREDICTING, prepare=lambda: new_slides.begin(config, model, slides))

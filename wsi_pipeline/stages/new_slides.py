@@ -15,6 +15,7 @@ from wsi_pipeline.config import (
     TileConfig,
     TrainConfig,
 )
+from wsi_pipeline.config.section import Precision
 from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.jobs.record import read_done
@@ -37,6 +38,7 @@ def settings_for(
     *,
     stride_px: int | None = None,
     mpp: float | None = None,
+    precision: Precision | None = None,
     jobs: dict[str, Any] | None = None,
 ) -> Config:
     """Settings of a run that applies a model to new slides.
@@ -57,6 +59,8 @@ def settings_for(
         Step between patches, working px, in place of the card's.
     mpp : float, optional
         Micrometres per level-0 px of slides that do not state their own.
+    precision : {"float32", "bfloat16"}, optional
+        Of the heatmaps; unless given, the workers decide.
     jobs : dict, optional
         Settings of the section ``jobs``.
 
@@ -75,7 +79,7 @@ def settings_for(
             catalog=CatalogConfig(**catalog),
             tile=TileConfig(**tiling(card, stride_px)),
             train=TrainConfig(name=name, weights="none"),
-            heatmap=HeatmapConfig(splits=("train", "validation", "test")),
+            heatmap=HeatmapConfig(splits=("train", "validation", "test"), precision=precision),
             jobs=JobsConfig(**(jobs or {})),
         )
     except ValidationError as error:
