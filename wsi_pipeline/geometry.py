@@ -398,6 +398,22 @@ class PatchGrid:
         corner = np.array(self.heatmap_box((0, 0), (0, 0))[:2])
         return corner + np.asarray(points) * (self.stride_px * self.downsample)
 
+    def heatmap_places(self, points_level0) -> np.ndarray:
+        """Heatmap px of points in level-0 px; the whole part is the pixel: the inverse.
+
+        Parameters
+        ----------
+        points_level0 : array_like, shape (..., 2)
+            x, y.
+
+        Returns
+        -------
+        float64 array, shape (..., 2)
+            Beyond the heatmap's first or last pixel where a point is off it.
+        """
+        corner = np.array(self.heatmap_box((0, 0), (0, 0))[:2])
+        return (np.asarray(points_level0) - corner) / (self.stride_px * self.downsample)
+
     def pixel_spacing_um(self, reduction: int = 1) -> float:
         """Micrometres between neighbouring heatmap pixels, `reduction` cells to a pixel."""
         return reduction * self.stride_px * self.downsample * self.mpp
