@@ -219,6 +219,6 @@ def _tell_results(config: Config, outcomes: list[tuple]):
         "explain": explanation_folder(config.out, config.train.name) / EXPLANATIONS_PAGE,
         "predictions": prediction_folder(config.out, config.train.name) / PREDICTIONS_PAGE,
     }
-    made = [pages[name] for name, _ in outcomes if name in pages]
-    if made:
-        console.print(f"report: {made[-1]}", markup=False, soft_wrap=True)
+    last = [name for name, _ in outcomes if name != "export"][-1:]
+    if last and last[0] in pages:
+        console.print(f"report: {pages[last[0]]}", markup=False, soft_wrap=True)

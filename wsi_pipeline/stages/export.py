@@ -69,8 +69,7 @@ def plan_export(
     ConfigError
         If a format is unknown.
     RunError
-        If the folder holds anything but exports, no slide has a heatmap of the model, or a slide
-        that is named has none.
+        If the folder holds anything but exports.
     """
     for name in formats:
         if name not in FILES:
