@@ -12,6 +12,7 @@ from wsi_pipeline.report.explanation_panels import (
     MethodPanel,
     _annotation_words,
     _colours,
+    colour_limits,
     panels_figure,
 )
 
@@ -64,6 +65,14 @@ def test_colours_end_where_the_map_does():
     single = np.zeros((32, 32))
     single[3, 3] = 5
     assert _colours(panel(single))[1].vmax == 5
+
+
+def test_colour_limits_leave_out_what_is_no_number_and_never_coincide():
+    values = np.array([[np.nan, np.inf, -3.0], [-3.0, 2.0, 2.0]])
+    assert colour_limits(values, signed=True) == (-3, 3)
+    assert colour_limits(values, signed=False) == (0, 2)
+    for nothing in (np.full((2, 2), np.nan), np.zeros((2, 2)), np.full((2, 2), -1.0)):
+        assert colour_limits(nothing, signed=False) == (0, 1)
 
 
 @pytest.mark.parametrize(

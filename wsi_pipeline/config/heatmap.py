@@ -41,7 +41,9 @@ class HeatmapConfig(Section):
         description="side of a chunk, heatmap px: the slab that a task reads at once; with 32 fewer"
         " tiles lie on edges and are decoded twice, and a killed task loses four times the work",
     )
-    ngff: Literal["0.5", "0.4"] = Field("0.5", description="OME-Zarr version")
+    ngff: Literal["0.5", "0.4"] = Field(
+        "0.5", description="OME-Zarr version; 0.4 for programs that do not read Zarr 3"
+    )
 
 
 class FineConfig(Section):

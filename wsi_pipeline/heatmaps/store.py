@@ -13,18 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
-from numcodecs import Zstd
-from zarr.codecs import ZstdCodec
 
-from wsi_pipeline.errors import ConfigError, RunError, WsiError
+from wsi_pipeline.errors import RunError, WsiError
 from wsi_pipeline.geometry import PatchGrid
+from wsi_pipeline.heatmaps.ngff import Channel, array_layout, group_attributes, zarr_format
 from wsi_pipeline.patches.slabs import Slab
 
 SCHEMA = 1
+"""Of values, levels and the block ``wsi_pipeline``. It stays when only what viewers are told
+changes: nobody predicts slides again for a colour."""
 COARSEST_PX = 64
 """The pyramid ends at the first level whose longer side is this or less."""
-
-_ZARR_FORMAT: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,7 @@ def create_heatmap(
     precision: str | None = None,
     chunk: int = 16,
     ngff: str = "0.5",
+    channel: Channel | None = None,
 ) -> None:
     """Write an empty heatmap (all NaN), with all its levels and metadata; replaces an old one.
 
@@ -133,37 +133,36 @@ def create_heatmap(
     chunk : int
         Side of a chunk, heatmap px.
     ngff : {"0.5", "0.4"}
+    channel : Channel, optional
+        How viewers show it; by default as a probability, under the model's name.
 
     Raises
     ------
     ConfigError
         If `ngff` is neither of the two.
     """
-    if ngff not in _ZARR_FORMAT:
-        raise ConfigError(f"ngff is {ngff!r}: it must be one of {', '.join(_ZARR_FORMAT)}")
     shapes = _level_shapes(grid.shape)
-    multiscales = _multiscales(slide_id, grid, len(shapes))
     own: dict[str, Any] = {
         "schema": SCHEMA,
         "slide_id": slide_id,
         "model": model,
         "precision": precision,
+        "grid": grid.to_dict(),
     }
-    own["grid"] = grid.to_dict()
-    if ngff == "0.5":
-        ome: dict[str, Any] = {"ome": {"version": ngff, "multiscales": [multiscales]}}
-        layout: dict[str, Any] = {"compressors": ZstdCodec(), "dimension_names": ("y", "x")}
-    else:
-        ome = {"multiscales": [{"version": ngff, **multiscales}]}
-        layout = {
-            "compressors": Zstd(),
-            "chunk_key_encoding": {"name": "v2", "separator": "/"},
-        }
     group = zarr.create_group(
         path,
         overwrite=True,
-        zarr_format=_ZARR_FORMAT[ngff],
-        attributes={**ome, "wsi_pipeline": own},
+        zarr_format=zarr_format(ngff),
+        attributes={
+            **group_attributes(
+                ngff,
+                grid=grid,
+                levels=len(shapes),
+                slide_id=slide_id,
+                channel=channel or Channel(model),
+            ),
+            "wsi_pipeline": own,
+        },
     )
     for level, shape in enumerate(shapes):
         group.create_array(
@@ -172,7 +171,7 @@ def create_heatmap(
             chunks=(chunk, chunk),
             dtype=np.float32,
             fill_value=np.nan,
-            **layout,
+            **array_layout(ngff),
         )
 
 
@@ -236,16 +235,16 @@ def finish_heatmap(path) -> None:
 
 def write_heatmap(
     path, values: np.ndarray, *, grid: PatchGrid, slide_id: str, model: str,
-    precision: str | None = None, chunk: int, ngff: str,
+    precision: str | None = None, chunk: int, ngff: str, channel: Channel | None = None,
 ) -> None:  # fmt: skip
     """Write a heatmap that is in memory, whole, with its pyramid; replaces an old one.
 
     Parameters
     ----------
-    path, grid, slide_id, model, precision, chunk, ngff
+    path, grid, slide_id, model, precision, chunk, ngff, channel
         As for `create_heatmap`.
     values : float array, shape `grid.shape`
-        In any unit.
+        In any unit; `channel` says which values viewers show if they are no probabilities.
 
     Raises
     ------
@@ -257,8 +256,9 @@ def write_heatmap(
     if values.shape != grid.shape:
         raise RunError(f"{path}: values of shape {values.shape} for a grid of {grid.shape}")
     create_heatmap(
-        path, grid=grid, slide_id=slide_id, model=model, precision=precision, chunk=chunk, ngff=ngff
-    )
+        path, grid=grid, slide_id=slide_id, model=model, precision=precision, chunk=chunk,
+        ngff=ngff, channel=channel,
+    )  # fmt: skip
     _open(path, "r+").levels[0][:] = values
     finish_heatmap(path)
 
@@ -308,25 +308,6 @@ def _level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
         rows, cols = shapes[-1]
         shapes.append((-(-rows // 2), -(-cols // 2)))
     return shapes
-
-
-def _multiscales(name: str, grid: PatchGrid, levels: int) -> dict:
-    """NGFF's description of the pyramid; the same in 0.4 and 0.5."""
-    return {
-        "name": name,
-        "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"],
-        "datasets": [
-            {
-                "path": str(level),
-                "coordinateTransformations": [
-                    {"type": "scale", "scale": [grid.pixel_spacing_um(2**level)] * 2},
-                    {"type": "translation", "translation": [*grid.first_pixel_um(2**level)[::-1]]},
-                ],
-            }
-            for level in range(levels)
-        ],
-        "type": "mean",
-    }
 
 
 def _halve(values: np.ndarray) -> np.ndarray:

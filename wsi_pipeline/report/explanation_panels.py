@@ -120,6 +120,31 @@ def panels_figure(
     return picture.getvalue()
 
 
+def colour_limits(values: np.ndarray, *, signed: bool) -> tuple[float, float]:
+    """The values at which a map's colours begin and end, in pictures and in viewers.
+
+    Parameters
+    ----------
+    values : float array
+        In the method's units; NaN and infinities are left out.
+    signed : bool
+        Both signs mean something: 0 lies in the middle. Else colours begin at 0.
+
+    Returns
+    -------
+    low, high : float
+        They end at the percentile `BRIGHTEST` of the magnitudes, at the largest where few are not
+        0, and at 1 where all are.
+    """
+    known = values[np.isfinite(values)]
+    magnitude = np.abs(known) if signed else np.maximum(known, 0)
+    if not magnitude.any():
+        end = 1.0
+    else:
+        end = float(np.percentile(magnitude, BRIGHTEST)) or float(magnitude.max())
+    return (-end if signed else 0.0), end
+
+
 def _draw_image(axes: Axes, image: np.ndarray, shown: Bounds, outlines: list[np.ndarray]) -> None:
     axes.imshow(image, extent=_frame(shown), interpolation="antialiased")
     axes.add_collection(LineCollection(outlines, colors="black", linewidths=2.4, zorder=3))
@@ -159,10 +184,8 @@ def _draw_map(figure: Figure, axes: Axes, panel: MethodPanel, shown: Bounds) -> 
 
 
 def _colours(panel: MethodPanel) -> tuple[matplotlib.colors.Colormap, Normalize]:
-    """Colours that end at `BRIGHTEST`, or at the largest value where few are not 0."""
-    magnitude = np.abs(panel.values) if panel.signed else panel.values
-    end = float(np.percentile(magnitude, BRIGHTEST)) or float(magnitude.max())
-    return (SIGNS, Normalize(-end, end)) if panel.signed else (LEVELS, Normalize(0, end))
+    low, high = colour_limits(panel.values, signed=panel.signed)
+    return SIGNS if panel.signed else LEVELS, Normalize(low, high)
 
 
 def _set_titles(axes: Axes, name: str, shows: str) -> None:

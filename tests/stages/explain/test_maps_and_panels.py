@@ -14,6 +14,7 @@ from explain_run import run_stage, settings
 from wsi_pipeline.heatmaps.store import open_heatmap
 from wsi_pipeline.jobs.unit import LargeFile, Output
 from wsi_pipeline.models.card import read_card
+from wsi_pipeline.report.explanation_panels import colour_limits
 from wsi_pipeline.stages.explain import checks, maps_and_panels
 from wsi_pipeline.stages.explain.maps_and_panels import map_grid
 from wsi_pipeline.stages.explain.methods import ALL_METHODS
@@ -99,6 +100,21 @@ def test_a_map_lies_over_the_slide(run):
     scale, translation = multiscales["datasets"][0]["coordinateTransformations"]
     assert scale["scale"] == [1.0, 1.0]  # um: two level-0 px
     assert translation["translation"] == [(20 + 0.5) * 0.5, (10 + 0.5) * 0.5]
+
+
+@pytest.mark.parametrize(
+    ("method", "title"), [("saliency", "Saliency"), ("occlusion", "Occlusion")]
+)
+def test_viewers_show_a_map_in_the_methods_units(run, method, title):
+    """Colours end where they end in the picture; 0 is in the middle where signs mean something."""
+    place = Place("s", 10, 20, 32, 40, 2.0, 32, "asked")
+    values, _ = explained(run, place, method)
+    group = zarr.open_group(run / f"{place.name}.zarr", mode="r")
+    [channel] = group.attrs["ome"]["omero"]["channels"]
+    assert channel["label"] == f"{title}, {open_heatmap(run / f'{place.name}.zarr').model}"
+    low, high = channel["window"]["start"], channel["window"]["end"]
+    assert (low, high) == colour_limits(values, signed=method == "occlusion")
+    assert high != 1 and low == (-high if method == "occlusion" else 0)
 
 
 def test_a_large_place_is_read_patch_by_patch_and_drawn_small(run, client, monkeypatch):

@@ -14,6 +14,7 @@ import torch
 from wsi_pipeline.config import AnnotationConfig, Config
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.geometry import Bounds, PatchGrid, level0_to_um
+from wsi_pipeline.heatmaps.ngff import Channel
 from wsi_pipeline.heatmaps.store import open_heatmap, write_heatmap
 from wsi_pipeline.jobs.unit import (
     LargeFile,
@@ -26,7 +27,7 @@ from wsi_pipeline.jobs.unit import (
 )
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.models.inference import normalise
-from wsi_pipeline.report.explanation_panels import MethodPanel, panels_figure
+from wsi_pipeline.report.explanation_panels import MethodPanel, colour_limits, panels_figure
 from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages.explain.methods import ALL_METHODS
@@ -134,6 +135,9 @@ class MapPlace(Unit):
                 inside = values[row : place.height_px, col : place.width_px]
                 inside = inside[: len(found), : len(found)]
                 inside[:] = found[: inside.shape[0], : inside.shape[1]]
+        of = ALL_METHODS[self.method]
+        every = 2 ** panel_level(place)  # as many pixels as are drawn: a copy of all might not fit
+        shown = colour_limits(values[::every, ::every], signed=of.signed)
         part = Path(self.out).with_name(f".{Path(self.out).name}")
         write_heatmap(
             part,
@@ -144,6 +148,7 @@ class MapPlace(Unit):
             precision="float32",
             chunk=CHUNK_PX,
             ngff=self.ngff,
+            channel=Channel(f"{of.title}, {self.model.id}", *shown),
         )
         shutil.rmtree(self.out, ignore_errors=True)  # of a worker that died before it could say so
         part.rename(self.out)
