@@ -398,6 +398,24 @@ class PatchGrid:
         corner = np.array(self.heatmap_box((0, 0), (0, 0))[:2])
         return corner + np.asarray(points) * (self.stride_px * self.downsample)
 
+    def heatmap_places(self, points_level0) -> np.ndarray:
+        """Places in the heatmap of points in level-0 px: the inverse of `heatmap_points`.
+
+        The whole parts are the column and the row of the heatmap pixel.
+
+        Parameters
+        ----------
+        points_level0 : array_like, shape (..., 2)
+            x, y.
+
+        Returns
+        -------
+        float64 array, shape (..., 2)
+            x, y in heatmap px; negative, or beyond the last pixel, off the heatmap.
+        """
+        corner = np.array(self.heatmap_box((0, 0), (0, 0))[:2])
+        return (np.asarray(points_level0) - corner) / (self.stride_px * self.downsample)
+
     def points_in_bounds(self, points_level0) -> np.ndarray:
         """Points counted from the corner of the scanned bounds, as QuPath counts them.
 

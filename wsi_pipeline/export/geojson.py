@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, TextIO
+from typing import BinaryIO, TextIO
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import numpy as np
@@ -24,12 +24,12 @@ from wsi_pipeline.errors import ExportError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.regions import Region
-from wsi_pipeline.report.slide_pictures import COLORMAP
+from wsi_pipeline.report.slide_pictures import SHADES, shade_numbers
 
 TUMOUR_CLASS = {"name": "Tumor", "color": [200, 0, 0]}
 """QuPath's own class for tumour, in QuPath's own colour."""
 MEASUREMENT = "Probability of tumour"
-_COLOURS = ["[{},{},{}]".format(*colour) for colour in COLORMAP(np.arange(256), bytes=True)[:, :3]]
+_COLOURS = ["[{},{},{}]".format(*colour) for colour in SHADES]
 
 
 def write_geojson(
@@ -95,7 +95,7 @@ def write_geojson(
 def _text_file(path: Path, *, packed: bool) -> Iterator[TextIO]:
     """Open a text file for writing; its packed form holds neither its name nor the time."""
     with path.open("wb") as file:
-        stream: IO[bytes] = file
+        stream: BinaryIO | gzip.GzipFile = file
         if packed:
             stream = gzip.GzipFile("", "wb", 6, file, mtime=0)
         with io.TextIOWrapper(stream, encoding="utf-8", newline="\n") as text:
@@ -152,22 +152,21 @@ def _feature(identifier: UUID, geometry: dict, **properties) -> str:
 
 def _tiles(values: np.ndarray, grid: PatchGrid, of: UUID, tiles_from: float) -> Iterator[str]:
     """Squares of heatmap pixels, cut at the bounds; text is put together by hand for speed."""
-    corners = np.repeat(np.arange(max(values.shape) + 1)[:, np.newaxis], 2, axis=1)
-    places = grid.points_in_bounds(grid.heatmap_points(corners))
+    edges = np.repeat(np.arange(max(values.shape) + 1)[:, np.newaxis], 2, axis=1)  # x and y
+    places = grid.points_in_bounds(grid.heatmap_points(edges))
     places = np.round(np.clip(places, 0, (grid.bounds.width, grid.bounds.height)), 2)
     xs, ys = ([f"{place:.10g}" for place in axis] for axis in places.T)
     for row, (line, top, bottom) in enumerate(zip(values, ys, ys[1:], strict=False)):
         # Float64, so that the threshold is not rounded to the heatmap's float32.
         cols = np.flatnonzero(line.astype(np.float64) >= tiles_from)
-        shades = np.clip(line[cols] * 256, 0, 255).astype(int).tolist()
+        shades = shade_numbers(line[cols]).tolist()
         stated = line[cols].astype(str).tolist()
         for col, shade, value in zip(cols.tolist(), shades, stated, strict=True):
             left, right = xs[col], xs[col + 1]
             if left == right or top == bottom:  # beyond the bounds
                 continue
-            ring = (
-                f"[{left},{top}],[{right},{top}],[{right},{bottom}],[{left},{bottom}],[{left},{top}]"
-            )
+            corners = (left, top), (right, top), (right, bottom), (left, bottom), (left, top)
+            ring = ",".join(f"[{x},{y}]" for x, y in corners)
             yield (
                 f'{{"type":"Feature","id":"{uuid5(of, f"tile {row} {col}")}",'
                 f'"geometry":{{"type":"Polygon","coordinates":[[{ring}]]}},'
