@@ -153,9 +153,9 @@ def write_overlay(
     picture = Image.fromarray(pixels)
     unit = max(1.0, max(picture.size) / UNIT_PX)
     draw = ImageDraw.Draw(picture)
-    # Pillow's coordinates name the centres of pixels.
+    # Pillow's coordinates name the centres of pixels; it drops what follows the decimal point.
     outlines = rings([region.polygon for region in regions])
-    lines = [(frame.heatmap_places(ring) - 0.5).ravel().tolist() for ring in outlines]
+    lines = [np.round(frame.heatmap_places(ring) - 0.5).ravel().tolist() for ring in outlines]
     draw_outlines(draw, lines, unit)
     for x, y in (frame.heatmap_places(detections[["x", "y"]]) - 0.5).tolist():
         draw_circle(draw, x, y, unit)
