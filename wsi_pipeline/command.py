@@ -33,8 +33,9 @@ console = Console(stderr=True)
 def run_stages(
     config: Config,
     stages: tuple[str, ...],
-    plan: Callable[[], object] | None = None,
-    prepare: Callable[[], None] | None = None,
+    plan: Callable[[], dict[str, object]] | None = None,
+    *,
+    keep_settings: bool = False,
 ) -> NoReturn:
     """Run stages with one Dask client and leave with the status that their failures call for.
 
@@ -44,10 +45,11 @@ def run_stages(
     stages : tuple of str
         Modules of `wsi_pipeline.stages`, in this order. Without a model none follows training.
     plan : callable, optional
-        What it returns is handed to each stage. What it refuses is refused before any worker is
-        there and any file but the lock is written.
-    prepare : callable, optional
-        Called before the settings are written and any worker is there.
+        Called once this command is alone in the folder, before the settings are written and any
+        worker is there: it may refuse what is asked for, and write what the stages need. It
+        returns plans by the names of stages; each is handed to its stage.
+    keep_settings : bool
+        Leave the run's settings file as it is, though these settings differ from it.
 
     Raises
     ------
@@ -59,13 +61,13 @@ def run_stages(
     outcomes = []
     jobs = config.jobs
     with alone_in(config.out):
-        options = {} if plan is None else {"plan": plan()}
-        if prepare is not None:
-            prepare()
-        write_settings(config)
+        plans = {} if plan is None else plan()
+        if not keep_settings:
+            write_settings(config)
         with connect(jobs.scheduler, workers=jobs.workers) as client:
             for name in stages:
                 stage = import_module(f"wsi_pipeline.stages.{name}")
+                options = {"plan": plans[name]} if name in plans else {}
                 outcome = stage.run(config, client, **options)
                 if name == "check":
                     _tell_findings(config.out, goes_on=stages != ("check",))

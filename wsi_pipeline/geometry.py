@@ -399,9 +399,7 @@ class PatchGrid:
         return corner + np.asarray(points) * (self.stride_px * self.downsample)
 
     def heatmap_places(self, points_level0) -> np.ndarray:
-        """Places in the heatmap of points in level-0 px: the inverse of `heatmap_points`.
-
-        The whole parts are the column and the row of the heatmap pixel.
+        """Heatmap px of points in level-0 px; the whole part is the pixel: the inverse.
 
         Parameters
         ----------
@@ -411,7 +409,7 @@ class PatchGrid:
         Returns
         -------
         float64 array, shape (..., 2)
-            x, y in heatmap px; negative, or beyond the last pixel, off the heatmap.
+            Beyond the heatmap's first or last pixel where a point is off it.
         """
         corner = np.array(self.heatmap_box((0, 0), (0, 0))[:2])
         return (np.asarray(points_level0) - corner) / (self.stride_px * self.downsample)

@@ -4,10 +4,24 @@ from pathlib import Path
 
 import click
 
-from wsi_pipeline.cli.main import main, scheduler_option
+from wsi_pipeline.cli.main import load_settings, main, scheduler_option
 from wsi_pipeline.command import run_stages
+from wsi_pipeline.config import Config
+from wsi_pipeline.errors import RunError
 
 PREDICTING = ("tile", "heatmap", "predictions")
+
+
+class Names(click.ParamType):
+    """Names, as a,b,c."""
+
+    name = "A,B"
+
+    def convert(self, value, param, ctx):
+        """A list of names without blanks."""
+        if isinstance(value, list):
+            return value
+        return [name.strip() for name in value.split(",") if name.strip()]
 
 
 @main.command()
@@ -29,7 +43,7 @@ PREDICTING = ("tile", "heatmap", "predictions")
     type=click.Choice(["float32", "bfloat16"]),
     help="Default: bfloat16 if all workers support it, else float32.",
 )
-@click.option("--export", "formats", metavar="A,B", help="Formats to export, see `wsi export`.")
+@click.option("--export", "formats", type=Names(), help="Formats to export, see `wsi export`.")
 @click.option("--workers", type=click.IntRange(1), help="Local processes. Default: one per core.")
 @scheduler_option
 def predict(model, slides, out, stride_px, mpp, precision, formats, workers, scheduler):
@@ -39,6 +53,7 @@ def predict(model, slides, out, stride_px, mpp, precision, formats, workers, sch
     """
     from wsi_pipeline.models.card import read_card
     from wsi_pipeline.stages import new_slides
+    from wsi_pipeline.stages.export import plan_export
 
     card = read_card(model)
     name = card.name or model.absolute().name
@@ -52,4 +67,59 @@ def predict(model, slides, out, stride_px, mpp, precision, formats, workers, sch
         precision=precision,
         jobs={"scheduler": scheduler, "workers": workers},
     )
-    run_stages(config, PREDICTING, prepare=lambda: new_slides.begin(config, model, slides))
+
+    def plan():
+        plans = {"export": plan_export(config, formats)} if formats else {}
+        new_slides.begin(config, model, slides)
+        return plans
+
+    run_stages(config, (*PREDICTING, "export") if formats else PREDICTING, plan)
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--format", "formats", type=Names(), required=True, help="Formats, as a,b.")
+@click.option("--slide", "slide_ids", metavar="ID", multiple=True, help="A slide; else all.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the exports. Default: RUN/export/MODEL.",
+)
+@click.option("--model", "name", help="Name of the model, where the run has several.")
+@click.option(
+    "--threshold",
+    "thresholds",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    help="Regions are outlined where the probability is >= this. Default: export.thresholds.",
+)
+@scheduler_option
+def export(run_dir, formats, slide_ids, out, name, thresholds, scheduler):
+    """Export heatmaps, regions and detections for other viewers.
+
+    RUN_DIR is the folder of `wsi run` or `wsi predict`. docs/export.md says which viewer takes
+    which format.
+    """
+    from wsi_pipeline.stages.export import plan_export
+
+    config = _settings_of(run_dir, scheduler)
+    if name is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"name": name})})
+    if thresholds:
+        asked = config.export.model_copy(update={"thresholds": thresholds})
+        config = config.model_copy(update={"export": asked})
+    folder = out and out.absolute()
+    run_stages(
+        config,
+        ("export",),
+        lambda: {"export": plan_export(config, formats, slide_ids, folder)},
+        keep_settings=True,
+    )
+
+
+def _settings_of(run_dir: Path, scheduler: str | None) -> Config:
+    """The settings of a run, wherever its folder is now."""
+    settings = run_dir / "config.yaml"
+    if not settings.is_file():
+        raise RunError(f"{run_dir} has no config.yaml, so it is not a run directory")
+    return load_settings(settings, run_dir.absolute(), scheduler)

@@ -1,7 +1,6 @@
 """Verbs on a run: one for each stage, all of them in turn, and what a run's files tell."""
 
 import sys
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def explain(path, out, scheduler, methods, slide, at, size, top):
     config = load_settings(path, out, scheduler)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     asked = {"slide": slide, "at": at, "size": size, "methods": names, "top": top}
-    run_stages(config, ("explain",), plan=partial(plan_explanations, config, **asked))
+    run_stages(config, ("explain",), plan=lambda: {"explain": plan_explanations(config, **asked)})
 
 
 @main.command()

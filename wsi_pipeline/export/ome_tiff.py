@@ -60,4 +60,4 @@ def write_ome_tiff(
 
 def _hash(values: np.ndarray) -> str:
     """Of the content: the same heatmap gives the same file."""
-    return hashlib.sha256(np.ascontiguousarray(values, np.float32)).hexdigest()
+    return hashlib.sha256(np.asarray(values, np.float32).tobytes()).hexdigest()

@@ -1,15 +1,19 @@
 """XML of ASAP, Aperio ImageScope and HALO, parsed to shapes; and ASAP's, written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
 import numpy as np
 import shapely
 
 from wsi_pipeline.errors import AnnotationError
+from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.slides.annotation_shapes import Role, Shape, named, ring_of
 
+ASAP_EXCLUSION = "Exclusion"
 ASAP_AREAS = ("Polygon", "Spline", "Rectangle")
 ASAP_NO_AREAS = {
     "Dot": "point",
@@ -141,6 +145,48 @@ def _box_ellipse(points) -> np.ndarray:
     return (low + high) / 2 + (high - low) / 2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
+@dataclass(frozen=True, eq=False)
+class AsapShape:
+    """A shape to be written: its name, its group, ASAP's type, and its points in level-0 px."""
+
+    name: str
+    group: str
+    kind: Literal["Polygon", "Dot"]
+    points: Sequence[tuple[float, float]]
+
+
+def write_asap_shapes(
+    path: str | Path, shapes: Sequence[AsapShape], groups: Mapping[str, tuple[str, str]]
+) -> None:
+    """Write shapes as ASAP XML, whole or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+    shapes : sequence of AsapShape
+    groups : mapping of str to (str, str)
+        Of each group of the shapes, the group that it is part of ("None": of none) and its colour
+        (``#RRGGBB``).
+    """
+    root = ElementTree.Element("ASAP_Annotations")
+    annotations = ElementTree.SubElement(root, "Annotations")
+    listed = ElementTree.SubElement(root, "AnnotationGroups")
+    for name, (parent, colour) in groups.items():
+        ElementTree.SubElement(listed, "Group", Name=name, PartOfGroup=parent, Color=colour)
+    for shape in shapes:
+        about = {"Name": shape.name, "Type": shape.kind, "PartOfGroup": shape.group}
+        element = ElementTree.SubElement(
+            annotations, "Annotation", {**about, "Color": groups[shape.group][1]}
+        )
+        points = ElementTree.SubElement(element, "Coordinates")
+        for order, (x, y) in enumerate(shape.points):
+            place = {"Order": str(order), "X": repr(float(x)), "Y": repr(float(y))}
+            ElementTree.SubElement(points, "Coordinate", place)
+    ElementTree.indent(root)
+    with replace_atomically(path) as part:
+        ElementTree.ElementTree(root).write(part, encoding="utf-8", xml_declaration=True)
+
+
 def write_asap_xml(
     path: str | Path, polygons: Sequence[shapely.Polygon], group: str = "Tumor"
 ) -> None:
@@ -163,24 +209,9 @@ def write_asap_xml(
         raise AnnotationError(
             f"{path}: a polygon lies in a hole of another, which ASAP's exclusions cannot say"
         )
-    root = ElementTree.Element("ASAP_Annotations")
-    annotations = ElementTree.SubElement(root, "Annotations")
-    groups = ElementTree.SubElement(root, "AnnotationGroups")
-    for name, members in ((group, polygons), ("Exclusion", holes)):
-        ElementTree.SubElement(groups, "Group", Name=name, PartOfGroup="None", Color="#64FE2E")
-        for polygon in members:
-            shape = ElementTree.SubElement(
-                annotations,
-                "Annotation",
-                Name=f"Annotation {len(annotations)}",
-                Type="Polygon",
-                PartOfGroup=name,
-                Color="#F4FA58",
-            )
-            points = ElementTree.SubElement(shape, "Coordinates")
-            for order, (x, y) in enumerate(polygon.exterior.coords[:-1]):
-                ElementTree.SubElement(
-                    points, "Coordinate", Order=str(order), X=repr(float(x)), Y=repr(float(y))
-                )
-    ElementTree.indent(root)
-    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+    members = [*((group, of) for of in polygons), *((ASAP_EXCLUSION, of) for of in holes)]
+    shapes = [
+        AsapShape(f"Annotation {number}", of, "Polygon", polygon.exterior.coords[:-1])
+        for number, (of, polygon) in enumerate(members)
+    ]
+    write_asap_shapes(path, shapes, dict.fromkeys((group, ASAP_EXCLUSION), ("None", "#64FE2E")))
