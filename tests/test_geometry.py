@@ -257,3 +257,27 @@ def test_a_raster_starts_at_the_level0_corner():
     assert raster_to_level0(2.25, 4) == 9
     assert raster_size((8, 9), 4) == (2, 3)
     assert raster_size((3 * 7.776, 4 * 7.776), 7.776) == (3, 4)  # rounding adds no pixel
+
+
+def test_heatmap_places_are_the_inverse_of_heatmap_points():
+    a_grid = grid(x=100, y=300, downsample=2.37, patch_px=64, stride_px=40, inner_px=44)
+    points = np.array([[0.0, 0.0], [3.5, 7.25], [-1.0, 2.0]])
+    np.testing.assert_allclose(
+        a_grid.heatmap_places(a_grid.heatmap_points(points)), points, atol=1e-12
+    )
+    # Worked by hand: the first heatmap pixel begins 2 working px, 4.74 px, within the bounds.
+    np.testing.assert_allclose(
+        a_grid.heatmap_places([104.74 + 94.8, 304.74 + 47.4]), [1, 0.5], atol=1e-12
+    )
+
+
+def test_places_of_pixels_in_a_picture_are_their_places_in_its_raster():
+    picture = PatchGrid.of_pixels(1000, 500, 30, 20, 0.25, 3.5)
+    np.testing.assert_allclose(picture.heatmap_places([1000, 507]), [0, 2])
+
+
+def test_points_in_bounds_count_from_the_corner_of_the_scanned_part():
+    np.testing.assert_array_equal(
+        grid(x=1000, y=3000, downsample=2.0).points_in_bounds([[1000, 3000], [1010.5, 2999]]),
+        [[0, 0], [10.5, -1]],
+    )

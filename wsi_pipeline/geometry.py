@@ -414,6 +414,21 @@ class PatchGrid:
         corner = np.array(self.heatmap_box((0, 0), (0, 0))[:2])
         return (np.asarray(points_level0) - corner) / (self.stride_px * self.downsample)
 
+    def points_in_bounds(self, points_level0) -> np.ndarray:
+        """Points counted from the corner of the scanned bounds, as QuPath counts them.
+
+        Parameters
+        ----------
+        points_level0 : array_like, shape (..., 2)
+            x, y in level-0 px.
+
+        Returns
+        -------
+        float64 array, shape (..., 2)
+            Level-0 px from the corner of the bounds; not rounded.
+        """
+        return np.asarray(points_level0, np.float64) - (self.bounds.x, self.bounds.y)
+
     def pixel_spacing_um(self, reduction: int = 1) -> float:
         """Micrometres between neighbouring heatmap pixels, `reduction` cells to a pixel."""
         return reduction * self.stride_px * self.downsample * self.mpp

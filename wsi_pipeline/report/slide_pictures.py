@@ -23,6 +23,8 @@ from wsi_pipeline.slides.tissue import TissueMask
 
 COLORMAP = matplotlib.colormaps["RdYlBu_r"]
 SCALE = Normalize(0, 1)
+SHADES = COLORMAP(np.arange(256), bytes=True)[:, :3]
+"""The colours of the map: uint8 red, green, blue, from 0 to 1."""
 OPACITY = 0.6
 JPEG_QUALITY = 85
 DPI = 110
@@ -184,12 +186,31 @@ def rings(lesions: Sequence[Polygon]) -> list[np.ndarray]:
     return [np.asarray(ring.coords)[:, :2] for ring in rings]
 
 
-def draw_scale_bar(axes, shown: Bounds, mpp: float) -> None:
-    """Draw the longest bar of 1, 2 or 5 x 10^n um that is under a quarter of the width."""
-    longest_um = level0_to_um(shown.width, mpp) / 4
+def shade_numbers(values: np.ndarray) -> np.ndarray:
+    """Which of `SHADES` stands for each value.
+
+    Parameters
+    ----------
+    values : float array
+        In [0, 1]; NaN gets any number.
+
+    Returns
+    -------
+    uint8 array, of the same shape
+    """
+    return np.clip(np.nan_to_num(values) * 256, 0, 255).astype(np.uint8)
+
+
+def scale_bar(longest_um: float) -> tuple[float, str]:
+    """The longest bar of 1, 2 or 5 x 10^n um that is no longer than this: um, and its label."""
     decade = 10.0 ** np.floor(np.log10(longest_um))
     length_um = max(step * decade for step in (1, 2, 5) if step * decade <= longest_um)
-    label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} um"
+    return length_um, f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} um"
+
+
+def draw_scale_bar(axes, shown: Bounds, mpp: float) -> None:
+    """Draw the longest bar of 1, 2 or 5 x 10^n um that is under a quarter of the width."""
+    length_um, label = scale_bar(level0_to_um(shown.width, mpp) / 4)
     x, y = shown.x + 0.04 * shown.width, shown.y + 0.95 * shown.height
     ends = [x, x + um_to_level0(length_um, mpp)]
     axes.plot(ends, [y, y], color="white", lw=5, solid_capstyle="butt")
