@@ -4,21 +4,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from distributed import Client
 
-from wsi_pipeline.config import Config, DetectionConfig
+from wsi_pipeline.config import Config, DetectionConfig, ExportConfig
 from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.export.asap import write_asap_annotations, write_asap_heatmap
+from wsi_pipeline.export.geojson import write_geojson
 from wsi_pipeline.export.ome_tiff import write_ome_tiff
+from wsi_pipeline.export.picture import (
+    picture_frame,
+    read_picture,
+    write_bare_overlay,
+    write_overlay,
+)
+from wsi_pipeline.export.qupath import write_qupath_script
+from wsi_pipeline.export.table import write_patches
 from wsi_pipeline.heatmaps.detect import find_detections
 from wsi_pipeline.heatmaps.regions import Region, heatmap_regions
 from wsi_pipeline.heatmaps.store import Heatmap, open_heatmap
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import LargeFile, Output, Unit
 from wsi_pipeline.models.card import read_card
+from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.predictions import patch_threshold
 from wsi_pipeline.stages.run_directory import (
     export_folder,
@@ -31,8 +42,12 @@ from wsi_pipeline.stages.run_directory import (
 
 SCHEMA_VERSION = 1
 FILES = {
+    "geojson": ("{}.geojson",),
     "ome-tiff": ("{}.ome.tif",),
     "asap": ("{}_likelihood_map.tif", "{}_prediction.xml"),
+    "png": ("{}.png", "{}_overlay.png"),
+    "csv": ("{}.csv",),
+    "parquet": ("{}.parquet",),
 }
 """Files of each format, by slide id."""
 
@@ -109,6 +124,7 @@ def run(config: Config, client: Client, plan: ExportPlan) -> Outcome:
             size=(int(slide.width), int(slide.height)),
             heatmap=LargeFile.at(heatmap_folder(config.out, name) / f"{slide.slide_id}.zarr"),
             model=model_id(name, card.weights_sha256),
+            settings=config.export,
             thresholds=tuple(sorted(thresholds)),
             detection=config.evaluate.detections,
             folder=Output(plan.folder / of_format),
@@ -118,6 +134,8 @@ def run(config: Config, client: Client, plan: ExportPlan) -> Outcome:
     ]
     for of_format in plan.formats:
         (plan.folder / of_format).mkdir(parents=True, exist_ok=True)
+    if "ome-tiff" in plan.formats:
+        write_qupath_script(plan.folder / "ome-tiff")
     return run_units(
         client,
         units,
@@ -157,6 +175,7 @@ class ExportSlide(Unit):
     heatmap : LargeFile
     model : str
         What the heatmap must call its model.
+    settings : ExportConfig
     thresholds : tuple of float
         Regions are outlined at each.
     detection : DetectionConfig
@@ -170,6 +189,7 @@ class ExportSlide(Unit):
     size: tuple[int, int]
     heatmap: LargeFile
     model: str
+    settings: ExportConfig
     thresholds: tuple[float, ...]
     detection: DetectionConfig
     folder: Output
@@ -203,10 +223,21 @@ class ExportSlide(Unit):
 
     def _write(self, found: "_Findings") -> None:
         grid, paths = found.heatmap.grid, self.outputs
+        about: dict[str, Any] = {"slide_id": self.slide_id, "model": self.model}
         match self.format:
+            case "geojson":
+                least = self.settings.min_tile_probability
+                write_geojson(paths[0], **found.for_people, tiles_from=least, **about)
             case "ome-tiff":
-                about = {"slide_id": self.slide_id, "model": self.model}
                 write_ome_tiff(paths[0], found.levels, grid=grid, **about)
+            case "png":
+                with Slide(self.slide.path, self.mpp) as slide:
+                    frame = picture_frame(slide, self.settings.picture_mpp)
+                    image = read_picture(slide, frame)
+                write_overlay(paths[0], image=image, frame=frame, **found.for_people, **about)
+                write_bare_overlay(paths[1], frame=frame, values=found.values, grid=grid)
+            case "csv" | "parquet":
+                write_patches(paths[0], values=found.values, grid=grid, slide_id=self.slide_id)
             case "asap":
                 write_asap_heatmap(paths[0], found.values, grid=grid, slide_size=self.size)
                 write_asap_annotations(paths[1], regions=found.regions, detections=found.detections)
@@ -237,6 +268,16 @@ class _Findings:
             for threshold in self.thresholds
             for region in heatmap_regions(self.values, grid, threshold)
         ]
+
+    @property
+    def for_people(self) -> dict[str, Any]:
+        """All that pictures and QuPath's file show, as keyword arguments."""
+        return {
+            "values": self.values,
+            "grid": self.heatmap.grid,
+            "regions": self.regions,
+            "detections": self.detections,
+        }
 
     @cached_property
     def detections(self) -> pd.DataFrame:
