@@ -39,3 +39,7 @@ class ModelError(WsiError):
 
 class RunError(WsiError):
     """A run directory lacks the files that a stage needs, or holds damaged ones."""
+
+
+class ExportError(WsiError):
+    """An export cannot be made: the message says why."""
