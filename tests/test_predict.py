@@ -15,6 +15,7 @@ from command_line import WSI, wait_until, wsi
 from distributed import Client
 from slide_files import write_pyramid_tiff
 
+from wsi_pipeline.command import write_settings
 from wsi_pipeline.config import CatalogConfig, Config, HeatmapConfig, TileConfig
 from wsi_pipeline.jobs.record import read_done
 from wsi_pipeline.jobs.run import Outcome
@@ -70,6 +71,7 @@ def predict(client, model, slides, out, **options) -> dict[str, Outcome]:
     config = settings_for(card, name, slides, out, precision="float32", **options)
     out.mkdir(exist_ok=True)
     begin(config, model, slides)
+    write_settings(config)
     stages = {"tile": tile, "heatmap": heatmap, "predictions": predictions}
     return {name: stage.run(config, client) for name, stage in stages.items()}
 
