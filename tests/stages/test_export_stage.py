@@ -51,8 +51,9 @@ def test_every_format_is_written_for_the_slides_that_have_a_heatmap(config, clie
     assert (outcome.done, outcome.failed) == (len(export.FILES), 0)
     for name, files in export.FILES.items():
         folder = config.out / "export/vgg16" / name
-        expected = {file.format("s") for file in files}
-        assert {path.name for path in folder.glob("s*")} == expected
+        written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert {file.format("s") for file in files} <= written
+        assert not any("other" in path for path in written)
     qupath = json.loads((config.out / "export/vgg16/geojson/s.geojson").read_text())
     kinds = [feature["properties"]["objectType"] for feature in qupath["features"]]
     assert kinds.count("tile") == (planted(GRID) == LESION).sum() == 12

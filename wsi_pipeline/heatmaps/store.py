@@ -8,6 +8,7 @@ Metadata are not consolidated: there are few arrays, and Zarr 3 does not specify
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +52,12 @@ class Heatmap:
     grid: PatchGrid
     ngff: str
     levels: tuple[zarr.Array, ...]
+
+    @property
+    def modified(self) -> datetime:
+        """When its metadata were written, in UTC."""
+        metadata = self.path / ("zarr.json" if self.ngff == "0.5" else ".zattrs")
+        return datetime.fromtimestamp(metadata.stat().st_mtime, UTC)
 
     def values(
         self, level: int = 0, rows: slice = slice(None), cols: slice = slice(None)

@@ -13,6 +13,10 @@ from distributed import Client
 from wsi_pipeline.config import Config, DetectionConfig, ExportConfig
 from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.export.asap import write_asap_annotations, write_asap_heatmap
+from wsi_pipeline.export.dicom.annotations import write_annotations
+from wsi_pipeline.export.dicom.parametric_map import write_parametric_map
+from wsi_pipeline.export.dicom.segmentation import write_segmentation
+from wsi_pipeline.export.dicom.slide_header import read_slide_header
 from wsi_pipeline.export.geojson import write_geojson
 from wsi_pipeline.export.ome_tiff import write_ome_tiff
 from wsi_pipeline.export.picture import (
@@ -45,11 +49,12 @@ FILES = {
     "geojson": ("{}.geojson",),
     "ome-tiff": ("{}.ome.tif",),
     "asap": ("{}_likelihood_map.tif", "{}_prediction.xml"),
+    "dicom": ("{}/heatmap.dcm", "{}/regions.dcm"),
     "png": ("{}.png", "{}_overlay.png"),
     "csv": ("{}.csv",),
     "parquet": ("{}.parquet",),
 }
-"""Files of each format, by slide id."""
+"""Files of each format, by slide id; DICOM's detections.dcm is there if there are detections."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,8 @@ class ExportSlide(Unit):
                 write_geojson(paths[0], **found.for_people, tiles_from=least, **about)
             case "ome-tiff":
                 write_ome_tiff(paths[0], found.levels, grid=grid, **about)
+            case "dicom":
+                self._write_dicom(found)
             case "png":
                 with Slide(self.slide.path, self.mpp) as slide:
                     frame = picture_frame(slide, self.settings.picture_mpp)
@@ -241,6 +248,21 @@ class ExportSlide(Unit):
             case "asap":
                 write_asap_heatmap(paths[0], found.values, grid=grid, slide_size=self.size)
                 write_asap_annotations(paths[1], regions=found.regions, detections=found.detections)
+
+    def _write_dicom(self, found: "_Findings") -> None:
+        grid, (heatmap, regions) = found.heatmap.grid, self.outputs
+        heatmap.parent.mkdir(exist_ok=True)
+        slide = read_slide_header(
+            self.slide.path, slide_id=self.slide_id, slide_size=self.size, mpp=self.mpp
+        )
+        about: dict[str, Any] = {
+            "slide": slide, "model": self.model, "created": found.heatmap.modified,
+        }  # fmt: skip
+        write_parametric_map(heatmap, values=found.values, grid=grid, **about)
+        thresholds = self.thresholds
+        write_segmentation(regions, values=found.values, grid=grid, thresholds=thresholds, **about)
+        detections = regions.with_name("detections.dcm")
+        write_annotations(detections, detections=found.detections, **about)
 
 
 @dataclass(frozen=True, eq=False)
