@@ -1,5 +1,6 @@
 """DICOM objects, validated by dciodvfy and read by pydicom, highdicom and wsidicom."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -144,7 +145,6 @@ def test_pydicom_reads_the_heatmap_as_written_and_the_lesion_where_it_is(written
     ds = pydicom.dcmread(paths["map"])
     read = matrix(ds, ds.pixel_array.reshape(-1, ds.Rows, ds.Columns), range(ds.NumberOfFrames))
     np.testing.assert_array_equal(read, values)  # NaN outside tissue as well
-    assert np.isnan(ds.FloatPixelPaddingValue) and np.isnan(ds.FloatPixelPaddingRangeLimit)
     rows, cols = np.nonzero(read == LESION)
     centre_mm = origin_mm(ds) + np.array([cols.mean(), rows.mean()]) @ axes(ds)
     x0, y0, x1, y1 = lesion_box(grid)
@@ -167,6 +167,14 @@ def test_highdicom_finds_the_lesion_through_its_own_transformer(written, name):
     corners = np.array([[cols.min(), rows.min()], [cols.max() + 1, rows.max() + 1]])
     half_a_pixel = grid.level0_length(grid.stride_px) / 2
     assert np.abs(to_slide(corners).ravel() - lesion_box(grid)).max() < half_a_pixel / 1000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_headers_can_be_sent_as_json(written, kind):
+    ds = pydicom.dcmread(written["rotated"][0][kind])
+    for name in ("PixelData", "FloatPixelData"):
+        ds.pop(name, None)
+    json.dumps(ds.to_json_dict(), allow_nan=False)  # NaN is not JSON: DICOMweb could not send it
 
 
 def test_the_map_states_that_it_holds_probabilities(written):
@@ -210,7 +218,7 @@ def test_wsidicom_reads_detections_with_their_places_and_probabilities(written, 
     measured = [annotation.measurements[0].value for annotation in group.annotations]
     assert instance.coordinate_type == "volume" and measured == list(DETECTIONS["probability"])
     found = level0_of([(*place, 0) for place in places], header)
-    np.testing.assert_allclose(found, DETECTIONS[["x", "y"]], atol=1e-3)
+    np.testing.assert_allclose(found, DETECTIONS[["x", "y"]], atol=0.02)  # px; float32 mm
 
 
 def test_objects_share_study_patient_and_frame_of_reference_with_a_dicom_slide(written):
