@@ -269,13 +269,14 @@ def test_the_same_export_gives_the_same_bytes(written, tmp_path):
             assert again[kind].read_bytes() == paths[kind].read_bytes()
 
 
-def test_another_heatmap_is_another_instance_of_the_same_series(written, tmp_path):
+def test_another_heatmap_is_another_series_of_the_same_study(written, tmp_path):
     paths, header, values, grid = written["plain"]
     first = pydicom.dcmread(paths["map"])
     path = tmp_path / "other.dcm"
     write_parametric_map(path, values=values / 2, grid=grid, slide=header, **MADE)
     other = pydicom.dcmread(path)
-    assert other.SeriesInstanceUID == first.SeriesInstanceUID
+    assert other.StudyInstanceUID == first.StudyInstanceUID
+    assert other.SeriesInstanceUID != first.SeriesInstanceUID
     assert other.SOPInstanceUID != first.SOPInstanceUID
 
 
@@ -307,6 +308,15 @@ def test_a_threshold_that_nothing_reaches_is_an_empty_segment(written, tmp_path)
     write_segmentation(path, values=values, grid=grid, thresholds=[1.0], slide=header, **MADE)
     assert errors_of_dciodvfy(path) == []
     assert pydicom.dcmread(path).pixel_array.sum() == 0
+
+
+def test_a_pixel_just_below_the_threshold_is_in_no_segment_and_no_region(written, tmp_path):
+    _, header, _, grid = written["plain"]
+    values = np.full(grid.shape, 0.7, np.float32)  # 0.699999988
+    path = tmp_path / "s.dcm"
+    write_segmentation(path, values=values, grid=grid, thresholds=[0.7], slide=header, **MADE)
+    assert pydicom.dcmread(path).pixel_array.sum() == 0
+    assert heatmap_regions(values, grid, 0.7) == []
 
 
 def test_large_heatmaps_are_cut_into_tiles(written, tmp_path):
