@@ -53,13 +53,15 @@ def _write_level(path, image, tile, mpp, flavor, number, orientation, origin_mm,
             part.save(stream := io.BytesIO(), "JPEG", quality=90)
             frames.append(stream.getvalue() + b"\0" * (len(stream.getvalue()) % 2))
 
-    measures, shared, origin, specimen, optical = (Dataset() for _ in range(5))
+    measures, shared, origin, specimen, optical, code = (Dataset() for _ in range(6))
     measures.PixelSpacing, measures.SliceThickness = [mpp / 1000] * 2, 0.004
     shared.PixelMeasuresSequence = [measures]
     origin.XOffsetInSlideCoordinateSystem, origin.YOffsetInSlideCoordinateSystem = origin_mm
     specimen.SpecimenIdentifier, specimen.SpecimenUID = "S1-A", generate_uid(entropy_srcs=["S1"])
     specimen.IssuerOfTheSpecimenIdentifierSequence = specimen.SpecimenPreparationSequence = []
-    optical.OpticalPathIdentifier, optical.IlluminationTypeCodeSequence = "1", []
+    code.CodeValue, code.CodingSchemeDesignator = "111744", "DCM"
+    code.CodeMeaning = "Brightfield illumination"
+    optical.OpticalPathIdentifier, optical.IlluminationTypeCodeSequence = "1", [code]
     optical.OpticalPathDescription = "Brightfield"
 
     ds = Dataset()

@@ -61,7 +61,8 @@ def write_annotations(
     if detections.empty:
         Path(path).unlink(missing_ok=True)
         return False
-    points_mm = slide_places_mm(detections[["x", "y"]].to_numpy(np.float64), slide)
+    # Some viewers cannot read points in double precision; at 75 mm, float32 resolves 8 nm.
+    points_mm = slide_places_mm(detections[["x", "y"]], slide).astype(np.float32)
     probabilities = detections["probability"].to_numpy(np.float32)
     arguments = instance_arguments(
         "Tumor detections", SERIES_NUMBER, slide=slide, model=model, created=created,

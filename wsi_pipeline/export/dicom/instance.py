@@ -75,24 +75,27 @@ def instance_arguments(
     Parameters
     ----------
     kind : str
-        What the object shows, such as "Tumor probability".
+        What the object shows, such as "Tumor map": 16 characters at most.
     number : int
         Of the series.
     slide : pydicom.Dataset
+        From `read_slide_header`.
     model : str
+        NAME@VERSION.
     created : datetime
         When the heatmap was made.
     content : str
         Hash of what the object holds.
     """
-    series = deterministic_uid(slide.SOPInstanceUID, model, kind)
+    # A series of its own: viewers take the maps of one series for the levels of a pyramid.
+    series = deterministic_uid(slide.SOPInstanceUID, model, kind, content)
     return {
         "series_instance_uid": series,
         "series_number": number,
         "series_description": f"{kind} ({model})"[:LONG_STRING],
         "series_date": created.date(),
         "series_time": created.time().replace(microsecond=0),
-        "sop_instance_uid": deterministic_uid(series, content),
+        "sop_instance_uid": deterministic_uid(series, "SOPInstanceUID"),
         "instance_number": 1,
         "content_date": created.date(),
         "content_time": created.time().replace(microsecond=0),

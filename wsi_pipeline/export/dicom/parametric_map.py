@@ -26,8 +26,9 @@ def write_parametric_map(
     """Write a heatmap as a DICOM Parametric Map, whole or not at all.
 
     Its float32 pixels are probabilities without a unit, in tiles, placed in the slide's frame of
-    reference. NaN marks pixels without a prediction; the file states NaN as its padding value. The
-    same arguments give the same file.
+    reference. NaN marks pixels without a prediction. The file does not state NaN as its padding
+    value, which is optional: JSON has no NaN, so a web archive could not send the header. The same
+    arguments give the same file.
 
     Parameters
     ----------
@@ -75,6 +76,4 @@ def write_parametric_map(
             content=content_hash(values, grid),
         ),
     )  # fmt: skip
-    parametric_map.FloatPixelPaddingValue = float("nan")
-    parametric_map.FloatPixelPaddingRangeLimit = float("nan")
     write_instance(path, parametric_map, created)

@@ -54,7 +54,8 @@ def write_segmentation(
         If highdicom is not installed.
     """
     highdicom = load_highdicom()
-    masks = np.stack([np.asarray(values) >= threshold for threshold in thresholds], axis=-1)
+    values = np.asarray(values, np.float64)  # as `heatmap_regions` compares them
+    masks = np.stack([values >= threshold for threshold in thresholds], axis=-1)
     arguments = instance_arguments(
         "Tumor regions", SERIES_NUMBER, slide=slide, model=model, created=created,
         content=content_hash(masks, grid, tuple(thresholds)),

@@ -88,8 +88,8 @@ def _finest_level(path: Path) -> "Dataset":
     """The header of the largest image of the slide's series."""
     from pydicom import dcmread
 
-    series = dcmread(path, specific_tags=["SeriesInstanceUID"]).get("SeriesInstanceUID")
-    levels = dict(_level_widths(path.parent, series))
+    given = dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+    levels = dict(_level_widths(path.parent, given.get("SeriesInstanceUID")))
     if not levels:
         raise ExportError(
             f"{path}: its series holds no whole slide image (ImageType VOLUME). Give a file of the"
