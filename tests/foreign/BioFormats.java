@@ -6,6 +6,7 @@ import loci.common.services.ServiceFactory;
 import loci.formats.ImageReader;
 import loci.formats.meta.IMetadata;
 import loci.formats.services.OMEXMLService;
+import ome.xml.model.primitives.Color;
 
 /** Prints, as a line of JSON for each file, what Bio-Formats reads of an OME-TIFF. */
 public class BioFormats {
@@ -36,14 +37,20 @@ public class BioFormats {
       }
       System.out.printf(Locale.ROOT,
           "{\"format\":\"%s\",\"series\":%d,\"valid\":%b,\"type\":%d,\"name\":\"%s\","
-              + "\"spacing_um\":[%s,%s],\"position_um\":[%s,%s],\"levels\":[%s]}%n",
+              + "\"channel\":\"%s\",\"colour\":\"%s\",\"spacing_um\":[%s,%s],\"position_um\":[%s,%s],\"levels\":[%s]}%n",
           reader.getFormat(), reader.getSeriesCount(), valid, reader.getPixelType(),
-          metadata.getImageName(0),
+          metadata.getImageName(0), metadata.getChannelName(0, 0), colour(metadata),
           metadata.getPixelsPhysicalSizeX(0).value(ome.units.UNITS.MICROMETER),
           metadata.getPixelsPhysicalSizeY(0).value(ome.units.UNITS.MICROMETER),
           metadata.getPlanePositionX(0, 0).value(ome.units.UNITS.MICROMETER),
           metadata.getPlanePositionY(0, 0).value(ome.units.UNITS.MICROMETER), levels);
       reader.close();
     }
+  }
+
+  private static String colour(IMetadata metadata) {
+    Color colour = metadata.getChannelColor(0, 0);
+    return colour.getRed() + "," + colour.getGreen() + "," + colour.getBlue() + ","
+        + colour.getAlpha();
   }
 }

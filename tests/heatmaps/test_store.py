@@ -99,8 +99,10 @@ def test_levels_do_not_depend_on_the_bands_they_are_made_in(tmp_path, grid, trut
 
 
 def test_memory_to_finish_a_heatmap_does_not_grow_with_its_height(tmp_path, monkeypatch):
-    sizes, halve = [], store._halve
-    monkeypatch.setattr(store, "_halve", lambda below: sizes.append(below.shape) or halve(below))
+    sizes, halve = [], store.block_means
+    monkeypatch.setattr(
+        store, "block_means", lambda below: sizes.append(below.shape) or halve(below)
+    )
     largest = []
     for height in (500, 2000):
         grid = PatchGrid(Bounds(0, 0, 70 * 16, height * 16), 0.25, 1.0, 32, 16, 16)

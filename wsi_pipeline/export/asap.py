@@ -1,6 +1,6 @@
 """Heatmaps, regions and detections for ASAP: a tiled TIFF of the slide's size, and XML.
 
-ASAP lays ``SLIDE_likelihood_map.tif`` over ``SLIDE`` when both lie in one folder.
+Rules of ASAP that its documentation does not state are from its source code, version 2.2.
 """
 
 import zlib
@@ -13,8 +13,10 @@ import pandas as pd
 import shapely
 import tifffile
 
+from wsi_pipeline.errors import ExportError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.geometry import PatchGrid, pixel_centres
+from wsi_pipeline.heatmaps.pyramid import block_means
 from wsi_pipeline.heatmaps.regions import Region
 from wsi_pipeline.slides.annotation_xml import (
     ASAP_EXCLUSION,
@@ -23,11 +25,18 @@ from wsi_pipeline.slides.annotation_xml import (
 )
 
 TILE_PX = 512
+COARSEST_PX = 32
+"""The pyramid ends at the first level whose longer side is this or less. ASAP fails where a slide
+has more levels than its overlay."""
+COMPRESSION_LEVEL = 3
+"""Of zlib: 4 and more take twice the time for these blocks of one value, and save a third."""
 UM_PER_CM = 1e4
 BIG_PX = 2**32
 """Slides of more px are written as BigTIFF."""
 REGION_COLOURS = ("#F4D03F", "#E67E22", "#C0392B", "#8E44AD")
 DETECTION_GROUP, DETECTION_COLOUR = "Detections", "#2E86C1"
+SHRINK_PX = 1e-3
+"""Holes are compared with regions without their edges, level-0 px."""
 
 
 def write_asap_heatmap(
@@ -36,71 +45,87 @@ def write_asap_heatmap(
     """Write a heatmap as a tiled grey TIFF of the slide's size, whole or not at all.
 
     A pixel is ``round(255 * probability)`` of the heatmap pixel that it lies in; 0 also where
-    nothing was predicted. Each level of the pyramid halves the one before. Pixels are made tile by
-    tile, so memory stays flat as slides grow.
+    nothing was predicted, which ASAP shows as transparent. Each level of the pyramid halves the
+    one before (rounded up). Where a level's pixels are larger than heatmap pixels, they hold means
+    without NaN, as in the OME-Zarr. Pixels are made tile by tile, so memory stays flat as slides
+    grow.
 
     Parameters
     ----------
     path : path-like
-        ``SLIDE_likelihood_map.tif`` for ASAP to find it.
+        ``SLIDE_likelihood_map.tif`` beside the slide's file ``SLIDE.*``, for ASAP to find it.
     values : float array, shape `grid.shape`
         Level 0 of the heatmap, in [0, 1]; NaN where nothing was predicted.
     grid : PatchGrid
     slide_size : (int, int)
         Width and height of the slide's level-0 frame, px.
+
+    Raises
+    ------
+    ExportError
+        If `values` are not of the grid's shape.
     """
-    grey = np.round(255 * np.nan_to_num(values)).astype(np.uint8)
+    if np.shape(values) != grid.shape:
+        raise ExportError(f"The heatmap has the shape {np.shape(values)}, its grid {grid.shape}.")
     bigtiff = slide_size[0] * slide_size[1] >= BIG_PX
+    reduction = 1
     with replace_atomically(path) as part, tifffile.TiffWriter(part, bigtiff=bigtiff) as tiff:
-        for level, (width, height) in enumerate(_level_sizes(slide_size)):
+        for level, size in enumerate(_level_sizes(slide_size)):
+            if 2**level >= 2 * reduction * grid.level0_length(grid.stride_px):
+                values, reduction = block_means(values), 2 * reduction
             per_cm = UM_PER_CM / (grid.mpp * 2**level)
             stored: dict[str, Any] = {
-                "shape": (height, width), "dtype": np.uint8, "tile": (TILE_PX, TILE_PX),
-                "compression": "zlib", "photometric": "minisblack", "metadata": None,
+                "shape": size[::-1], "dtype": np.uint8, "tile": (TILE_PX, TILE_PX),
+                # The older of two tags for the same bytes, 32946: ASAP refuses the other, 8.
+                "compression": tifffile.COMPRESSION.DEFLATE,
+                "photometric": "minisblack", "metadata": None,
                 "resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER",
                 "subfiletype": int(level > 0),
             }  # fmt: skip
-            tiff.write(_tiles(grey, grid, width, height, 2.0**level), **stored)
+            tiff.write(_tiles(values, reduction, grid, size, 2.0**level), **stored)
 
 
 def _level_sizes(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
     yield size
-    while max(size) > TILE_PX:
+    while max(size) > COARSEST_PX and min(size) > 1:  # ASAP wants each level narrower
         size = -(-size[0] // 2), -(-size[1] // 2)
         yield size
 
 
 def _tiles(
-    grey: np.ndarray, grid: PatchGrid, width: int, height: int, downsample: float
+    values: np.ndarray, reduction: int, grid: PatchGrid, size: tuple[int, int], downsample: float
 ) -> Iterator[bytes]:
     """The compressed tiles of a level, row by row."""
+    grey = np.round(255 * np.nan_to_num(values)).astype(np.uint8)
     outside = np.pad(grey, 1)  # one pixel of 0 around, for all that lies off the heatmap
-    rows, cols = (
-        _nearest(grid, axis, side, downsample, grey.shape[1 - axis])
-        for axis, side in ((1, height), (0, width))
+    cols, rows = (
+        _nearest(grid, axis, size[axis], downsample, reduction, grey.shape[1 - axis])
+        for axis in (0, 1)
     )
-    for top in range(0, len(rows), TILE_PX):
-        band = outside[rows[top : top + TILE_PX]]
-        for left in range(0, len(cols), TILE_PX):
-            across = cols[left : left + TILE_PX]
-            part = band[:, across[0] : across[-1] + 1]
-            if (first := part.flat[0]) == part.min() == part.max():
+    for down in rows:
+        for across in cols:
+            cells = outside[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+            if (first := cells[0, 0]) == cells.min() == cells.max():
                 yield _constant_tile(int(first))
-            else:
-                yield zlib.compress(band[:, across].tobytes(), 6)
+            else:  # rows last: many are the same
+                pixels = cells[:, across - across[0]][down - down[0]]
+                yield zlib.compress(pixels.tobytes(), COMPRESSION_LEVEL)
 
 
-def _nearest(grid: PatchGrid, axis: int, side_px: int, downsample: float, count: int) -> np.ndarray:
-    """The pixel, of the padded heatmap, at each row or column of a level, up to whole tiles."""
-    centres = pixel_centres(np.arange(-(-side_px // TILE_PX) * TILE_PX), downsample)
-    points = np.zeros((len(centres), 2))
-    points[:, axis] = centres
-    return np.clip(np.floor(grid.heatmap_places(points)[:, axis]) + 1, 0, count + 1).astype(int)
+def _nearest(
+    grid: PatchGrid, axis: int, side_px: int, downsample: float, reduction: int, count: int
+) -> np.ndarray:
+    """The pixel, of the padded heatmap, at each row or column of a level's tiles: (tiles, px)."""
+    tiles = -(-side_px // TILE_PX)
+    centres = pixel_centres(np.arange(tiles * TILE_PX), downsample)
+    points = np.repeat(centres[:, np.newaxis], 2, axis=1)  # of each only x or y is used
+    places = np.floor(grid.heatmap_places(points)[:, axis] / reduction)
+    return np.clip(places + 1, 0, count + 1).astype(int).reshape(tiles, TILE_PX)
 
 
 @cache
 def _constant_tile(value: int) -> bytes:
-    return zlib.compress(bytes([value]) * TILE_PX**2, 6)
+    return zlib.compress(bytes([value]) * TILE_PX**2, 9)
 
 
 def write_asap_annotations(path, *, regions: Sequence[Region], detections: pd.DataFrame) -> None:
@@ -142,17 +167,24 @@ def write_asap_annotations(path, *, regions: Sequence[Region], detections: pd.Da
 
 def _outlines_and_holes(regions: Sequence[Region]) -> tuple[list, list]:
     """Rings of the regions, each with its region, and of the holes that exclusions can cut."""
-    together = shapely.union_all([region.polygon for region in regions])
+    occupied = _occupied_holes(regions)
     outlines, holes = [], []
     for region in regions:
-        inner = [shapely.Polygon(ring) for ring in region.polygon.interiors]
-        if inner and shapely.union_all(inner).intersection(together).area > 0:
-            parts = _without_holes(region.polygon)
-        else:
-            parts = [region.polygon]
-            holes += [ring.exterior.coords[:-1] for ring in inner]
+        inner = [(ring, next(occupied)) for ring in region.polygon.interiors]
+        holes += [ring.coords[:-1] for ring, is_occupied in inner if not is_occupied]
+        kept = [ring for ring, is_occupied in inner if is_occupied]
+        parts = _without_holes(shapely.Polygon(region.polygon.exterior, kept))
         outlines += [(region, part.exterior.coords[:-1]) for part in parts]
     return outlines, holes
+
+
+def _occupied_holes(regions: Sequence[Region]) -> Iterator[bool]:
+    """Of each hole, in the order of the regions, whether a region lies in it."""
+    polygons = [region.polygon for region in regions]
+    holes = [shapely.Polygon(ring) for polygon in polygons for ring in polygon.interiors]
+    tree = shapely.STRtree(shapely.buffer(holes, -SHRINK_PX, join_style="mitre"))
+    _, found = tree.query(polygons, predicate="intersects")
+    return iter(np.isin(np.arange(len(holes)), found).tolist())
 
 
 def _without_holes(polygon: shapely.Polygon) -> list[shapely.Polygon]:
@@ -160,8 +192,8 @@ def _without_holes(polygon: shapely.Polygon) -> list[shapely.Polygon]:
     if not polygon.interiors:
         return [polygon]
     x0, y0, x1, y1 = polygon.bounds
-    hole_x0, _, hole_x1, _ = polygon.interiors[0].bounds
-    middle = (hole_x0 + hole_x1) / 2
+    middles = sorted((ring.bounds[0] + ring.bounds[2]) / 2 for ring in polygon.interiors)
+    middle = middles[len(middles) // 2]
     halves = shapely.box(x0, y0, middle, y1), shapely.box(middle, y0, x1, y1)
     parts = [part for half in halves for part in shapely.get_parts(polygon.intersection(half))]
     areas = [part for part in parts if part.geom_type == "Polygon"]

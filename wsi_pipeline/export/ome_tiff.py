@@ -2,17 +2,21 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 import tifffile
 
+from wsi_pipeline.errors import ExportError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.geometry import PatchGrid
 
 TILE_PX = 256
+CLASSIC_BYTES = 2**32 - 2**25
+"""Of pixels: heatmaps of more are written as BigTIFF."""
+RED = int.from_bytes(bytes.fromhex("FF0000FF"), signed=True)
+"""As OME-XML states a colour: the OME-Zarr's, opaque."""
 
 
 def write_ome_tiff(
@@ -32,17 +36,26 @@ def write_ome_tiff(
         nothing was predicted. The coarser levels are the first image's SubIFDs.
     grid : PatchGrid
     slide_id, model : str
-        The image's name and description.
+        Names of the image and of its channel.
+
+    Raises
+    ------
+    ExportError
+        If the first level is not of the grid's shape.
     """
+    first, *coarser = (np.asarray(level, np.float32) for level in levels)
+    if first.shape != grid.shape:
+        raise ExportError(f"The heatmap has the shape {first.shape}, its grid {grid.shape}.")
     x_um, y_um = grid.first_pixel_um()
     spacing_um = grid.pixel_spacing_um()
     metadata: dict[str, Any] = {
         "axes": "YX",
-        "UUID": str(uuid5(NAMESPACE_OID, f"{model}/{slide_id}/{_hash(levels[0])}")),
+        "UUID": str(uuid5(NAMESPACE_OID, f"{model}/{slide_id}/{_hash(first)}")),
         "Name": slide_id,
         "Description": f"Probability of tumour by the model {model}. NaN: not predicted",
         "PhysicalSizeX": spacing_um, "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": spacing_um, "PhysicalSizeYUnit": "µm",
+        "Channel": {"Name": [model], "Color": [RED]},
         "Plane": {
             "PositionX": [x_um], "PositionXUnit": ["µm"],
             "PositionY": [y_um], "PositionYUnit": ["µm"],
@@ -51,8 +64,11 @@ def write_ome_tiff(
     stored: dict[str, Any] = {
         "tile": (TILE_PX, TILE_PX), "compression": "zlib", "photometric": "minisblack",
     }  # fmt: skip
-    first, *coarser = (np.asarray(level, np.float32) for level in levels)
-    with replace_atomically(Path(path)) as part, tifffile.TiffWriter(part, ome=True) as tiff:
+    bigtiff = first.nbytes + sum(level.nbytes for level in coarser) > CLASSIC_BYTES
+    with (
+        replace_atomically(path) as part,
+        tifffile.TiffWriter(part, ome=True, bigtiff=bigtiff) as tiff,
+    ):
         tiff.write(first, subifds=len(coarser), metadata=metadata, **stored)
         for level in coarser:
             tiff.write(level, subfiletype=1, **stored)
@@ -60,4 +76,4 @@ def write_ome_tiff(
 
 def _hash(values: np.ndarray) -> str:
     """Of the content: the same heatmap gives the same file."""
-    return hashlib.sha256(np.asarray(values, np.float32).tobytes()).hexdigest()
+    return hashlib.sha256(values.tobytes()).hexdigest()

@@ -19,6 +19,7 @@ from wsi_pipeline.export.picture_legend import (
 )
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.geometry import PatchGrid, raster_size, um_to_level0
+from wsi_pipeline.heatmaps.pyramid import block_means
 from wsi_pipeline.heatmaps.regions import Region
 from wsi_pipeline.report.slide_pictures import OPACITY, SHADES, rings, scale_bar, shade_numbers
 from wsi_pipeline.slides.reader import Slide
@@ -205,7 +206,7 @@ def _coloured(
     """Strips of a picture: rows; of each pixel the number of its shade, and whether it has one."""
     reduction = max(1, int(frame.pixel_spacing_um() / grid.pixel_spacing_um()))
     # A margin without values: all that lies off the heatmap.
-    shown = np.pad(_block_means(values, reduction), 1, constant_values=np.nan)
+    shown = np.pad(block_means(values, reduction), 1, constant_values=np.nan)
     height_px, width_px = frame.shape
     centres = np.repeat(np.arange(max(frame.shape))[:, np.newaxis] + 0.5, 2, axis=1)
     places = np.floor(grid.heatmap_places(frame.heatmap_points(centres)) / reduction)
@@ -215,18 +216,6 @@ def _coloured(
         strip = slice(first, min(first + STRIP_PX, height_px))
         found = shown[np.ix_(rows[strip], cols[:width_px])]
         yield strip, shade_numbers(found), np.isfinite(found)
-
-
-def _block_means(values: np.ndarray, side: int) -> np.ndarray:
-    """Means of blocks of side x side heatmap pixels, NaN left out."""
-    if side == 1:
-        return values
-    rows, cols = values.shape
-    even = np.pad(values, ((0, -rows % side), (0, -cols % side)), constant_values=np.nan)
-    blocks = even.reshape(even.shape[0] // side, side, even.shape[1] // side, side)
-    known = np.isfinite(blocks).sum(axis=(1, 3))
-    total = np.nansum(blocks, axis=(1, 3), dtype=np.float64)
-    return np.divide(total, known, out=np.full_like(total, np.nan), where=known > 0)
 
 
 def _scale_bar(draw, size: tuple[int, int], frame: PatchGrid, unit: float) -> None:

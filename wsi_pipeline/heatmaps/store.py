@@ -18,6 +18,7 @@ import zarr
 from wsi_pipeline.errors import RunError, WsiError
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.ngff import Channel, array_layout, group_attributes, zarr_format
+from wsi_pipeline.heatmaps.pyramid import block_means
 from wsi_pipeline.patches.slabs import Slab
 
 SCHEMA = 1
@@ -237,7 +238,7 @@ def finish_heatmap(path) -> None:
         step = coarser.chunks[0]
         for first in range(0, coarser.shape[0], step):
             below = heatmap.values(level, slice(2 * first, 2 * (first + step)))
-            coarser[first : first + step] = _halve(below)
+            coarser[first : first + step] = block_means(below)
 
 
 def write_heatmap(
@@ -315,13 +316,3 @@ def _level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
         rows, cols = shapes[-1]
         shapes.append((-(-rows // 2), -(-cols // 2)))
     return shapes
-
-
-def _halve(values: np.ndarray) -> np.ndarray:
-    """Means of two by two pixels, NaN left out: float32 (rows / 2, cols / 2), rounded up."""
-    rows, cols = values.shape
-    even = np.pad(values, ((0, rows % 2), (0, cols % 2)), constant_values=np.nan)
-    blocks = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2)
-    known = np.isfinite(blocks).sum(axis=(1, 3))
-    total = np.nansum(blocks, axis=(1, 3))
-    return np.divide(total, known, out=np.full_like(total, np.nan), where=known > 0)
