@@ -188,7 +188,7 @@ def test_weights_that_changed_since_the_stage_began_are_refused(tmp_path):
 def test_a_model_is_loaded_once_though_threads_ask_at_once(monkeypatch):
     loaded = []
 
-    def load(folder):
+    def load(folder, device):
         loaded.append(folder)
         time.sleep(0.1)  # as long as another thread takes to ask
         return torch.nn.Conv2d(1, 1, 1), SimpleNamespace(weights_sha256="0")
