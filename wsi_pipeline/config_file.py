@@ -76,9 +76,9 @@ def read_yaml(path: Path) -> object:
 def _with_absolute_paths(config: Config) -> Config:
     paths = {name: getattr(config.catalog, name) for name in PATHS_OF_CATALOG}
     paths = {name: found and found.expanduser().absolute() for name, found in paths.items()}
-    weights = config.train.weights
-    if weights not in ("imagenet", "none"):
-        weights = str(Path(weights).expanduser().absolute())
+    weights, path = config.train.weights, config.train.weights_path
+    if path is not None:
+        weights = str(path.expanduser().absolute())
     hard = config.train.hard_negatives
     files = {"weights": weights, "hard_negatives": hard and hard.expanduser().absolute()}
     return config.model_copy(

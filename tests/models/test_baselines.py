@@ -10,8 +10,8 @@ from torch.nn.functional import interpolate
 from torchvision.models import vgg11, vgg19
 
 from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.architectures import CLASSES
 from wsi_pipeline.models.baselines import CAMNet, GradCAMNet
-from wsi_pipeline.models.checkpoint import ARCHITECTURES
 from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,4 +144,4 @@ def test_smaller_images_are_refused(network, shape, message):
 
 
 def test_they_can_be_saved_under_their_names():
-    assert (ARCHITECTURES["cam"], ARCHITECTURES["vgg11"]) == (CAMNet, GradCAMNet)
+    assert (CLASSES["cam"], CLASSES["vgg11"]) == (CAMNet, GradCAMNet)

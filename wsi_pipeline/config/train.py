@@ -1,7 +1,7 @@
 """Settings of training: the model, its schedule, its augmentation."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,9 @@ from wsi_pipeline.config.section import (
     Precision,
     Section,
 )
+from wsi_pipeline.models.card import ARCHIVES, NAMED_WEIGHTS, OURS, TIMM, is_architecture
+
+Spread = Annotated[float, Field(gt=0)]
 
 
 class AugmentConfig(Section):
@@ -66,15 +69,40 @@ class TrainConfig(Section):
         description="folder of the model's results",
         json_schema_extra=KEEPS_RESULT,
     )
-    model: Literal["vgg16", "patchnet", "cam", "vgg11"] = Field(
+    model: str = Field(
         "vgg16",
         description="vgg16: the lecture's; patchnet; cam and vgg11: the PatchNet paper's baselines"
-        " for CAM and Grad-CAM",
+        " for CAM and Grad-CAM; timm:NAME: a network of the library timm with the lecture's head;"
+        " module:function: your own. See docs/models.md",
     )
     patchnet: PatchNetConfig = PatchNetConfig()
+    arguments: dict[str, Any] = Field(
+        {}, description="keyword arguments of timm's network or of your own function"
+    )
+    pooling: Literal["max", "average"] = Field(
+        "max", description="global pooling before the head of a timm network"
+    )
+    tumour_class: int | None = Field(
+        None,
+        ge=0,
+        description="column of tumour, from 0 on, where your own network returns classes; null: 1"
+        " of two",
+    )
+    mean: tuple[float, float, float] | None = Field(
+        None,
+        description="red, green and blue that the input's colours are centred on, of 0 to 1; null:"
+        " timm's own for its networks, ImageNet's for all others",
+    )
+    std: tuple[Spread, Spread, Spread] | None = Field(
+        None, description="what the centred colours are divided by; null: as for mean"
+    )
     weights: str = Field(
         "imagenet",
-        description="initial weights: imagenet (vgg16 alone), none, or a .safetensors or .pth file",
+        description="initial weights: imagenet (vgg16 alone), pretrained (timm networks, from their"
+        " hub), none, or a .safetensors or .pth file",
+    )
+    freeze: bool = Field(
+        False, description="train the head alone; the network before it keeps its initial weights"
     )
     epoch_examples: int = Field(100_000, gt=0, description="sampled examples in an epoch")
     validation_examples: int = Field(
@@ -149,11 +177,38 @@ class TrainConfig(Section):
         None, gt=0, description="torchrun processes; null: one for each GPU, or one on the CPU"
     )
 
+    @property
+    def weights_path(self) -> Path | None:
+        """The file of the initial weights, where they are one."""
+        return None if self.weights in NAMED_WEIGHTS else Path(self.weights)
+
     @model_validator(mode="after")
-    def _imagenet_is_vgg16s(self):
+    def _model_is_known(self):
+        if self.model in ARCHIVES or not is_architecture(self.model):
+            raise ValueError(
+                f"model is {self.model!r}: it must be {', '.join(OURS)}, timm:NAME or"
+                " module:function"
+            )
+        if self.model in OURS and self.arguments:
+            raise ValueError(
+                f"arguments are for networks of timm and for your own: {self.model} takes none"
+            )
+        one_logit = self.model in OURS or self.model.startswith(TIMM)
+        if one_logit and self.tumour_class is not None:
+            raise ValueError(f"tumour_class is for networks with classes: {self.model} has none")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit_the_model(self):
         if self.weights == "imagenet" and self.model != "vgg16":
+            also = ", pretrained" if self.model.startswith(TIMM) else ""
             raise ValueError(
                 f"weights is imagenet, which there are for vgg16 alone: for {self.model} it must be"
+                f" none{also} or a file"
+            )
+        if self.weights == "pretrained" and not self.model.startswith(TIMM):
+            raise ValueError(
+                f"weights is pretrained, which is for networks of timm: for {self.model} it must be"
                 " none or a file"
             )
         return self

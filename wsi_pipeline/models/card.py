@@ -5,20 +5,25 @@ It is read without torch.
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.files import replace_atomically
 
 OURS = ("vgg16", "patchnet", "cam", "vgg11")
+TIMM = "timm:"
+"""What the architecture of one of timm's networks begins with; its name follows."""
 ARCHIVES = ("pt2", "onnx")
 """Networks in a file of their own format, with their weights: for inference alone."""
 CARD_FILE = "model.json"
+NAMED_WEIGHTS = ("imagenet", "none", "pretrained")
+"""Start weights of a training that are not a file."""
 MODULE_AND_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -126,9 +131,14 @@ class ModelCard:
     format_version: Literal[1] = 1
 
     @property
+    def archived(self) -> bool:
+        """Whether the network is an archive: it cannot be trained, and computes in float32."""
+        return self.architecture in ARCHIVES
+
+    @property
     def weights_file(self) -> str:
         """Name of the file of the weights, in the model's folder."""
-        return f"model.{self.architecture if self.architecture in ARCHIVES else 'safetensors'}"
+        return f"model.{self.architecture if self.archived else 'safetensors'}"
 
     @property
     def normalisation(self) -> dict:
@@ -143,6 +153,11 @@ class ModelCard:
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("wsi_pipeline", "torch", "torchvision")}
+
+
+def with_version(card: ModelCard, library: str) -> ModelCard:
+    """A card that states the version of one more library that made the model."""
+    return replace(card, versions={**card.versions, library: version(library)})
 
 
 def write_card(folder: str | Path, card: ModelCard) -> None:
@@ -178,13 +193,22 @@ def read_card(folder: str | Path) -> ModelCard:
 
 def is_architecture(name: str) -> bool:
     """Whether a name is that of an architecture, as far as its form tells."""
-    if name.startswith("timm:"):
-        return name != "timm:"
+    if name.startswith(TIMM):
+        return name != TIMM
     return name in (*OURS, *ARCHIVES) or bool(MODULE_AND_FUNCTION.fullmatch(name))
 
 
 def _explain(error: ValidationError) -> str:
     """Each broken rule in a few words: where, and what."""
     return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg']}" for item in error.errors()
+        f"{'.'.join(map(str, item['loc'])) or 'the file'}: {_rule(item)}" for item in error.errors()
     )
+
+
+def _rule(item: ErrorDetails) -> str:
+    if item["type"] == "missing" and item["loc"] == ("mpp",):
+        return (
+            "it is missing. It is the um per px of the patches that the model was trained on. Add"
+            ' it to the file, as in "mpp": 0.5'
+        )
+    return item["msg"]

@@ -12,12 +12,10 @@ from torch import nn
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.files import replace_atomically
-from wsi_pipeline.models.baselines import CAMNet, GradCAMNet
-from wsi_pipeline.models.card import CARD_FILE, ModelCard, read_card, write_card
-from wsi_pipeline.models.patchnet import PatchNet
-from wsi_pipeline.models.vgg16 import VGG16
-
-ARCHITECTURES = {"vgg16": VGG16, "patchnet": PatchNet, "cam": CAMNet, "vgg11": GradCAMNet}
+from wsi_pipeline.models.architectures import CLASSES, build_network
+from wsi_pipeline.models.archive import open_archive
+from wsi_pipeline.models.card import CARD_FILE, OURS, ModelCard, read_card, write_card
+from wsi_pipeline.models.model_folder import file_kind, refuse_unsafe
 
 
 def save_model(folder: str | Path, module: nn.Module, card: ModelCard) -> ModelCard:
@@ -38,12 +36,24 @@ def save_model(folder: str | Path, module: nn.Module, card: ModelCard) -> ModelC
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
+    weights = _each_by_itself(module.state_dict())
     with replace_atomically(folder / "model.safetensors") as part:
         save_file(weights, part)
-        card = replace(card, weights_sha256=_sha256(part))
+        card = replace(card, weights_sha256=sha256(part))
     write_card(folder, card)
     return card
+
+
+def _each_by_itself(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights on the CPU; those that share memory, which safetensors refuses, as copies."""
+    weights: dict[str, torch.Tensor] = {}
+    memory: set[int] = set()
+    for key, value in state.items():
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        weights[key] = value.clone() if place in memory else value
+        memory.add(place)
+    return weights
 
 
 def load_model(
@@ -59,22 +69,43 @@ def load_model(
     Raises
     ------
     ModelError
-        If a file is missing or damaged, the two do not belong together, or the weights are not
-        of the card's architecture.
+        If a file is missing or damaged, the two do not belong together, the weights are not of the
+        card's architecture, or that cannot be built here.
     """
     folder = Path(folder)
     card = read_card(folder)
-    path = folder / "model.safetensors"
+    path = folder / card.weights_file
+    _check_hash(path, card, folder)
+    if card.archived:
+        return open_archive(
+            path, card.architecture, patch_px=card.patch_px, output=card.output, device=device
+        ), card
     try:
-        if _sha256(path) != card.weights_sha256:
-            raise ModelError(f"{path}: not the weights that {folder / CARD_FILE} describes")
-        weights = load_file(path)
-        with torch.device("meta"):  # no random weights that are replaced at once
-            module = ARCHITECTURES[card.architecture](**card.arguments)
-        module.to_empty(device=device).load_state_dict(weights)
+        module = _empty_network(card, device)
+        module.load_state_dict(load_file(path))
     except (OSError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be loaded as {card.architecture}: {error}") from error
-    return module.eval(), card
+    return module.to(device).eval(), card
+
+
+def _check_hash(path: Path, card: ModelCard, folder: Path) -> None:
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be loaded as {card.architecture}: {error}") from error
+    if found != card.weights_sha256:
+        refuse_unsafe(path, file_kind(path))
+        raise ModelError(f"{path}: not the weights that {folder / CARD_FILE} describes")
+
+
+def _empty_network(card: ModelCard, device: torch.device | str) -> nn.Module:
+    """The card's network, its weights still to be loaded."""
+    if card.architecture in OURS:
+        with torch.device("meta"):  # no random weights that are replaced at once
+            module = CLASSES[card.architecture](**card.arguments)
+        return module.to_empty(device=device)
+    # Others may hold tensors that are not among their weights: these are made on the CPU.
+    return build_network(card.architecture, card.arguments, card.output)
 
 
 def copy_model(folder: str | Path, out: str | Path) -> ModelCard:
@@ -97,7 +128,7 @@ def copy_model(folder: str | Path, out: str | Path) -> ModelCard:
         out.mkdir(parents=True, exist_ok=True)
         with replace_atomically(out / card.weights_file) as part:
             shutil.copyfile(weights, part)
-            if _sha256(part) != card.weights_sha256:
+            if sha256(part) != card.weights_sha256:
                 raise ModelError(f"{weights}: not the weights that {folder / CARD_FILE} describes")
     except OSError as error:
         raise ModelError(f"{weights}: cannot be copied to {out}: {error}") from error
@@ -105,6 +136,7 @@ def copy_model(folder: str | Path, out: str | Path) -> ModelCard:
     return card
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Hash of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

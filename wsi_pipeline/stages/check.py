@@ -14,6 +14,7 @@ from wsi_pipeline.errors import (
     AnnotationError,
     CatalogError,
     MaskError,
+    ModelError,
     ResolutionError,
     RunError,
     WsiError,
@@ -188,7 +189,7 @@ def run(config: Config, client: Client) -> Outcome:
     findings += [Finding.of("copy", text, refuses=refuses) for text in copied_slides(opened, frame)]
     findings += [Finding.of("annotation", text) for text in same_annotations(opened)]
     seen = frame.drop(columns=["label", "mpp"]).merge(_table(results), on="slide_id")
-    for look_at in (_resolutions, _splits, _leakage, _disk):
+    for look_at in (_resolutions, _splits, _network, _leakage, _disk):
         findings += look_at(seen, config)
     columns = [field.name for field in fields(Finding)]
     rows = pd.DataFrame([asdict(finding) for finding in findings], columns=columns)
@@ -254,13 +255,23 @@ def _splits(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
         yield Finding.of("split", what)
 
 
+def _network(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
+    """A network that cannot be built, or does not fit the patches."""
+    from wsi_pipeline.stages.network import network_plan
+
+    try:
+        network_plan(config)
+    except ModelError as error:
+        yield Finding.of("settings", str(error), refuses=True)
+
+
 def _leakage(slides: pd.DataFrame, config: Config) -> Iterator[Finding]:
     """What training starts from: missing files, and slides or patients that it must not know."""
     train = config.train
     validation = set(slides.loc[slides["split"] == "validation", "patient_id"])
     test = slides[slides["split"] == "test"]
     test_slides = set(test["slide_id"])
-    if train.weights not in ("imagenet", "none") and not Path(train.weights).is_file():
+    if train.weights_path is not None and not train.weights_path.is_file():
         what = f"train.weights is {train.weights}: there is no such file"
         yield Finding.of("settings", what, refuses=True)
         return

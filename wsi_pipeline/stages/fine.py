@@ -37,7 +37,7 @@ from wsi_pipeline.stages.run_directory import (
 )
 from wsi_pipeline.stages.slide_annotation import slide_annotation
 from wsi_pipeline.stages.stores import fill_stores
-from wsi_pipeline.stages.worker_model import TrainedModel, worker_model
+from wsi_pipeline.stages.worker_model import TrainedModel, worker_device, worker_model
 
 PICTURE_SCHEMA = 1
 SHOWN_LEVEL0_PX = 2000
@@ -258,7 +258,7 @@ def _same_grid(coarse: Heatmap, index: PatchIndex) -> Heatmap:
 def _predictor(model: TrainedModel, stride_px: int, precision: Precision) -> DensePredict:
     """The subnet, loaded once in each worker."""
     module, card = worker_model(model)
-    device = next(module.parameters()).device
+    device = worker_device()
     return dense_predictor(
         subnet_of(module),
         stride_px=stride_px,

@@ -35,7 +35,7 @@ from wsi_pipeline.stages.run_directory import (
     tiled_slides,
 )
 from wsi_pipeline.stages.stores import SlabStore, begin_whole, failure_texts, fill_stores
-from wsi_pipeline.stages.worker_model import TrainedModel, worker_model
+from wsi_pipeline.stages.worker_model import TrainedModel, worker_device, worker_model
 
 MPP_TOLERANCE = 0.2
 """A slide whose working resolution is further than this share from the model's gets a note."""
@@ -53,7 +53,7 @@ def run(config: Config, client: Client) -> Outcome:
     """
     name = config.train.name
     model = TrainedModel.of_run(config)
-    config = decide_precision(config, client, "heatmap")
+    config = decide_precision(config, client, "heatmap", read_card(model.folder))
     folder = heatmap_folder(config.out, name)
     folder.mkdir(parents=True, exist_ok=True)
     stores = [
@@ -172,6 +172,6 @@ def _predictor(
 ) -> tuple[Predict, int]:
     """The worker's model as a function of patches, and how many it is given at once."""
     module, card = worker_model(model)
-    device = next(module.parameters()).device
+    device = worker_device()
     predict = predictor(module, **card.normalisation, device=device, precision=precision)
     return predict, use_batch_size(device, batch_size, patch_px)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from wsi_pipeline.errors import RunError
+from wsi_pipeline.models.card import NAMED_WEIGHTS
 from wsi_pipeline.slides.patients import same_patient_key
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def patients_of_weights(
     """
     path, learned, seen = Path(weights).with_name("model.json"), set(), set()
     slides = set()
-    if weights not in ("imagenet", "none"):
+    if weights not in NAMED_WEIGHTS:
         try:
             card = json.loads(path.read_bytes())
             learned, seen, slides = learned_patients(card), seen_patients(card), seen_slides(card)

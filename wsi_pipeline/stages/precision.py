@@ -13,7 +13,7 @@ from distributed import Client
 from pydantic import TypeAdapter, ValidationError
 
 from wsi_pipeline.config import Config
-from wsi_pipeline.errors import RunError, SlideError
+from wsi_pipeline.errors import ModelError, RunError, SlideError
 from wsi_pipeline.files import write_json
 from wsi_pipeline.jobs.cluster import GPU, has_resource, worker_addresses
 from wsi_pipeline.jobs.run import Outcome, run_units
@@ -27,7 +27,7 @@ from wsi_pipeline.seeds import derived_seed
 from wsi_pipeline.slides.open_slides import cached_slide
 from wsi_pipeline.stages.run_directory import of_model, precision_path
 from wsi_pipeline.stages.stores import SlabStore
-from wsi_pipeline.stages.worker_model import TrainedModel, worker_model
+from wsi_pipeline.stages.worker_model import TrainedModel, worker_device, worker_model
 
 SCHEMA_VERSION = 1
 SLIDES_COMPARED, PATCHES_COMPARED = 16, 4
@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 
 
 def decide_precision(
-    config: Config, client: Client, section: Literal["train", "heatmap"]
+    config: Config,
+    client: Client,
+    section: Literal["train", "heatmap"],
+    card: ModelCard | None = None,
 ) -> Config:
     """Give settings that say which precision a stage computes in: all workers, all resumptions.
 
@@ -49,13 +52,22 @@ def decide_precision(
 
     Workers without native bfloat16 emulate it where they must: slowly, and the log says so.
 
+    A model that is an archive (see `card`) computes in float32, whatever the run began with.
+
     Raises
     ------
     RunError
         If the file cannot be read.
+    ModelError
+        If the setting is bfloat16 and the model an archive.
     """
     path = precision_path(config.out)
-    settings, decided = getattr(config, section), _read(path)
+    settings = getattr(config, section)
+    if card is not None and card.archived:
+        refuse_precision(card, settings.precision)
+        settings = settings.model_copy(update={"precision": "float32"})
+        return config.model_copy(update={section: settings})
+    decided = _read(path)
     precision = settings.precision or decided.get(section)
     if precision != "float32":
         precision = _of_workers(client, section, precision)
@@ -63,6 +75,15 @@ def decide_precision(
         write_json(path, decided | {section: precision})
     settings = settings.model_copy(update={"precision": precision})
     return config.model_copy(update={section: settings})
+
+
+def refuse_precision(card: ModelCard, precision: Precision | None) -> None:
+    """Raise ModelError if a model cannot compute in a precision; None: it is to be decided."""
+    if card.archived and precision == "bfloat16":
+        raise ModelError(
+            f"heatmap.precision is bfloat16, but the model {card.name} is a file of the format"
+            f" {card.architecture}, which computes in float32. Set heatmap.precision to null"
+        )
 
 
 def _of_workers(client: Client, section: str, precision: Precision | None) -> Precision:
@@ -164,7 +185,7 @@ class ComparePrecisions(Unit):
             absolute difference (None without patches).
         """
         module, card = worker_model(self.model)
-        device = next(module.parameters()).device
+        device = worker_device()
         exact, fast = (
             _predictor(module, card, device, precision, self.fine_stride_px)
             for precision in ("float32", "bfloat16")

@@ -20,11 +20,11 @@ from wsi_pipeline.jobs.cluster import GPU, has_resource, visible_gpus
 from wsi_pipeline.jobs.progress import step_progress
 from wsi_pipeline.jobs.run import Outcome, run_units
 from wsi_pipeline.jobs.unit import Output, SmallFile, Unhashed, Unit, hash_inputs, state_of
-from wsi_pipeline.models.card import ModelCard, read_card, write_card
+from wsi_pipeline.models.architectures import NetworkPlan
+from wsi_pipeline.models.card import TIMM, ModelCard, read_card, with_version, write_card
 from wsi_pipeline.models.checkpoint import save_model
 from wsi_pipeline.models.inference import normalise
 from wsi_pipeline.models.start import start_model
-from wsi_pipeline.models.vgg16 import IMAGENET_MEAN, IMAGENET_STD
 from wsi_pipeline.patches.index import read_index
 from wsi_pipeline.patches.sampling import (
     MAX_MPP_RATIO,
@@ -35,6 +35,7 @@ from wsi_pipeline.patches.sampling import (
 from wsi_pipeline.slides.threads import decoding_in
 from wsi_pipeline.stages.cache import CacheStore, cache_of
 from wsi_pipeline.stages.leakage import patients_of_weights, shared_patients
+from wsi_pipeline.stages.network import network_plan
 from wsi_pipeline.stages.precision import decide_precision
 from wsi_pipeline.stages.run_directory import (
     TRAINING_SPLITS,
@@ -75,6 +76,8 @@ def run(config: Config, client: Client) -> Outcome:
     RunError
         If no slide of the train or the validation split is tiled, none is left to validate with,
         or the start weights or hard negatives come from the test split.
+    ModelError
+        If the network cannot be built or does not fit the patches.
     """
     config = decide_precision(config, client, "train")
     with step_progress(client, TOPIC, "train"):
@@ -107,6 +110,8 @@ class TrainModel(Unit):
     ----------
     settings : TrainConfig
         With a precision.
+    network : NetworkPlan
+        What `settings` name.
     seed : int
     slides : dict
         Of each split, and of ``hard_negatives``: those that they are read from.
@@ -122,6 +127,7 @@ class TrainModel(Unit):
     """
 
     settings: TrainConfig
+    network: NetworkPlan
     seed: int
     slides: dict[str, tuple[LearnedSlide, ...]]
     earlier_patients: dict[str, list[str]]
@@ -227,7 +233,14 @@ def _train(job: TrainModel, report: Callable[[dict], None]) -> dict:
             for split, dataset in datasets.items()
         }
         history = fit(
-            start_model(card.architecture, settings.weights, arguments=card.arguments, seed=seed),
+            start_model(
+                settings.model,
+                settings.weights,
+                arguments=card.arguments,
+                output=card.output,
+                freeze=settings.freeze,
+                seed=seed,
+            ),
             Recipe(**settings.model_dump(include=RECIPE)),
             Feed(
                 train_batches=loaders["train"].batches,
@@ -350,12 +363,13 @@ def _card(job: TrainModel, pool: PatchPool) -> ModelCard:
         del dumped["patchnet"]
     slide_ids = {part: [of.patches.slide_id for of in job.slides[part]] for part in job.slides}
     patients = {part: sorted({of.patient_id for of in job.slides[part]}) for part in job.slides}
-    return ModelCard(
-        architecture=settings.model,
+    card = ModelCard(
+        architecture=job.network.architecture,
         name=settings.name,
-        arguments=dumped.get("patchnet", {}),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        arguments=job.network.arguments,
+        mean=job.network.mean,
+        std=job.network.std,
+        output=job.network.output,
         gamma=settings.gamma,
         shades_of_gray=settings.shades_of_gray,
         precision=settings.precision,
@@ -369,6 +383,7 @@ def _card(job: TrainModel, pool: PatchPool) -> ModelCard:
             "patients": patients | job.earlier_patients,
         },
     )
+    return with_version(card, "timm") if settings.model.startswith(TIMM) else card
 
 
 def _throttled(report: Callable[[dict], None]) -> Callable[[dict], None]:
@@ -406,15 +421,17 @@ def _unit(config: Config) -> TrainModel:
     settings = config.train
     if settings.model != "patchnet":  # its settings do not count
         settings = settings.model_copy(update={"patchnet": PatchNetConfig()})
-    own_weights = settings.weights not in ("imagenet", "none")
+    if not settings.model.startswith(TIMM):
+        settings = settings.model_copy(update={"pooling": "max"})
     hard = settings.hard_negatives
     return TrainModel(
         slide_id="",
         settings=settings,
+        network=network_plan(config),
         seed=config.seed,
         slides=slides,
         earlier_patients=earlier,
-        weights_file=SmallFile.at(settings.weights) if own_weights else None,
+        weights_file=SmallFile.at(settings.weights) if settings.weights_path else None,
         hard_negatives_file=None if hard is None else SmallFile.at(hard),
         tiling=config.tile.model_dump(mode="json", include=TILING),
         gpus=tuple(visible_gpus()) if config.jobs.scheduler is None else (),

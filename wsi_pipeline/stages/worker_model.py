@@ -48,6 +48,11 @@ class TrainedModel:
         return model_id(self.name, self.weights)
 
 
+def worker_device() -> torch.device:
+    """Where a worker computes: on its GPU if it has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def worker_model(model: TrainedModel) -> tuple[nn.Module, ModelCard]:
     """Load a model, on the worker's GPU if it has one, in evaluation mode.
 
@@ -62,11 +67,10 @@ def worker_model(model: TrainedModel) -> tuple[nn.Module, ModelCard]:
 
 @lru_cache(maxsize=1)
 def _load(model: TrainedModel) -> tuple[nn.Module, ModelCard]:
-    module, card = load_model(model.folder)
+    module, card = load_model(model.folder, worker_device())
     if card.weights_sha256 != model.weights:
         raise ModelError(f"{model.folder}: these are not the weights that the stage began with")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return in_channels_last(module, device), card
+    return in_channels_last(module, worker_device()), card
 
 
 @contextmanager
@@ -78,5 +82,5 @@ def held_model(model: TrainedModel) -> Iterator[tuple[nn.Module, ModelCard]]:
     """
     with _CHANGING:
         module, card = worker_model(model)
-        with computing_in("float32", next(module.parameters()).device):
+        with computing_in("float32", worker_device()):
             yield module, card

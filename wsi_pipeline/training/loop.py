@@ -262,7 +262,7 @@ def _seeded(batches: Iterable[Batch], seed: int, first_step: int) -> Iterator[Ba
 
 def _steps(module, optimizer, batches, prepare, device, precision):
     """Optimise once for each batch; yield `TrainingState.add_step`'s measures of it."""
-    module.train()
+    _train_mode(module)
     for images, labels, numbers in batches:
         images, labels = (_to(device, tensor) for tensor in (images, labels))
         logits = _logits(module, prepare(images, numbers), precision)
@@ -277,6 +277,15 @@ def _steps(module, optimizer, batches, prepare, device, precision):
         optimizer.step()
         measures = [loss.detach() * weight, accuracy * weight, count * process_count()]
         yield mean_over_processes(torch.stack(measures))
+
+
+def _train_mode(module) -> None:
+    """Training mode, but of parts that are frozen: their statistics stay, and nothing drops out."""
+    module.train()
+    for part in module.modules():
+        weights = list(part.parameters())
+        if weights and not any(weight.requires_grad for weight in weights):
+            part.eval()
 
 
 def _predict(module, batches, prepare, device, precision) -> tuple[np.ndarray, np.ndarray]:

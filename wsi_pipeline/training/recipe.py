@@ -39,11 +39,12 @@ class Recipe:
     precision: Precision = "float32"
 
     def optimizer_of(self, module: torch.nn.Module) -> torch.optim.Optimizer:
-        """A new optimiser of a module's parameters."""
+        """A new optimiser of those of a module's parameters that are trained."""
+        trained = [of for of in module.parameters() if of.requires_grad]
         if self.optimizer == "adam":
-            return torch.optim.Adam(module.parameters(), lr=self.learning_rate)
+            return torch.optim.Adam(trained, lr=self.learning_rate)
         return torch.optim.RMSprop(
-            module.parameters(), lr=self.learning_rate, alpha=self.alpha, momentum=self.momentum
+            trained, lr=self.learning_rate, alpha=self.alpha, momentum=self.momentum
         )
 
 

@@ -6,8 +6,8 @@ from small_networks import SmallAverage, SmallVgg, seeded
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.models.architectures import CLASSES
 from wsi_pipeline.models.baselines import CAMNet, GradCAMNet
-from wsi_pipeline.models.checkpoint import ARCHITECTURES
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
 from wsi_pipeline.models.vgg16 import VGG16
@@ -43,7 +43,7 @@ def test_what_is_called_unfit_for_our_models_is_and_nothing_else(network):
 
     At 32 px VGG16's last feature maps have one pixel, whose mean is its maximum: CAM would fit.
     """
-    architecture = next(k for k, v in ARCHITECTURES.items() if isinstance(network(), v))
+    architecture = next(k for k, v in CLASSES.items() if isinstance(network(), v))
     model = seeded(network, dtype=torch.float32)
     for name in ("saliency", "deconvolution", "grad_cam", "cam", "clear", "attentive_response_map"):
         if why_unfit(name, architecture):
@@ -63,7 +63,7 @@ def test_what_is_called_unfit_for_vgg11_is():
 
 def test_every_method_is_told_in_words_and_every_architecture_known():
     assert all(method.legend.endswith(".") for method in ALL_METHODS.values())
-    assert LACKS.keys() == ARCHITECTURES.keys()
+    assert LACKS.keys() == CLASSES.keys()
     needed = {need for method in ALL_METHODS.values() for need in method.needs}
     assert {lack for lacks in LACKS.values() for lack in lacks} <= needed
 

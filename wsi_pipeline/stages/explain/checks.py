@@ -31,7 +31,7 @@ from wsi_pipeline.stages.explain.maps_and_panels import (
 from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
 from wsi_pipeline.stages.slide_annotation import slide_annotation
-from wsi_pipeline.stages.worker_model import TrainedModel, held_model
+from wsi_pipeline.stages.worker_model import TrainedModel, held_model, worker_device
 
 SIMILAR = 0.5
 """Mean rank correlation with the maps of a model of random weights, from which on a method is
@@ -89,7 +89,7 @@ class RankPatch(MethodOnPatch):
         path, place = self.slide.path, self.place
         mask = place_mask(path, self.mpp, place, self.annotation, self.annotation_rules)
         with held_model(self.model) as (module, card):
-            device = next(module.parameters()).device
+            device = worker_device()
             [(*_, patch)] = read_patches(path, self.mpp, place, card, device)
             started = time.perf_counter()
             maps = ALL_METHODS[self.method].with_settings(**self.settings)(module, patch).cpu()
@@ -135,14 +135,15 @@ class CheckPatch(MethodOnPatch):
         """
         explain = ALL_METHODS[self.method].with_settings(**self.settings)
         with held_model(self.model) as (module, card):
-            device = next(module.parameters()).device
+            device = worker_device()
             [(*_, patch)] = read_patches(self.slide.path, self.mpp, self.place, card, device)
             maps = explain(module, patch)
             curves = deletion_and_insertion(module, patch, maps)
-            layers = cascade_layers(module)
+            layers = cascade_layers(module)  # none of an archive
             depths = np.unique(np.linspace(0, len(layers) - 1, DEPTHS).round().astype(int))
             found = {}
-            for depth, (layer, other) in enumerate(randomised(module, self.seed, layers=layers)):
+            drawn = randomised(module, self.seed, layers=layers) if layers else ()
+            for depth, (layer, other) in enumerate(drawn):
                 if depth in depths:
                     alike = similarity(maps, explain(other, patch))[0]
                     found[layer] = None if np.isnan(alike) else float(alike)
@@ -297,7 +298,7 @@ def trust_tables(results: Mapping[str, dict]) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def _warning(row) -> str:
-    if row.similarity <= SIMILAR:
+    if not row.similarity > SIMILAR:  # NaN: the model has no weights that could be drawn anew
         return ""
     return (
         f"{ALL_METHODS[row.method].title}: with random weights its maps stay much the same (rank"

@@ -34,7 +34,7 @@ from wsi_pipeline.stages.explain.methods import ALL_METHODS
 from wsi_pipeline.stages.explain.places import Place, PlacedPixels, catalogued
 from wsi_pipeline.stages.run_directory import explanation_folder, model_folder
 from wsi_pipeline.stages.slide_annotation import slide_annotation
-from wsi_pipeline.stages.worker_model import TrainedModel, held_model
+from wsi_pipeline.stages.worker_model import TrainedModel, held_model, worker_device
 
 SCHEMA_VERSION = 2
 """Of the maps, pictures and checks, and of what is on record of them."""
@@ -125,7 +125,7 @@ class MapPlace(Unit):
         values = np.full(grid.shape, np.nan, np.float32)
         probabilities, seconds = [], []
         with held_model(self.model) as (module, card):
-            device = next(module.parameters()).device
+            device = worker_device()
             for row, col, patch in read_patches(path, self.mpp, place, card, device):
                 with torch.no_grad():
                     probabilities.append(torch.sigmoid(module(patch)).item())

@@ -3,7 +3,7 @@
 `wsi_pipeline.explain` knows no model of ours; what depends on one is here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from wsi_pipeline.explain.methods import (
     PLAIN_INPUT,
     Method,
 )
+from wsi_pipeline.models.output import first_line
 from wsi_pipeline.models.patchnet import Subnet
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
 
@@ -84,6 +85,13 @@ LACKS: dict[str, dict[str, str]] = {
     "patchnet": {FEATURE_MAPS: "PatchNet's are of its patches"},
 }
 """What each of our architectures does not have of what methods need, and why."""
+TRIED = {
+    "saliency": ("saliency", "smooth_grad"),
+    "guided_backpropagation": ("guided_backpropagation", "unveiling"),
+    **{name: (name,) for name in ("deconvolution", "grad_cam", "cam")},
+    **{name: (name,) for name in ("clear", "attentive_response_map")},
+}
+"""Methods of one pass, and those that work where they do."""
 
 
 def why_unfit(name: str, architecture: str) -> str:
@@ -94,7 +102,7 @@ def why_unfit(name: str, architecture: str) -> str:
     name : str
         A key of `ALL_METHODS`.
     architecture : str
-        A key of `wsi_pipeline.models.checkpoint.ARCHITECTURES`.
+        One of `OURS`.
     """
     lacks = LACKS[architecture]
     reasons = [
@@ -103,15 +111,59 @@ def why_unfit(name: str, architecture: str) -> str:
     return reasons[0] if reasons else ""
 
 
-def choose_methods(names: Sequence[str] | None, architecture: str) -> tuple[str, ...]:
-    """The methods asked for, or all that one of our models can have.
+def unfit_by_name(architecture: str) -> dict[str, str]:
+    """The methods that one of our models cannot have, and why."""
+    reasons = {name: why_unfit(name, architecture) for name in ALL_METHODS}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def unfit_by_trial(model: nn.Module, patch_px: int) -> dict[str, str]:
+    """The methods that a model cannot have, and why: those of one pass are tried on a patch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of any kind, on the CPU.
+    patch_px : int
+    """
+    image = torch.randn(1, 3, patch_px, patch_px, generator=torch.Generator().manual_seed(0))
+    unfit = {}
+    if not isinstance(getattr(model, "subnet", None), Subnet):
+        unfit[PATCHNET.name] = _NO_SUBNET[SUBNET]
+    for tried, names in TRIED.items():
+        if reason := _why_it_fails(tried, model, image):
+            unfit |= dict.fromkeys(names, reason)
+    return unfit
+
+
+def _why_it_fails(name: str, model: nn.Module, image: torch.Tensor) -> str:
+    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    if name == "grad_cam" and convolutions and all(map(_cuts_patches, convolutions)):
+        return "its convolution only cuts the image into patches"
+    try:
+        ALL_METHODS[name](model, image)
+    except Exception as error:  # of anybody's network
+        return first_line(error)
+    return ""
+
+
+def _cuts_patches(convolution: nn.Conv2d) -> bool:
+    """Whether it is the first layer of a transformer."""
+    return convolution.kernel_size == convolution.stride and convolution.stride != (1, 1)
+
+
+def choose_methods(
+    names: Sequence[str] | None, architecture: str, unfit: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """The methods asked for, or all that a model can have.
 
     Parameters
     ----------
     names : sequence of str or None
         Keys of `ALL_METHODS`; None for all that fit, in their order there.
     architecture : str
-        A key of `wsi_pipeline.models.checkpoint.ARCHITECTURES`.
+    unfit : mapping, optional
+        Why the model cannot have some methods; unless given, `unfit_by_name`.
 
     Raises
     ------
@@ -120,14 +172,16 @@ def choose_methods(names: Sequence[str] | None, architecture: str) -> tuple[str,
     ModelError
         If the model cannot have a method that is named.
     """
+    if unfit is None:
+        unfit = unfit_by_name(architecture)
     if names is None:
-        return tuple(name for name in ALL_METHODS if not why_unfit(name, architecture))
+        return tuple(name for name in ALL_METHODS if name not in unfit)
     known = ", ".join(ALL_METHODS)
     if not names:
         raise ConfigError(f"no method of explanation is named; there are {known}")
     for name in names:
         if name not in ALL_METHODS:
             raise ConfigError(f"method {name!r} is not known; there are {known}")
-        if reason := why_unfit(name, architecture):
-            raise ModelError(f"method {name} is not for a model {architecture!r}: {reason}")
+        if name in unfit:
+            raise ModelError(f"method {name} is not for a model {architecture!r}: {unfit[name]}")
     return tuple(dict.fromkeys(names))

@@ -2,20 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
 
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ConfigError, ModelError, RunError
 from wsi_pipeline.explain.explained_model import find_layer
 from wsi_pipeline.jobs.unit import Unit
-from wsi_pipeline.models.card import ModelCard, read_card
-from wsi_pipeline.models.checkpoint import ARCHITECTURES
+from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.card import OURS, ModelCard, read_card
+from wsi_pipeline.models.checkpoint import load_model
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.explain.checks import rank_units, trust_units
 from wsi_pipeline.stages.explain.maps_and_panels import MapPlace, map_units
-from wsi_pipeline.stages.explain.methods import choose_methods
+from wsi_pipeline.stages.explain.methods import choose_methods, unfit_by_name, unfit_by_trial
 from wsi_pipeline.stages.explain.places import (
     Place,
     annotated_patches,
@@ -51,6 +54,8 @@ class Plan:
     card : ModelCard
     methods : tuple of str
         Names, all of which the model can have.
+    unfit : mapping
+        Why the model cannot have other methods, by name.
     slides : DataFrame
         The catalog's readable slides, by slide id.
     evaluated : list of Place
@@ -68,6 +73,7 @@ class Plan:
 
     card: ModelCard
     methods: tuple[str, ...]
+    unfit: Mapping[str, str]
     slides: pd.DataFrame
     evaluated: list[Place]
     asked: Place | None
@@ -124,7 +130,7 @@ def plan_explanations(
         If the slide asked for cannot be opened.
     """
     _refuse_half_a_place(slide, at, size)
-    card, names = _model_and_methods(config, methods)
+    card, names, unfit = _model_and_methods(config, methods)
     slides = read_slides(config.out).set_index("slide_id", drop=False)
     asked = None if slide is None else _asked(config, slide, at, size)
     evaluated = _evaluated(config, top or config.explain.top, needed=asked is None)
@@ -132,6 +138,7 @@ def plan_explanations(
     return Plan(
         card=card,
         methods=names,
+        unfit=unfit,
         slides=slides,
         evaluated=evaluated,
         asked=asked,
@@ -170,21 +177,28 @@ def _refuse_half_a_place(slide: str | None, at: tuple | None, size: tuple | None
 
 def _model_and_methods(
     config: Config, methods: Sequence[str] | None
-) -> tuple[ModelCard, tuple[str, ...]]:
+) -> tuple[ModelCard, tuple[str, ...], dict[str, str]]:
     folder = model_folder(config.out, config.train.name)
     card = read_card(folder)
     try:
-        names = choose_methods(methods or config.explain.methods, card.architecture)
-        _refuse_unknown_layer(card, config.explain.layer)
+        module, unfit = _look_at(folder, card)
+        names = choose_methods(methods or config.explain.methods, card.architecture, unfit)
+        if config.explain.layer is not None:
+            find_layer(module, config.explain.layer)
     except ModelError as error:
         raise ModelError(f"{folder / 'model.json'}: {error}") from error
-    return card, names
+    return card, names, unfit
 
 
-def _refuse_unknown_layer(card: ModelCard, layer: str | None) -> None:
-    if layer is not None:
+def _look_at(folder: Path, card: ModelCard) -> tuple[nn.Module, dict[str, str]]:
+    """A model's layers, and why it cannot have some methods; networks not of ours are tried."""
+    if card.architecture in OURS:
         with torch.device("meta"):  # its names alone
-            find_layer(ARCHITECTURES[card.architecture](**card.arguments), layer)
+            return build_network(card.architecture, card.arguments), unfit_by_name(
+                card.architecture
+            )
+    module, _ = load_model(folder)
+    return module, unfit_by_trial(module, card.patch_px)
 
 
 def _asked(config: Config, slide_id: str, at, size) -> Place:

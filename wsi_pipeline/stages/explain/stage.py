@@ -115,7 +115,7 @@ def _check_methods(
 
 def _checks_on_record(config: Config, plan: Plan) -> MethodChecks:
     """What is known of all methods, with nothing run; nothing where no evaluation can be used."""
-    methods = choose_methods(None, plan.card.architecture)
+    methods = choose_methods(None, plan.card.architecture, plan.unfit)
     try:
         checks = plan_checks(config, methods, plan.slides, plan.card)
     except RunError:
