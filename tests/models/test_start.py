@@ -135,3 +135,108 @@ def test_a_file_of_another_architecture_is_refused(module, tmp_path):
 def test_imagenet_weights_are_vgg16s_alone():
     with pytest.raises(ModelError, match=r"imagenet.*for patchnet it must be none or a file"):
         start_model("patchnet", "imagenet", arguments=PATCHNET)
+
+
+@pytest.fixture(scope="module")
+def timm():
+    return pytest.importorskip("timm")
+
+
+RESNET = "timm:test_resnet"
+
+
+@pytest.fixture
+def timms_state(timm):
+    """State dict of timm's whole network, with its classifier of 1000 classes."""
+    torch.manual_seed(4)
+    return timm.create_model("test_resnet").state_dict()
+
+
+@pytest.mark.parametrize("name", ["resnet.safetensors", "pytorch_model.bin"])
+def test_timms_file_gives_the_features_and_no_classifier(timms_state, tmp_path, name):
+    save = save_file if name.endswith(".safetensors") else torch.save
+    save(timms_state, tmp_path / name)
+    built = start_model(RESNET, tmp_path / name, seed=2)
+    found = built.features.state_dict()
+    assert all(torch.equal(found[key], timms_state[key]) for key in found)
+    assert "fc.weight" in timms_state and "fc.weight" not in found
+    assert torch.equal(built.head.weight, start_model(RESNET, "none", seed=2).head.weight)
+
+
+def test_a_file_of_a_training_holds_the_state_dict(timms_state, tmp_path):
+    torch.save({"epoch": 3, "state_dict": timms_state}, tmp_path / "checkpoint.pth")
+    built = start_model(RESNET, tmp_path / "checkpoint.pth")
+    assert torch.equal(built.features.state_dict()["layer1.0.conv1.weight"],
+                       timms_state["layer1.0.conv1.weight"])  # fmt: skip
+
+
+def test_a_transformers_file_is_taken_whatever_the_patches_size(timm, tmp_path):
+    state = timm.create_model("test_vit").state_dict()
+    save_file(state, tmp_path / "vit.safetensors")
+    arguments = {"dynamic_img_size": True}
+    built = start_model("timm:test_vit", tmp_path / "vit.safetensors", arguments=arguments)
+    assert torch.equal(built.features.pos_embed, state["pos_embed"])
+    with torch.no_grad():
+        assert built(torch.zeros(1, 3, 64, 64)).shape == (1,)
+
+
+def test_a_model_of_ours_is_taken_whole_for_timm_too(timm, tmp_path):
+    first = start_model(RESNET, "none", seed=3)
+    save_file(first.state_dict(), tmp_path / "model.safetensors")
+    assert same(start_model(RESNET, tmp_path / "model.safetensors"), first)
+
+
+def test_a_file_of_another_network_names_what_is_missing(timm, tmp_path):
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+    message = r"vit\.safetensors: does not fit timm:test_resnet: its weights are not those of the"
+    with pytest.raises(ModelError, match=message + r".*\d+ are missing \(bn1\..*are unknown"):
+        start_model(RESNET, tmp_path / "vit.safetensors")
+
+
+def test_pretrained_weights_are_timms(timm, timms_state, monkeypatch):
+    create = timm.create_model
+
+    def downloaded(name, pretrained=False, **arguments):
+        network = create(name, **arguments)
+        if pretrained:
+            network.load_state_dict(timms_state, strict=False)
+        return network
+
+    monkeypatch.setattr(timm, "create_model", downloaded)
+    built = start_model(RESNET, "pretrained", arguments={"pooling": "average"}, seed=2)
+    found = built.features.state_dict()
+    assert all(torch.equal(found[key], timms_state[key]) for key in found)
+    assert torch.equal(built.head.weight, start_model(RESNET, "none", seed=2).head.weight)
+
+
+def test_an_impossible_download_of_timms_says_which_file_to_put_where(timm, monkeypatch):
+    create = timm.create_model
+
+    def refuse(name, pretrained=False, **arguments):
+        if pretrained:
+            raise OSError("no route to host\nretry later")
+        return create(name, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    message = r"no route to host\). On a machine.*huggingface\.co/timm/test_resnet.*train\.weights"
+    with pytest.raises(ModelError, match=message) as raised:
+        start_model(RESNET, "pretrained")
+    assert "\n" not in str(raised.value)
+
+
+def test_pretrained_weights_are_for_networks_of_timm():
+    with pytest.raises(ModelError, match=r"train\.weights is pretrained.*timm:NAME.*cam"):
+        start_model("cam", "pretrained")
+
+
+@pytest.mark.parametrize("architecture", ["vgg16", "cam", "own_networks:one_logit"])
+def test_all_but_the_head_is_frozen(architecture):
+    module = start_model(architecture, "none", freeze=True)
+    trained = {name for name, of in module.named_parameters() if of.requires_grad}
+    assert trained == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("architecture", ["vgg11", "own_networks:headless"])
+def test_a_network_without_a_head_cannot_be_frozen(architecture):
+    with pytest.raises(ModelError, match=f"train.freeze: {architecture} has no module named head"):
+        start_model(architecture, "none", freeze=True)

@@ -223,13 +223,14 @@ def _of_weights(
     if patch_px is None:
         raise ModelError(f"{file} does not state the size of its patches. Say it: patch_px")
     plan = plan_network(architecture, arguments=arguments, patch_px=patch_px, **asdict(reading))
-    network = build_network(plan.architecture, plan.arguments, plan.output)
+    network = build_network(plan.architecture, plan.arguments)
     try:
         network.load_state_dict(load_file(file))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{file}: does not fit {plan.architecture}: {error}") from error
-    find_output(network, name=f"{plan.architecture} with {file.name}", patch_px=patch_px)
-    return network, plan
+    name = f"{plan.architecture} with the weights of {file.name}"
+    output = find_output(network, name=name, patch_px=patch_px, **asdict(reading))
+    return network, replace(plan, output=output)
 
 
 def _with_library(card: ModelCard) -> ModelCard:

@@ -54,7 +54,7 @@ def find_model(path: str | Path) -> Path:
         raise ModelError(f"{path} is a file. A model is a folder with {CARD_FILE} and its weights")
     if (path.parent / CARD_FILE).is_file():
         raise ModelError(f"{path} is the weights of a model. Give its folder, {path.parent}")
-    raise ModelError(f"{path} is a {kind} file without a card. {IMPORTED}")
+    raise ModelError(f"{path} is a file of the format {kind} without a card. {IMPORTED}")
 
 
 def _checked_folder(folder: Path) -> Path:

@@ -18,6 +18,8 @@ HEAD_STD = 0.01
 """Of the dense unit's first weights, as in VGG16."""
 HUB = "hf-hub:"
 """What the name of a network that a hub describes begins with."""
+SIZES = {"dynamic_img_size", "img_size"}
+"""Arguments by which networks take images of other sizes than their own."""
 LEFT_OUT = ("attn_pool.", "head_dist.")
 """Weights that timm's pooling of tokens has, which ours replaces."""
 
@@ -125,13 +127,14 @@ def plan_timm(name: str, patch_px: int, arguments: dict[str, Any]) -> TimmPlan:
         If timm is missing, or cannot make the network.
     """
     described: dict[str, Any] = {}
+    of_hub: dict[str, Any] = {}
     with _named_errors(name):
         if name.startswith(HUB):
-            described, name, more = _timm().models.load_model_config_from_hf(name[len(HUB) :])
-            arguments = {**(more or {}), **arguments}
-        for size in (of for of in _sizes(patch_px) if not of.keys() & arguments.keys()):
+            described, name, of_hub = _timm().models.load_model_config_from_hf(name[len(HUB) :])
+        for size in [{}] if arguments.keys() & SIZES else _sizes(patch_px):
+            needed = {**(of_hub or {}), **size, **arguments}
             try:
-                encoder = _create(name, **size, **arguments)
+                encoder = _create(name, **needed)
                 break
             except TypeError:  # the network has no such argument
                 if not size:
@@ -139,7 +142,7 @@ def plan_timm(name: str, patch_px: int, arguments: dict[str, Any]) -> TimmPlan:
         found = {**_configuration(encoder), **described}
     return TimmPlan(
         name=name,
-        arguments={**size, **arguments},
+        arguments=needed,
         mean=tuple(found["mean"]),
         std=tuple(found["std"]),
     )
@@ -156,7 +159,7 @@ def _configuration(encoder: Any) -> dict[str, Any]:
 
 
 def _sizes(patch_px: int) -> Iterator[dict[str, Any]]:
-    """Arguments by which networks take images of other sizes, the most flexible first."""
+    """Values of `SIZES` to try, the most flexible first."""
     yield {"dynamic_img_size": True}
     yield {"img_size": patch_px}
     yield {}
@@ -183,8 +186,8 @@ def pretrained_features(name: str, arguments: dict[str, Any]) -> dict[str, torch
         raise
     except Exception as error:  # of timm, its hub, or the network
         raise ModelError(
-            f"timm has no pretrained weights of {name}, or cannot download them:"
-            f" {first_line(error)} {_where_to_get_them(name)}, copy the file here and set"
+            f"timm has no pretrained weights of {name}, or cannot download them"
+            f" ({first_line(error)}). {_where_to_get_them(name)}, copy the file here and set"
             " train.weights to its path"
         ) from error
 
