@@ -37,6 +37,18 @@ def test_gaps_between_inner_squares_may_be_asked_for():
         ({"train": {"name": "../x"}}, r"train\.name"),
         ({"train": {"model": "patchnet"}}, r"imagenet.*for patchnet it must be none or a file"),
         (
+            {"train": {"model": "timm:resnet18"}},
+            r"for timm:resnet18 it must be none, pretrained or",
+        ),
+        ({"train": {"model": "vgg17"}}, r"'vgg17': it must be vgg16.*timm:NAME or module:function"),
+        ({"train": {"model": "timm:"}}, r"'timm:': it must be"),
+        ({"train": {"model": "onnx", "weights": "none"}}, r"'onnx': it must be"),
+        ({"train": {"model": "my net:f"}}, r"'my net:f': it must be"),
+        ({"train": {"weights": "pretrained"}}, r"pretrained, which is for networks of timm"),
+        ({"train": {"arguments": {"depth": 3}}}, r"arguments are for.*vgg16 takes none"),
+        ({"train": {"tumour_class": 1}}, r"tumour_class is for networks with classes: vgg16"),
+        ({"train": {"std": [0.2, 0, 0.2]}}, r"train\.std"),
+        (
             {"train": {"patchnet": {"patch_px": 14, "stride_px": 14, "padding": "valid"}}},
             r"patch_px is 14: 7 layers.*15 or more",
         ),

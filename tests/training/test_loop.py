@@ -583,3 +583,53 @@ def test_a_step_does_not_wait_for_the_gpu():
         assert len(list(steps)) == 2
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class Normalised(tiny.TinyNet):
+    """Batch normalisation and dropout before the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Sequential(
+            self.conv, torch.nn.BatchNorm2d(4), torch.nn.Dropout(), torch.nn.BatchNorm2d(4)
+        )
+
+
+def test_frozen_parts_keep_weights_and_statistics_to_the_bit_and_are_resumed(tmp_path):
+    def frozen():
+        module = Normalised()
+        module.requires_grad_(False)
+        module.head.requires_grad_(True)
+        return module
+
+    before = {name: value.clone() for name, value in frozen().state_dict().items()}
+    whole = tiny.train(tmp_path / "whole", frozen())
+    after = whole[0].state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head.weight", "head.bias"}
+    with pytest.raises(Interrupted):
+        tiny.train(
+            tmp_path / "parts", frozen(), train_batches=interrupted_before(6), checkpoint_seconds=0
+        )
+    assert_same_end(tiny.train(tmp_path / "parts", frozen()), whole)
+
+
+class Attentive(Normalised):
+    """It reshapes its input as networks with attention do, which no image at all cannot be."""
+
+    def forward(self, images):
+        return super().forward(images.reshape(len(images), 3, -1, 8))
+
+
+def test_a_network_that_cannot_take_no_images_takes_an_empty_batch(tmp_path):
+    lost = range(8, 16)  # all of the second of four steps
+    module, history = tiny.train(
+        tmp_path, Attentive(), train_batches=partial(tiny.train_batches, lost=lost), max_epochs=1
+    )
+    assert int(module.conv[1].num_batches_tracked) == tiny.STEPS - 1
+    assert history.train_loss.notna().all()
+
+
+def test_parts_that_are_not_frozen_train(tmp_path):
+    module, _ = tiny.train(tmp_path, Normalised())
+    assert int(module.conv[1].num_batches_tracked) == tiny.STEPS * tiny.EPOCHS

@@ -303,6 +303,18 @@ def _predict(module, batches, prepare, device, precision) -> tuple[np.ndarray, n
 
 
 def _logits(module, images, precision) -> torch.Tensor:
+    """Logits of a batch, which may be empty: networks with attention cannot take that as it is."""
+    if len(images):
+        return _forward(module, images, precision)
+    training = module.training
+    module.eval()  # so that statistics of batches do not see the image in its place
+    logits = _forward(module, images.new_zeros(1, *images.shape[1:]), precision)[:0]
+    if training:
+        _train_mode(module)
+    return logits
+
+
+def _forward(module, images, precision) -> torch.Tensor:
     images = images.contiguous(memory_format=torch.channels_last)
     with computing_in(precision, images.device):
         return module(images).float()

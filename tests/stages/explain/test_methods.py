@@ -6,12 +6,23 @@ from small_networks import SmallAverage, SmallVgg, seeded
 from torch import nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.models.architectures import CLASSES
+from wsi_pipeline.models.architectures import CLASSES, build_network
 from wsi_pipeline.models.baselines import CAMNet, GradCAMNet
+from wsi_pipeline.models.card import ModelCard, NetworkOutput
+from wsi_pipeline.models.checkpoint import load_model, save_model
+from wsi_pipeline.models.convert import export_model
 from wsi_pipeline.models.patchnet import PatchNet
 from wsi_pipeline.models.patchnet_heatmaps import global_heatmap
 from wsi_pipeline.models.vgg16 import VGG16
-from wsi_pipeline.stages.explain.methods import ALL_METHODS, LACKS, choose_methods, why_unfit
+from wsi_pipeline.stages.explain.checks import cascade_layers
+from wsi_pipeline.stages.explain.methods import (
+    ALL_METHODS,
+    LACKS,
+    choose_methods,
+    unfit_by_name,
+    unfit_by_trial,
+    why_unfit,
+)
 
 
 def images(count=2, side=32):
@@ -114,3 +125,67 @@ def test_patchnets_method_is_its_heatmap():
     torch.testing.assert_close(ALL_METHODS["patchnet"](model, images(), target=0), 1 - expected)
     with pytest.raises(ModelError, match="Identity has no subnet"):
         ALL_METHODS["patchnet"](nn.Identity(), images())
+
+
+@pytest.mark.parametrize("network", [VGG16, small_patchnet, CAMNet], ids=lambda n: n.__name__)
+def test_trying_our_models_finds_what_their_names_say(network):
+    architecture = next(k for k, v in CLASSES.items() if isinstance(network(), v))
+    model = seeded(network, dtype=torch.float32)
+    assert unfit_by_trial(model, 64).keys() == unfit_by_name(architecture).keys()
+
+
+LAYERS_OF_VGG = {"clear", "attentive_response_map"}
+RULES_OF_RELU = {"guided_backpropagation", "deconvolution", "unveiling"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "unfit"),
+    [
+        ("timm:test_resnet", {"pooling": "average"}, LAYERS_OF_VGG),
+        ("timm:test_resnet", {}, LAYERS_OF_VGG | {"cam"}),
+        # GELU in place of ReLU; tokens in place of feature maps.
+        (
+            "timm:test_vit",
+            {"dynamic_img_size": True},
+            LAYERS_OF_VGG | RULES_OF_RELU | {"cam", "grad_cam"},
+        ),
+        ("own_networks:one_logit", {}, set()),
+    ],
+)
+def test_methods_that_fit_other_networks_are_found_by_trying(architecture, arguments, unfit):
+    if architecture.startswith("timm:"):
+        pytest.importorskip("timm")
+    model = build_network(architecture, arguments, NetworkOutput())
+    found = unfit_by_trial(model.eval(), 64)
+    assert found.keys() == unfit | {"patchnet"}
+    assert not any("\n" in reason for reason in found.values())
+    for name, reason in found.items():
+        with pytest.raises(ModelError) as raised:
+            choose_methods([name], "theirs", found)
+        assert str(raised.value) == f"method {name} is not for a model 'theirs': {reason}"
+    assert "lime" in choose_methods(None, "x", found)
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_archives_have_no_layers_and_onnx_no_gradients(kind, tmp_path):
+    if kind == "onnx":
+        for name in ("onnxscript", "onnxruntime"):
+            pytest.importorskip(name)
+    arguments = {"patch_px": 9, "stride_px": 9, "filters": 3, "layers": 2}
+    card = ModelCard(
+        architecture="patchnet", arguments=arguments, mean=(0.5,) * 3, std=(0.5,) * 3, patch_px=32,
+        mpp=1.0,
+    )  # fmt: skip
+    save_model(tmp_path / "m", small_patchnet(), card)
+    export_model(tmp_path / "m", tmp_path / kind, kind)
+    model, _ = load_model(tmp_path / kind)
+    unfit = unfit_by_trial(model, 32)
+    fits = [name for name in ALL_METHODS if name not in unfit]
+    gradients = ["saliency", "guided_backpropagation", "deconvolution", "smooth_grad", "unveiling"]
+    assert fits == [*(gradients if kind == "pt2" else []), "occlusion", "lime"]
+    assert cascade_layers(model) == []
+    for name in fits:
+        if name not in ("unveiling", "lime"):
+            maps = ALL_METHODS[name](model, images(1))
+            expected = ALL_METHODS[name](load_model(tmp_path / "m")[0], images(1))
+            torch.testing.assert_close(maps, expected, atol=1e-5, rtol=1e-4)
