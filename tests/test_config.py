@@ -38,7 +38,7 @@ def test_gaps_between_inner_squares_may_be_asked_for():
         ({"train": {"model": "patchnet"}}, r"imagenet.*for patchnet it must be none or a file"),
         (
             {"train": {"model": "timm:resnet18"}},
-            r"for timm:resnet18 it must be none, pretrained or",
+            r"timm:resnet18 it must be none, pretrained or",
         ),
         ({"train": {"model": "vgg17"}}, r"'vgg17': it must be vgg16.*timm:NAME or module:function"),
         ({"train": {"model": "timm:"}}, r"'timm:': it must be"),

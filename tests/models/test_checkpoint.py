@@ -1,11 +1,15 @@
 """A trained model on disk, and back."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.baselines import CAMNet
 from wsi_pipeline.models.card import ModelCard, read_card
@@ -163,3 +167,21 @@ def test_weights_of_another_network_are_refused(card, tmp_path):
     save_model(tmp_path, torch.nn.Linear(2, 1), card)
     with pytest.raises(ModelError, match=r"(?s)cannot be loaded as vgg16.*head\.weight"):
         load_model(tmp_path)
+
+
+def code_blocks(language):
+    text = (Path(__file__).parents[2] / "docs/models.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_documented_card_is_one(tmp_path):
+    [example] = code_blocks("json")
+    (tmp_path / "model.json").write_text(example)
+    found = read_card(tmp_path)
+    assert (found.architecture, found.patch_px, found.mpp) == ("onnx", 256, 0.5)
+    assert found.output.tumour_class == 1
+
+
+def test_the_documented_settings_are_some():
+    for example in code_blocks("yaml"):
+        Config.model_validate({"out": "run", "catalog": {"csv": "a"}, **yaml.safe_load(example)})

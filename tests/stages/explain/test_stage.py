@@ -10,6 +10,8 @@ from explain_run import METHODS, run_stage, settings, write_lesions
 from wsi_pipeline.errors import ModelError, RunError
 from wsi_pipeline.jobs.record import read_failures
 from wsi_pipeline.models.card import read_card
+from wsi_pipeline.models.checkpoint import copy_model
+from wsi_pipeline.models.convert import export_model
 from wsi_pipeline.stages import explain
 from wsi_pipeline.stages.explain import checks
 from wsi_pipeline.stages.explain.methods import ALL_METHODS
@@ -159,3 +161,25 @@ def test_an_evaluation_older_than_the_catalog_is_refused(run, client):
         with pytest.raises(RunError, match="evaluate again"):
             units_of(place, METHODS, slides.set_index("slide_id"), settings(run), card)
     assert run_stage(settings(run), client, slide="t", at=(0, 0)).done == 3
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_an_archive_is_explained_by_what_fits_it_and_its_weights_are_not_drawn_anew(
+    run, client, tmp_path, kind
+):
+    if kind == "onnx":
+        for name in ("onnxscript", "onnxruntime"):
+            pytest.importorskip(name)
+    export_model(run / "models/net", tmp_path / kind, kind)
+    shutil.rmtree(run / "models/net")
+    copy_model(tmp_path / kind, run / "models/net")
+    with pytest.raises(ModelError, match=r"model\.json: method grad_cam is not for a model"):
+        explain.plan_explanations(settings(run), methods=["grad_cam"])
+    with pytest.raises(ModelError, match="no convolution"):
+        explain.plan_explanations(settings(run, explain={"methods": None, "layer": "conv"}))
+    config = settings(run, explain={"methods": ("occlusion",), "patches": 1})
+    assert explain.run(config, client).failed == 0
+    trust = pd.read_csv(run / "explanations/net/trust.csv")
+    assert trust["method"].tolist() == ["occlusion"]
+    assert trust["similarity"].isna().all() and trust["warning"].isna().all()
+    assert trust["deletion_area"].notna().all()
