@@ -1,5 +1,6 @@
 """Verbs on a trained model and its heatmaps: apply it, and export what it found."""
 
+import json
 from pathlib import Path
 
 import click
@@ -58,8 +59,10 @@ def predict(folder, slides, out, stride_px, mpp, precision, formats, workers, sc
     from wsi_pipeline.models.model_folder import find_model
     from wsi_pipeline.stages import new_slides
     from wsi_pipeline.stages.export import plan_export
+    from wsi_pipeline.stages.precision import refuse_precision
 
     card = read_card(find_model(folder))
+    refuse_precision(card, precision)
     name = card.name or folder.absolute().name
     config = new_slides.settings_for(
         card,
@@ -178,6 +181,24 @@ class Colour(click.ParamType):
         return red, green, blue
 
 
+class Arguments(click.ParamType):
+    """Keyword arguments as a JSON object."""
+
+    name = "JSON"
+
+    def convert(self, value, param, ctx):
+        """A dictionary."""
+        if isinstance(value, dict):
+            return value
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+        if not isinstance(found, dict):
+            self.fail(f'{value!r} is not a JSON object, as {{"width": 8}}', param, ctx)
+        return found
+
+
 @model.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -192,6 +213,12 @@ class Colour(click.ParamType):
     "--architecture",
     metavar="NAME",
     help="Of .safetensors weights: timm:NAME, module:function, vgg16, ...",
+)
+@click.option(
+    "--arguments",
+    type=Arguments(),
+    metavar="JSON",
+    help="Arguments of its class or function, as '{\"width\": 8}'.",
 )
 @click.option("--mean", type=Colour(), help="Mean of the normalised input. Default: ImageNet's.")
 @click.option("--std", type=Colour(), help="Standard deviation. Default: ImageNet's.")
