@@ -17,4 +17,9 @@ class ExportConfig(Section):
     min_tile_probability: Fraction = Field(
         0.0, description="geojson: heatmap pixels with a lower probability are left out"
     )
-    picture_mpp: float = Field(8.0, gt=0, description="png: resolution of the picture, um per px")
+    picture_mpp: float | None = Field(
+        None,
+        gt=0,
+        description="png: resolution of the picture, um per px; null: about 2000 px on the longer"
+        " side, not finer than the slide",
+    )

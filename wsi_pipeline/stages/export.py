@@ -29,6 +29,7 @@ from wsi_pipeline.export.picture import (
 )
 from wsi_pipeline.export.qupath import write_qupath_script
 from wsi_pipeline.export.table import write_patches
+from wsi_pipeline.geometry import level0_to_um
 from wsi_pipeline.heatmaps.detect import find_detections
 from wsi_pipeline.heatmaps.regions import Region, heatmap_regions
 from wsi_pipeline.heatmaps.store import Heatmap, open_heatmap
@@ -47,6 +48,8 @@ from wsi_pipeline.stages.run_directory import (
 )
 
 SCHEMA_VERSION = 1
+PICTURE_PX = 2000
+"""Longer side of a picture, unless its resolution is set."""
 FILES = {
     "geojson": ("{}.geojson",),
     "ome-tiff": ("{}.ome.tif",),
@@ -241,7 +244,7 @@ class ExportSlide(Unit):
                 self._write_dicom(found)
             case "png":
                 with Slide(self.slide.path, self.mpp) as slide:
-                    frame = picture_frame(slide, self.settings.picture_mpp)
+                    frame = picture_frame(slide, self.settings.picture_mpp or _picture_mpp(slide))
                     image = read_picture(slide, frame)
                 write_overlay(paths[0], image=image, frame=frame, **found.for_people, **about)
                 write_bare_overlay(paths[1], frame=frame, values=found.values, grid=grid)
@@ -265,6 +268,12 @@ class ExportSlide(Unit):
         write_segmentation(regions, values=found.values, grid=grid, thresholds=thresholds, **about)
         detections = regions.with_name("detections.dcm")
         write_annotations(detections, detections=found.detections, **about)
+
+
+def _picture_mpp(slide: Slide) -> float:
+    """A resolution at which the scanned part of a slide fills about a screen."""
+    longest = max(slide.bounds.width, slide.bounds.height)
+    return level0_to_um(max(1.0, longest / PICTURE_PX), slide.mpp)
 
 
 @dataclass(frozen=True, eq=False)
