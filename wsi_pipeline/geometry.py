@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,11 @@ class PatchGrid:
             self._cells(self.bounds.height / self.downsample),
             self._cells(self.bounds.width / self.downsample),
         )
+
+    def check_shape(self, values) -> None:
+        """Raise RunError if values are not one for each cell: an array of another shape."""
+        if np.shape(values) != self.shape:
+            raise RunError(f"the heatmap has the shape {np.shape(values)}, its grid {self.shape}")
 
     def _cells(self, extent_px: float) -> int:
         extent_px = np.ceil(round(extent_px, 6))

@@ -12,7 +12,7 @@ import tifffile
 from planted import GRIDS, LESION, SLIDE_SIZES, lesion_box, planted
 
 from wsi_pipeline.config import AnnotationConfig
-from wsi_pipeline.errors import ExportError
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.export.asap import write_asap_annotations, write_asap_heatmap
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.regions import heatmap_regions
@@ -92,7 +92,7 @@ def test_the_file_keeps_the_rules_of_asaps_own_reader(size, tmp_path):
 
 def test_a_heatmap_of_another_shape_than_its_grid_is_refused(tmp_path):
     grid = GRIDS["plain"]
-    with pytest.raises(ExportError, match=r"shape \(3, 4\), its grid \(146, 188\)"):
+    with pytest.raises(RunError, match=r"shape \(3, 4\), its grid \(146, 188\)"):
         write_asap_heatmap(
             tmp_path / "h.tif", np.ones((3, 4)), grid=grid, slide_size=SLIDE_SIZES["plain"]
         )

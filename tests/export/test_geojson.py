@@ -12,7 +12,7 @@ import shapely
 from planted import COLS, GRIDS, LESION, ROWS, lesion_box, planted
 
 from wsi_pipeline.config import AnnotationConfig
-from wsi_pipeline.errors import ExportError
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.export.geojson import write_geojson
 from wsi_pipeline.geometry import Bounds, PatchGrid
 from wsi_pipeline.heatmaps.detect import find_detections
@@ -233,7 +233,7 @@ def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path):
 
 
 def test_a_heatmap_of_another_shape_is_refused(tmp_path):
-    with pytest.raises(ExportError, match="shape"):
+    with pytest.raises(RunError, match="shape"):
         write_geojson(
             tmp_path / "s.geojson", values=np.zeros((2, 2)), grid=GRIDS["plain"], regions=[],
             detections=NO_DETECTIONS, model="m", slide_id="s",

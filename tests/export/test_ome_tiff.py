@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from planted import COLS, GRIDS, LESION, ROWS, lesion_box, planted
 
-from wsi_pipeline.errors import ExportError
+from wsi_pipeline.errors import RunError
 from wsi_pipeline.export import ome_tiff
 from wsi_pipeline.export.ome_tiff import write_ome_tiff
 from wsi_pipeline.geometry import Bounds, PatchGrid
@@ -123,6 +123,6 @@ def test_a_heatmap_of_one_level_is_an_image_without_subifds(tmp_path):
 
 def test_a_heatmap_of_another_shape_than_its_grid_is_refused(tmp_path):
     grid, small = GRIDS["plain"], np.full((3, 4), 0.5, np.float32)
-    with pytest.raises(ExportError, match=r"shape \(3, 4\), its grid \(146, 188\)"):
+    with pytest.raises(RunError, match=r"shape \(3, 4\), its grid \(146, 188\)"):
         write_ome_tiff(tmp_path / "s.ome.tif", [small], grid=grid, slide_id="s", model="m")
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from PIL import Image
 from planted import GRIDS, lesion_box, planted
 from slide_files import write_mrxs
 
-from wsi_pipeline.errors import ExportError
+from wsi_pipeline.errors import ExportError, RunError
 from wsi_pipeline.export.picture import (
     picture_frame,
     read_picture,
@@ -185,7 +185,7 @@ def test_bad_input_is_refused_and_leaves_no_file(tmp_path):
         draw(tmp_path / "s.gif", grid, planted(grid), frame)
     with pytest.raises(ExportError, match=r"s\.jpg: a picture ends in \.png\."):
         write_bare_overlay(tmp_path / "s.jpg", frame=frame, values=planted(grid), grid=grid)
-    with pytest.raises(ExportError, match="its grid"):
+    with pytest.raises(RunError, match="its grid"):
         draw(tmp_path / "s.png", grid, np.zeros((2, 2)), frame)
     with pytest.raises(ExportError, match="slide's image has the shape"):
         draw(tmp_path / "s.png", grid, planted(grid), frame, image=np.zeros((2, 2, 3), np.uint8))

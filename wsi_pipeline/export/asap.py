@@ -13,7 +13,6 @@ import pandas as pd
 import shapely
 import tifffile
 
-from wsi_pipeline.errors import ExportError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.geometry import PatchGrid, pixel_centres
 from wsi_pipeline.heatmaps.pyramid import block_means
@@ -62,11 +61,10 @@ def write_asap_heatmap(
 
     Raises
     ------
-    ExportError
+    RunError
         If `values` are not of the grid's shape.
     """
-    if np.shape(values) != grid.shape:
-        raise ExportError(f"The heatmap has the shape {np.shape(values)}, its grid {grid.shape}.")
+    grid.check_shape(values)
     bigtiff = slide_size[0] * slide_size[1] >= BIG_PX
     reduction = 1
     with replace_atomically(path) as part, tifffile.TiffWriter(part, bigtiff=bigtiff) as tiff:

@@ -20,7 +20,6 @@ import pandas as pd
 import shapely
 from shapely.geometry import mapping
 
-from wsi_pipeline.errors import ExportError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.geometry import PatchGrid
 from wsi_pipeline.heatmaps.regions import Region
@@ -70,11 +69,10 @@ def write_geojson(
 
     Raises
     ------
-    ExportError
+    RunError
         If `values` are not of the grid's shape.
     """
-    if np.shape(values) != grid.shape:
-        raise ExportError(f"The heatmap has the shape {np.shape(values)}, its grid {grid.shape}.")
+    grid.check_shape(values)
     path = Path(path)
     of = uuid5(NAMESPACE_OID, json.dumps([model, slide_id]))
     features = chain(

@@ -8,7 +8,6 @@ from uuid import NAMESPACE_OID, uuid5
 import numpy as np
 import tifffile
 
-from wsi_pipeline.errors import ExportError
 from wsi_pipeline.files import replace_atomically
 from wsi_pipeline.geometry import PatchGrid
 
@@ -40,12 +39,11 @@ def write_ome_tiff(
 
     Raises
     ------
-    ExportError
+    RunError
         If the first level is not of the grid's shape.
     """
     first, *coarser = (np.asarray(level, np.float32) for level in levels)
-    if first.shape != grid.shape:
-        raise ExportError(f"The heatmap has the shape {first.shape}, its grid {grid.shape}.")
+    grid.check_shape(first)
     x_um, y_um = grid.first_pixel_um()
     spacing_um = grid.pixel_spacing_um()
     metadata: dict[str, Any] = {

@@ -196,8 +196,7 @@ def write_bare_overlay(path, *, frame: PatchGrid, values: np.ndarray, grid: Patc
 def _check(path: Path, formats, values: np.ndarray, grid: PatchGrid) -> None:
     if path.suffix.lower() not in formats:
         raise ExportError(f"{path}: a picture ends in {', '.join(formats)}. Rename it.")
-    if np.shape(values) != grid.shape:
-        raise ExportError(f"The heatmap has the shape {np.shape(values)}, its grid {grid.shape}.")
+    grid.check_shape(values)
 
 
 def _coloured(

@@ -31,7 +31,7 @@ def write_patches(path, *, values: np.ndarray, grid: PatchGrid, slide_id: str) -
 
     Raises
     ------
-    ExportError
+    ExportError, RunError
         If the name has another ending, or `values` are not of the grid's shape.
     """
     path = Path(path)
@@ -51,11 +51,10 @@ def patch_table(values: np.ndarray, grid: PatchGrid, slide_id: str) -> pd.DataFr
 
     Raises
     ------
-    ExportError
+    RunError
         If `values` are not of the grid's shape.
     """
-    if np.shape(values) != grid.shape:
-        raise ExportError(f"The heatmap has the shape {np.shape(values)}, its grid {grid.shape}.")
+    grid.check_shape(values)
     rows, cols = np.nonzero(np.isfinite(values))
     x, y = grid.patch_origins(rows, cols)
     return pd.DataFrame(

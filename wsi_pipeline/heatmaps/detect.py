@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from wsi_pipeline.errors import ConfigError, RunError
+from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import PatchGrid
 
 FIRST_NEIGHBOURS = 4
@@ -119,8 +119,7 @@ def component_detections(
 
 def _checked(values: np.ndarray, grid: PatchGrid) -> np.ndarray:
     """Float64, so that a threshold is never rounded to the heatmap's float32."""
-    if np.shape(values) != grid.shape:
-        raise RunError(f"the heatmap has the shape {np.shape(values)}, its grid {grid.shape}")
+    grid.check_shape(values)
     return np.asarray(values, np.float64)
 
 

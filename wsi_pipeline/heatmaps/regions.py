@@ -9,7 +9,6 @@ import numpy as np
 import shapely
 from scipy import ndimage
 
-from wsi_pipeline.errors import RunError
 from wsi_pipeline.geometry import PatchGrid, level0_area_to_mm2
 
 
@@ -58,8 +57,7 @@ def heatmap_regions(values: np.ndarray, grid: PatchGrid, threshold: float) -> li
     RunError
         If `values` are not of the grid's shape.
     """
-    if np.shape(values) != grid.shape:
-        raise RunError(f"the heatmap has the shape {np.shape(values)}, its grid {grid.shape}")
+    grid.check_shape(values)
     values = np.asarray(values, np.float64)
     numbered, _ = ndimage.label(values >= threshold)  # pixels that share an edge
     bounds = grid.bounds
