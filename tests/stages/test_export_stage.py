@@ -61,6 +61,19 @@ def test_every_format_is_written_for_the_slides_that_have_a_heatmap(config, clie
     assert export.run(config, client, plan).done == 0
 
 
+def test_an_export_elsewhere_does_not_pass_for_the_one_in_the_run(config, client, tmp_path):
+    def regions():
+        text = (config.out / "export/vgg16/geojson/s.geojson").read_text()
+        return text.count('"annotation"')
+
+    lower = config.model_copy(update={"export": ExportConfig(thresholds=(0.2, 0.9))})
+    export.run(config, client, export.plan_export(config, ["geojson"]))
+    assert regions() == 1
+    export.run(lower, client, export.plan_export(lower, ["geojson"], folder=tmp_path / "x"))
+    export.run(lower, client, export.plan_export(lower, ["geojson"]))
+    assert regions() > 1
+
+
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(config, client, tmp_path):
     with pytest.raises(ConfigError, match="format 'jpeg2000' is not one of geojson, ome-tiff"):
         export.plan_export(config, ["csv", "jpeg2000"])

@@ -34,7 +34,7 @@ from wsi_pipeline.heatmaps.detect import find_detections
 from wsi_pipeline.heatmaps.regions import Region, heatmap_regions
 from wsi_pipeline.heatmaps.store import Heatmap, open_heatmap
 from wsi_pipeline.jobs.run import Outcome, run_units
-from wsi_pipeline.jobs.unit import LargeFile, Output, Unit
+from wsi_pipeline.jobs.unit import LargeFile, Unit
 from wsi_pipeline.models.card import read_card
 from wsi_pipeline.slides.reader import Slide
 from wsi_pipeline.stages.predictions import patch_threshold
@@ -137,7 +137,7 @@ def run(config: Config, client: Client, plan: ExportPlan) -> Outcome:
             settings=config.export,
             thresholds=tuple(sorted(thresholds)),
             detection=config.evaluate.detections,
-            folder=Output(plan.folder / of_format),
+            folder=plan.folder / of_format,
         )
         for of_format in plan.formats
         for slide in slides.itertuples(index=False)
@@ -189,8 +189,8 @@ class ExportSlide(Unit):
     thresholds : tuple of float
         Regions are outlined at each.
     detection : DetectionConfig
-    folder : Output
-        Of the format.
+    folder : Path
+        Of the format. It counts: the record does not know which of two folders has which export.
     """
 
     format: str
@@ -202,7 +202,7 @@ class ExportSlide(Unit):
     settings: ExportConfig
     thresholds: tuple[float, ...]
     detection: DetectionConfig
-    folder: Output
+    folder: Path
 
     @property
     def key(self) -> str:
@@ -212,7 +212,7 @@ class ExportSlide(Unit):
     @property
     def outputs(self) -> tuple[Path, ...]:
         """The files."""
-        return tuple(Path(self.folder) / name.format(self.slide_id) for name in FILES[self.format])
+        return tuple(self.folder / name.format(self.slide_id) for name in FILES[self.format])
 
     def run(self) -> dict:
         """Write them.

@@ -16,9 +16,9 @@ from wsi_pipeline.config import (
     TrainConfig,
 )
 from wsi_pipeline.config.section import Precision
+from wsi_pipeline.config_file import load_config
 from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.files import write_whole
-from wsi_pipeline.jobs.record import read_done
 from wsi_pipeline.models.card import ModelCard
 from wsi_pipeline.slides.catalog import read_catalog
 from wsi_pipeline.stages.run_directory import model_folder
@@ -153,8 +153,8 @@ def _refuse_other_content(config: Config) -> None:
             f"{out} is not a run directory: it holds {', '.join(found[:3])}. Give --out another"
             " folder"
         )
-    if read_done(out, "train"):
-        raise RunError(f"{out} holds a training run. Give --out another folder for the predictions")
+    if load_config(out / "config.yaml").catalog.copies != config.catalog.copies:
+        raise RunError(f"{out} holds a run of `wsi run`. Give --out another folder")
 
 
 def _write_list(config: Config, slides: Sequence[Path]) -> None:
