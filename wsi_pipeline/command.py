@@ -21,7 +21,7 @@ from wsi_pipeline.errors import ConfigError, RunError
 FAILED, WRONG = 1, 2
 """Exit statuses: some slides failed; nothing could be done with these settings or files."""
 
-WITHOUT_RESULTS = frozenset((".lock", "config.yaml"))
+WITHOUT_RESULTS = frozenset((".lock", "config.yaml", "catalog.csv", "models"))
 """What a command writes to its folder before it works."""
 
 MADE_BY = "# wsi_pipeline "

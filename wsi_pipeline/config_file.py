@@ -50,7 +50,7 @@ def load_config(path, **overrides) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+        raise ConfigError(f"{path}: {broken_rules(error)}") from None
     return _with_absolute_paths(config)
 
 
@@ -90,7 +90,8 @@ def _with_absolute_paths(config: Config) -> Config:
     )
 
 
-def _explain(error: ValidationError) -> str:
+def broken_rules(error: ValidationError) -> str:
+    """Say which settings break a rule, with the value found."""
     return "; ".join(
         f"{'.'.join(map(str, item['loc'])) or 'settings'}: {_rule(item)}"
         + ("" if isinstance(item["input"], dict) else f" (found {item['input']!r})")

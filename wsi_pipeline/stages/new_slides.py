@@ -16,11 +16,11 @@ from wsi_pipeline.config import (
     TrainConfig,
 )
 from wsi_pipeline.config.section import Precision
-from wsi_pipeline.config_file import load_config
+from wsi_pipeline.config_file import broken_rules, load_config
 from wsi_pipeline.errors import ConfigError, RunError
 from wsi_pipeline.files import write_whole
 from wsi_pipeline.models.card import ModelCard
-from wsi_pipeline.slides.catalog import read_catalog
+from wsi_pipeline.slides.catalog import CatalogRow, parse_row, read_catalog
 from wsi_pipeline.stages.run_directory import model_folder
 
 TABLE_SUFFIX = ".csv"
@@ -83,9 +83,8 @@ def settings_for(
             jobs=JobsConfig(**(jobs or {})),
         )
     except ValidationError as error:
-        rules = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(
-            f"the card of model {name} cannot be used for new slides: {rules}"
+            f"model {name} cannot be applied with these settings: {broken_rules(error)}"
         ) from error
 
 
@@ -102,8 +101,8 @@ def tiling(card: ModelCard, stride_px: int | None = None) -> dict:
     found = {"stride_px": half, "inner_px": half + (card.patch_px - half) % 2, **card.tiling}
     if stride_px is not None:
         found["stride_px"] = stride_px
-    found["gaps"] = found["stride_px"] > found["inner_px"]
-    return {**found, "level": None, "mpp": card.mpp, "patch_px": card.patch_px}
+    # Without labels, nothing is lost between inner squares.
+    return {**found, "gaps": True, "level": None, "mpp": card.mpp, "patch_px": card.patch_px}
 
 
 def _source(slides: Sequence[Path], out: Path) -> tuple[str, Path]:
@@ -169,6 +168,8 @@ def _write_list(config: Config, slides: Sequence[Path]) -> None:
 
 def _of_files(slides: Sequence[Path]) -> pd.DataFrame:
     """A row for each slide file: its id is its name without the suffix."""
-    return pd.DataFrame(
-        {"slide_id": [path.stem for path in slides], "path": [str(p.absolute()) for p in slides]}
-    )
+    rows = [
+        parse_row({"slide_id": path.stem, "path": str(path.absolute())}, str(path), CatalogRow)
+        for path in slides
+    ]
+    return pd.DataFrame([row.model_dump() for row in rows])
